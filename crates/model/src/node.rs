@@ -1,0 +1,85 @@
+//! Nodes, and what this node must know of the others to reach their pods.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+use serde::{Deserialize, Serialize};
+
+/// A node's name, as the cluster spells it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct NodeName(pub String);
+
+impl fmt::Display for NodeName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// An Ethernet address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Mac(pub [u8; 6]);
+
+impl fmt::Display for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+/// A node as the cluster describes it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Node {
+    pub name: NodeName,
+    /// The node's own addresses (`InternalIP`), in the order in which the cluster lists them.
+    pub addresses: Vec<IpAddr>,
+    /// The ranges that its pods take their addresses from, at most one a family.
+    pub pod_ranges: Vec<IpNetwork>,
+}
+
+impl Node {
+    /// The first of the node's addresses of the family of `like`.
+    pub fn address(&self, v4: bool) -> Option<IpAddr> {
+        self.addresses.iter().copied().find(|a| a.is_ipv4() == v4)
+    }
+
+    /// The address of the node inside the overlay, one a range: the first of the range. `vxland` gives
+    /// it to the VXLAN device, and host-local never hands it out.
+    pub fn overlay_addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        self.pod_ranges.iter().map(IpNetwork::network)
+    }
+}
+
+/// The Ethernet address of a node's VXLAN device: locally administered, unicast, the same after every
+/// reboot and computed alike by every node, so that nobody has to be told it. Bytes 1 to 5 are the
+/// FNV-1a hash of the name and the VNI, folded.
+pub fn vtep_mac(node: &NodeName, vni: u32) -> Mac {
+    let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
+    for byte in node.0.bytes().chain(vni.to_be_bytes()) {
+        hash = (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+    }
+    let [h0, h1, h2, h3, h4, h5, h6, h7] = hash.to_be_bytes();
+    // 0x02: locally administered, unicast. `VTEP_MAC_FIRST` in the eBPF programs relies on the exact byte.
+    Mac([0x02, h0 ^ h5, h1 ^ h6, h2 ^ h7, h3, h4])
+}
+
+/// What this node must know of another to reach its pods.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RemoteNode {
+    /// Where VXLAN packets for it are sent: its address in the underlay.
+    pub underlay: IpAddr,
+    /// The Ethernet address of its VXLAN device.
+    pub mac: Mac,
+    /// Its pod ranges; each is a route, and the first address of each is its address in the overlay.
+    pub ranges: BTreeSet<IpNetwork>,
+}
+
+/// What the overlay of this node must be: a pure function of the nodes and this node's name.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OverlayTable {
+    /// This node's own pod ranges.
+    pub local: BTreeSet<IpNetwork>,
+    pub remotes: BTreeMap<NodeName, RemoteNode>,
+}

@@ -1,0 +1,1 @@
+//! Typed kernel I/O over netlink: links, addresses, routes, neighbours, nf_tables, namespaces, sysctls.

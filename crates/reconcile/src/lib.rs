@@ -1,0 +1,1 @@
+//! The loop that makes kernel state follow desired state.

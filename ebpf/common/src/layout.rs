@@ -1,0 +1,372 @@
+//! Keys and values of the maps.
+
+/// The version of everything in this file; part of the directory in which the maps are pinned.
+pub const LAYOUT_VERSION: u32 = 1;
+
+/// An IPv6 address, or an IPv4 address in its mapped form (`::ffff:a.b.c.d`, RFC 4291 section
+/// 2.5.5.2), as four words in network byte order.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Addr(pub [u32; 4]);
+
+impl Addr {
+    /// `::ffff:0.0.0.0` and `::` are the addresses of node-port frontends.
+    pub const ANY4: Self = Self::v4(0);
+    pub const ANY6: Self = Self([0; 4]);
+
+    /// From an IPv4 address in network byte order, as it stands in a packet.
+    #[inline(always)]
+    pub const fn v4(be: u32) -> Self {
+        Self([0, 0, 0xffff_u32.to_be(), be])
+    }
+
+    #[inline(always)]
+    pub const fn is_v4(&self) -> bool {
+        self.0[0] == 0 && self.0[1] == 0 && self.0[2] == 0xffff_u32.to_be()
+    }
+
+    /// The IPv4 address in network byte order; meaningless unless [`is_v4`](Self::is_v4).
+    #[inline(always)]
+    pub const fn as_v4(&self) -> u32 {
+        self.0[3]
+    }
+}
+
+/// Where a client knocks. The map `frontends` is a hash of it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FrontendKey {
+    /// [`Addr::ANY4`] or [`Addr::ANY6`]: a node port.
+    pub addr: Addr,
+    /// 0: the node's own network.
+    pub net: u32,
+    /// Network byte order.
+    pub port: u16,
+    /// IP protocol number.
+    pub proto: u8,
+    pub zero: u8,
+}
+
+/// What happens there. Copied whole before it is used: the element may be reused at once.
+///
+/// The three lists are extents of `ring`. An extent in use is never written: a new one is written
+/// aside and swapped in by one update of this value.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Frontend {
+    /// The dense list: active backends, chosen from at random by clients inside the cluster.
+    pub ring: u32,
+    pub ring_len: u32,
+    /// The Maglev table, on which all nodes agree; `maglev_len` is 0 for frontends that are not
+    /// reached from outside, and otherwise [`MAGLEV_SIZE`].
+    pub maglev: u32,
+    pub maglev_len: u32,
+    /// Names the service in `services` and scopes `choices`. Never 0. Local to this node.
+    pub service: u32,
+    /// `FRONTEND_*`.
+    pub flags: u32,
+}
+
+/// Node ports and external addresses: reached from outside.
+pub const FRONTEND_EXTERNAL: u32 = 1 << 0;
+
+/// Slots of a Maglev table; prime (the paper's section 3.4 asks for it).
+pub const MAGLEV_SIZE: u32 = 1021;
+
+/// An element of the array `backends`. Slot 0 is never used.
+///
+/// A slot is written while no extent of `ring` names it, and reused only after a grace period and with
+/// another generation. The exception is `state`, which is one byte and cannot tear.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Backend {
+    pub addr: Addr,
+    /// Changes whenever the slot is given to another backend; a conntrack entry of another generation
+    /// is stale. Never 0 in a used slot.
+    pub generation: u32,
+    /// Index into `nodes`; 0: no node of ours.
+    pub node: u32,
+    /// Network byte order.
+    pub port: u16,
+    pub proto: u8,
+    /// `BACKEND_*`.
+    pub state: u8,
+    /// [`choice_hash`] of address, port and protocol; travels with a tunnelled packet.
+    pub hash: u32,
+}
+
+pub const BACKEND_FREE: u8 = 0;
+pub const BACKEND_ACTIVE: u8 = 1;
+pub const BACKEND_DRAINING: u8 = 2;
+pub const BACKEND_DOWN: u8 = 3;
+
+/// An element of the array `nodes`. Slot 0 is never used, slot [`NODE_SELF`] is this node.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Node {
+    /// `NODE_*`.
+    pub state: u32,
+    /// The Ethernet address of its VXLAN device.
+    pub mac: [u8; 6],
+    /// 1 if `mac` is known: the node can be reached by `tunnel`.
+    pub overlay: u8,
+    pub zero: u8,
+}
+
+pub const NODE_FREE: u32 = 0;
+pub const NODE_UP: u32 = 1;
+pub const NODE_DOWN: u32 = 2;
+/// The index of this node in `nodes`.
+pub const NODE_SELF: u32 = 1;
+
+/// The value of the hash `node_addrs` (key: [`Addr`]): whose address this is.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct NodeAddr {
+    /// Index into `nodes`.
+    pub node: u32,
+    /// `NODE_ADDR_*`.
+    pub kind: u32,
+}
+
+/// An address in the underlay: node ports answer on it.
+pub const NODE_ADDR_UNDERLAY: u32 = 1;
+/// The address of a VXLAN device.
+pub const NODE_ADDR_OVERLAY: u32 = 2;
+
+/// Key of the hash `choices`: finds the backend on *this* node that another node has chosen.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ChoiceKey {
+    pub service: u32,
+    pub hash: u32,
+}
+
+/// The connection tuple of a packet as it is seen, before translation.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Tuple {
+    pub src: Addr,
+    pub dst: Addr,
+    /// Network byte order.
+    pub sport: u16,
+    pub dport: u16,
+    pub proto: u8,
+    pub zero: [u8; 3],
+}
+
+/// The value of `ct` (hash) and `ct_new` (LRU hash; key of both: [`Tuple`]).
+///
+/// A flow is two entries: one under the tuple of its requests, one (`CT_REPLY`) under the tuple of its
+/// replies. They live in the same map and die together.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Flow {
+    /// What the packet's tuple becomes.
+    pub to: Tuple,
+    /// The key of the other entry of this flow.
+    pub peer: Tuple,
+    /// Element of `backends` and its generation: another generation there means a stale flow.
+    pub backend: u32,
+    pub generation: u32,
+    /// [`Frontend::service`].
+    pub service: u32,
+    /// `CT_*`.
+    pub flags: u32,
+    /// Index into `nodes` of the node that this direction is sent to through the tunnel, or 0.
+    pub node: u32,
+    /// Interface that this direction leaves by where no route may be asked, or 0.
+    pub ifindex: u32,
+    /// `bpf_ktime_get_ns` of the last packet of this direction, coarsened to 2^30 ns so that a busy flow
+    /// is not written at each packet.
+    pub seen: u64,
+}
+
+/// This entry translates replies.
+pub const CT_REPLY: u32 = 1 << 0;
+/// TCP: a FIN or a RST was seen in this direction.
+pub const CT_FIN: u32 = 1 << 1;
+pub const CT_RST: u32 = 1 << 2;
+/// The reply has been seen: the flow lives in `ct`.
+pub const CT_ANSWERED: u32 = 1 << 3;
+/// The flow came, and its replies leave, through the tunnel.
+pub const CT_TUNNEL: u32 = 1 << 4;
+
+/// Key of the LRU hash `sock_rev`: the service's address of a translated socket, for `getpeername` and
+/// `recvmsg`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SockKey {
+    /// `bpf_get_socket_cookie`.
+    pub cookie: u64,
+    /// The backend's address (`sock_rev`) or the frontend's (`sock_udp`).
+    pub addr: Addr,
+    /// Network byte order.
+    pub port: u16,
+    pub proto: u8,
+    pub zero: [u8; 5],
+}
+
+/// The value of `sock_rev`: the address that the application asked for.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct SockPeer {
+    pub addr: Addr,
+    /// Network byte order.
+    pub port: u16,
+    pub zero: u16,
+}
+
+/// The value of the LRU hash `sock_udp`: the backend that an unconnected UDP socket keeps for a frontend.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct SockChoice {
+    pub backend: u32,
+    pub generation: u32,
+}
+
+/// The one element of the array `config`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Config {
+    /// `REMOTE_*`.
+    pub remote: u32,
+    /// Interface index of the VXLAN device, or 0 while there is none.
+    pub vxlan_ifindex: u32,
+    /// Interface index of the (first) underlay device.
+    pub underlay_ifindex: u32,
+    /// Largest inner IP packet that the tunnel carries unfragmented, in bytes.
+    pub tunnel_mtu: u32,
+    /// Source addresses of `snat` into the overlay (this node's overlay address), a family each; zero: none.
+    pub overlay4: Addr,
+    pub overlay6: Addr,
+    /// Source addresses of `snat` into the underlay; zero: none.
+    pub underlay4: Addr,
+    pub underlay6: Addr,
+    /// Host byte order, inclusive: the ports that `snat` takes. Outside `ip_local_port_range`.
+    pub snat_port_min: u16,
+    pub snat_port_max: u16,
+    /// Host byte order: the UDP port of VXLAN.
+    pub vxlan_port: u16,
+    pub zero: u16,
+    /// Tests only: if not 0, the time and the random number that the programs use.
+    pub fixed_time: u64,
+    pub fixed_random: u32,
+    pub vni: u32,
+}
+
+pub const REMOTE_TUNNEL: u32 = 0;
+pub const REMOTE_SNAT: u32 = 1;
+
+/// FNV-1a over address, port and protocol of a backend, folded so that it is never 0. Both ends of a
+/// tunnel compute it; it finds the backend and proves nothing.
+pub fn choice_hash(addr: &Addr, port_be: u16, proto: u8) -> u32 {
+    let mut hash: u32 = 0x811c_9dc5;
+    let [p0, p1] = port_be.to_ne_bytes();
+    let words = addr.0.map(u32::to_ne_bytes);
+    for byte in words.iter().flatten().copied().chain([p0, p1, proto]) {
+        hash = (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193);
+    }
+    if hash == 0 { 1 } else { hash }
+}
+
+/// The first two bytes of the inner source MAC that marks a mesh packet; the other four are the
+/// [`choice_hash`]. Locally administered, unicast, and never the first byte of a VTEP's.
+pub const MESH_REQUEST: [u8; 2] = [0x0a, 0x48];
+/// The same for a reply on its way back to the node that the client talked to.
+pub const MESH_REPLY: [u8; 2] = [0x0e, 0x48];
+/// The first byte of every VTEP's Ethernet address.
+pub const VTEP_MAC_FIRST: u8 = 0x02;
+
+/// Index into the per-CPU array `counters` (values: `u64` packets).
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Counter {
+    /// Flows that were given a backend.
+    FlowNew,
+    /// Connects and datagrams that a socket hook translated.
+    SocketTranslated,
+    /// Packets of requests and of replies that were translated.
+    Request,
+    Reply,
+    /// Packets sent into, and received from, the tunnel between nodes.
+    TunnelSent,
+    TunnelReceived,
+    /// New flows answered with RST or ICMP port unreachable: the service has no backend.
+    RejectNoBackend,
+    /// Packets of stale flows (their backend is gone) answered with RST or ICMP.
+    RejectStale,
+    /// ICMP "packet too big" / "fragmentation needed" sent.
+    TooBig,
+    /// Below here: packets dropped, by reason.
+    DropCtFull,
+    DropNoPort,
+    DropNoRoute,
+    DropMalformed,
+    DropTtl,
+    DropSpoofed,
+    DropUnknownTunnel,
+    DropNoOverlay,
+}
+
+impl Counter {
+    pub const COUNT: u32 = Self::DropNoOverlay as u32 + 1;
+}
+
+#[cfg(feature = "user")]
+mod pod {
+    #![expect(unsafe_code, reason = "aya's Pod is an unsafe trait")]
+    use super::*;
+
+    macro_rules! pod { ($($t:ty),*) => { $(
+        // SAFETY: `repr(C)`, `Copy`, no padding (tested below), every bit pattern valid.
+        unsafe impl aya::Pod for $t {}
+    )* } }
+    pod!(
+        Addr,
+        FrontendKey,
+        Frontend,
+        Backend,
+        Node,
+        NodeAddr,
+        ChoiceKey,
+        Tuple,
+        Flow,
+        SockKey,
+        SockPeer,
+        SockChoice,
+        Config
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_has_padding() {
+        macro_rules! sum { ($t:ty: $($f:ident),*) => {{
+            let value = <$t>::default();
+            assert_eq!(size_of::<$t>(), 0 $(+ size_of_val(&value.$f))*, stringify!($t));
+        }} }
+        sum!(FrontendKey: addr, net, port, proto, zero);
+        sum!(Frontend: ring, ring_len, maglev, maglev_len, service, flags);
+        sum!(Backend: addr, generation, node, port, proto, state, hash);
+        sum!(Node: state, mac, overlay, zero);
+        sum!(NodeAddr: node, kind);
+        sum!(ChoiceKey: service, hash);
+        sum!(Tuple: src, dst, sport, dport, proto, zero);
+        sum!(Flow: to, peer, backend, generation, service, flags, node, ifindex, seen);
+        sum!(SockKey: cookie, addr, port, proto, zero);
+        sum!(SockPeer: addr, port, zero);
+        sum!(SockChoice: backend, generation);
+        sum!(Config: remote, vxlan_ifindex, underlay_ifindex, tunnel_mtu, overlay4, overlay6, underlay4,
+            underlay6, snat_port_min, snat_port_max, vxlan_port, zero, fixed_time, fixed_random, vni);
+    }
+
+    #[test]
+    fn mapped_addresses_are_told_from_native_ones() {
+        assert!(Addr::v4(0x0100_007f).is_v4());
+        assert!(!Addr::ANY6.is_v4() && Addr::ANY4.is_v4());
+    }
+}

@@ -1,0 +1,1 @@
+//! Host-local address management: the library, and later the CNI IPAM plugin.

@@ -1,0 +1,3 @@
+//! The service proxy and routing mesh.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Scenarios that run the real programs in the Lab.

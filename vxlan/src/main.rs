@@ -1,0 +1,3 @@
+//! The VXLAN overlay agent.
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! Build, test, demo and bench commands behind ./x.
+
+fn main() {}

@@ -79,6 +79,10 @@ pub struct RemoteNode {
 /// What the overlay of this node must be: a pure function of the nodes and this node's name.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OverlayTable {
+    /// This node's own address in the underlay, of the family that the overlay runs over: the source of
+    /// its VXLAN packets and what the other nodes send theirs to. `None`: the cluster does not know this
+    /// node (yet), and nothing may be done.
+    pub underlay: Option<IpAddr>,
     /// This node's own pod ranges.
     pub local: BTreeSet<IpNetwork>,
     pub remotes: BTreeMap<NodeName, RemoteNode>,

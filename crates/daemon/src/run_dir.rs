@@ -1,0 +1,123 @@
+//! The run directory (`/run/heddle`, mode 0700): one instance of a program at a time, and the file that
+//! says that it is ready.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {what} {}: {source}", path.display())]
+pub struct Error {
+    what: &'static str,
+    path: PathBuf,
+    source: io::Error,
+}
+
+fn failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
+    let path = path.to_owned();
+    move |source| Error { what, path, source }
+}
+
+/// This program's place in the run directory, held until it is dropped (or the process dies).
+#[derive(Debug)]
+pub struct Instance {
+    ready: PathBuf,
+    // Held for its lock.
+    _lock: Flock<File>,
+}
+
+impl Instance {
+    /// Takes the program's lock, waiting for another instance to end: in a rolling update the old one
+    /// may still run. A ready file that an instance left behind (SIGKILL) is removed. Blocks the thread;
+    /// `waiting` is called once if it must wait.
+    pub fn take(dir: &Path, program: &str, waiting: impl FnOnce()) -> Result<Self, Error> {
+        DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed("create directory", dir))?;
+        let path = dir.join(format!("{program}.lock"));
+        let open = || OpenOptions::new().create(true).append(true).mode(0o600).open(&path);
+        let file = open().map_err(failed("open", &path))?;
+        let lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => lock,
+            Err((mut file, Errno::EWOULDBLOCK)) => {
+                waiting();
+                loop {
+                    match Flock::lock(file, FlockArg::LockExclusive) {
+                        Ok(lock) => break lock,
+                        Err((same, Errno::EINTR)) => file = same,
+                        Err((_, error)) => return Err(failed("lock", &path)(error.into())),
+                    }
+                }
+            }
+            Err((_, error)) => return Err(failed("lock", &path)(error.into())),
+        };
+        let ready = dir.join(format!("{program}.ready"));
+        match fs::remove_file(&ready) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", &ready)(error)),
+            _ => Ok(Self { ready, _lock: lock }),
+        }
+    }
+
+    /// Says that the program is ready: the ready file, holding the process id, appears with its content
+    /// in one step.
+    pub fn ready(&self) -> Result<(), Error> {
+        let new = self.ready.with_extension("ready.new");
+        let write = || {
+            let mut file =
+                OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&new)?;
+            writeln!(file, "{}", std::process::id())?;
+            fs::rename(&new, &self.ready)
+        };
+        write().map_err(failed("write", &self.ready))
+    }
+}
+
+impl Drop for Instance {
+    fn drop(&mut self) {
+        // Absent if the program never was ready; and there is nothing to do about another error.
+        let _ = fs::remove_file(&self.ready);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc;
+
+    #[test]
+    fn the_ready_file_lives_between_ready_and_the_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = dir.path().join("heddle");
+        fs::create_dir(&run).unwrap();
+        let file = run.join("p.ready");
+        fs::write(&file, "stale").unwrap();
+        let instance = Instance::take(&run, "p", || panic!("nobody holds it")).unwrap();
+        assert!(!file.exists(), "the one left behind is gone");
+        instance.ready().unwrap();
+        assert_eq!(fs::read_to_string(&file).unwrap(), format!("{}\n", std::process::id()));
+        drop(instance);
+        assert!(!file.exists());
+    }
+
+    #[test]
+    fn the_second_instance_waits_for_the_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = Instance::take(dir.path(), "p", || panic!("nobody holds it")).unwrap();
+        first.ready().unwrap();
+        let (waits, waiting) = mpsc::channel();
+        let (takes, taken) = mpsc::channel();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let second = Instance::take(dir.path(), "p", || waits.send(()).unwrap()).unwrap();
+                takes.send(()).unwrap();
+                drop(second);
+            });
+            waiting.recv().unwrap();
+            assert!(taken.try_recv().is_err() && dir.path().join("p.ready").exists());
+            drop(first);
+            taken.recv().unwrap();
+        });
+    }
+}

@@ -4,8 +4,9 @@
 pub const LAYOUT_VERSION: u32 = 1;
 
 /// An IPv6 address, or an IPv4 address in its mapped form (`::ffff:a.b.c.d`, RFC 4291 section
-/// 2.5.5.2), as four words in network byte order.
-#[repr(C)]
+/// 2.5.5.2), as four words in network byte order. Aligned so that it is copied and compared as two
+/// words of 64 bits.
+#[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Addr(pub [u32; 4]);
 
@@ -30,6 +31,12 @@ impl Addr {
     pub const fn as_v4(&self) -> u32 {
         self.0[3]
     }
+
+    #[inline(always)]
+    const fn words(&self) -> [u64; 2] {
+        let [a, b, c, d] = self.0;
+        [a as u64 | (b as u64) << 32, c as u64 | (d as u64) << 32]
+    }
 }
 
 /// Where a client knocks. The map `frontends` is a hash of it.
@@ -47,10 +54,13 @@ pub struct FrontendKey {
     pub zero: u8,
 }
 
-/// What happens there. Copied whole before it is used: the element may be reused at once.
+/// What happens there. Copied whole before it is used: the kernel reuses an element at once for another
+/// key, so that what was copied can be half of each. [`Frontend::sum`] tells: a value whose `check` is
+/// not that of the key is read again.
 ///
-/// The three lists are extents of `ring`. An extent in use is never written: a new one is written
-/// aside and swapped in by one update of this value.
+/// The two lists are extents of `ring`, counted in slots and beginning at a multiple of [`RING_BLOCK`].
+/// An extent in use is never written: a new one is written aside and swapped in by one update of this
+/// value.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Frontend {
@@ -65,10 +75,44 @@ pub struct Frontend {
     pub service: u32,
     /// `FRONTEND_*`.
     pub flags: u32,
+    /// [`Frontend::sum`].
+    pub check: u64,
+}
+
+impl Frontend {
+    /// The value of `check` that belongs to this frontend under `key`.
+    #[inline(always)]
+    pub const fn sum(&self, key: &FrontendKey) -> u64 {
+        let [a0, a1] = key.addr.words();
+        sum(&[
+            a0,
+            a1,
+            pair(key.net, key.port as u32 | (key.proto as u32) << 16),
+            pair(self.ring, self.ring_len),
+            pair(self.maglev, self.maglev_len),
+            pair(self.service, self.flags),
+        ])
+    }
+
+    /// With `check` filled in.
+    #[must_use]
+    pub const fn sealed(mut self, key: &FrontendKey) -> Self {
+        self.check = self.sum(key);
+        self
+    }
 }
 
 /// Node ports and external addresses: reached from outside.
 pub const FRONTEND_EXTERNAL: u32 = 1 << 0;
+
+/// An element of the array `ring`: indices into `backends`, some to an element. Slot `n` is
+/// `ring[n / RING_BLOCK].0[n % RING_BLOCK]`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct RingBlock(pub [u32; RING_BLOCK as usize]);
+
+/// Slots in an element of `ring`.
+pub const RING_BLOCK: u32 = 16;
 
 /// Slots of a Maglev table; prime (the paper's section 3.4 asks for it).
 pub const MAGLEV_SIZE: u32 = 1021;
@@ -155,17 +199,46 @@ pub struct Tuple {
     pub zero: [u8; 3],
 }
 
+impl Tuple {
+    /// The tuple of the packets in the other direction.
+    #[inline(always)]
+    #[must_use]
+    pub const fn reversed(&self) -> Self {
+        Self {
+            src: self.dst,
+            dst: self.src,
+            sport: self.dport,
+            dport: self.sport,
+            proto: self.proto,
+            zero: [0; 3],
+        }
+    }
+
+    #[inline(always)]
+    const fn ports(&self) -> u64 {
+        self.sport as u64 | (self.dport as u64) << 16 | (self.proto as u64) << 32
+    }
+
+    /// Picks the slot of a Maglev table. The destination address is left out: one client reaches the
+    /// same backend through every node.
+    #[inline(always)]
+    pub const fn client_hash(&self) -> u32 {
+        let [a, b] = self.src.words();
+        let hash = sum(&[a, b, self.ports()]);
+        (hash ^ hash >> 29).wrapping_mul(0x9fb2_1c65_1e98_df25).wrapping_shr(32) as u32
+    }
+}
+
 /// The value of `ct` (hash) and `ct_new` (LRU hash; key of both: [`Tuple`]).
 ///
 /// A flow is two entries: one under the tuple of its requests, one (`CT_REPLY`) under the tuple of its
-/// replies. They live in the same map and die together.
+/// replies. They live in the same map and die together: either names the other ([`Flow::peer`]), and
+/// all but `to`, `flags`, `ifindex` and `seen` is the same in both.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Flow {
     /// What the packet's tuple becomes.
     pub to: Tuple,
-    /// The key of the other entry of this flow.
-    pub peer: Tuple,
     /// Element of `backends` and its generation: another generation there means a stale flow.
     pub backend: u32,
     pub generation: u32,
@@ -173,13 +246,49 @@ pub struct Flow {
     pub service: u32,
     /// `CT_*`.
     pub flags: u32,
-    /// Index into `nodes` of the node that this direction is sent to through the tunnel, or 0.
+    /// Index into `nodes` of the node at the other end of the tunnel (`CT_ENTRY`: the backend's,
+    /// `CT_TUNNEL`: the one that the client talked to), or 0.
     pub node: u32,
-    /// Interface that this direction leaves by where no route may be asked, or 0.
+    /// Host side of the veth of the pod that sends this direction, once it was seen to own the source
+    /// address; or 0.
     pub ifindex: u32,
-    /// `bpf_ktime_get_ns` of the last packet of this direction, coarsened to 2^30 ns so that a busy flow
+    /// `bpf_ktime_get_ns` of the last packet of this direction, in steps of 2^30 ns so that a busy flow
     /// is not written at each packet.
     pub seen: u64,
+    /// [`Flow::sum`]: another value means that the element was reused while it was read.
+    pub check: u64,
+}
+
+impl Flow {
+    /// The key of the other entry of this flow.
+    #[inline(always)]
+    pub const fn peer(&self) -> Tuple {
+        self.to.reversed()
+    }
+
+    /// The value of `check` that belongs to this entry under `key`. What programs change in place
+    /// (`flags`, `ifindex`, `seen`) is left out.
+    #[inline(always)]
+    pub const fn sum(&self, key: &Tuple) -> u64 {
+        let [s0, s1] = key.src.words();
+        let [d0, d1] = key.dst.words();
+        let [t0, t1] = self.to.src.words();
+        let [u0, u1] = self.to.dst.words();
+        sum(&[
+            s0,
+            s1,
+            d0,
+            d1,
+            key.ports(),
+            t0,
+            t1,
+            u0,
+            u1,
+            self.to.ports(),
+            pair(self.backend, self.generation),
+            pair(self.service, self.node),
+        ])
+    }
 }
 
 /// This entry translates replies.
@@ -189,8 +298,39 @@ pub const CT_FIN: u32 = 1 << 1;
 pub const CT_RST: u32 = 1 << 2;
 /// The reply has been seen: the flow lives in `ct`.
 pub const CT_ANSWERED: u32 = 1 << 3;
-/// The flow came, and its replies leave, through the tunnel.
+/// The flow came, and its replies leave, through the tunnel: this is the backend's node.
 pub const CT_TUNNEL: u32 = 1 << 4;
+/// The flow goes on through the tunnel, and its replies come back by it: the client talks to this node.
+pub const CT_ENTRY: u32 = 1 << 5;
+/// The backend is a process in the host network of this node.
+pub const CT_HOST: u32 = 1 << 6;
+
+/// The source of a connection of a pod to itself through a service, where no socket hook translated it
+/// (the pod would take its own address for its own packet). Link-local and not otherwise used; it is
+/// seen in that pod only, and reversed at its veth.
+pub const HAIRPIN4: Addr = Addr::v4(u32::from_be_bytes([169, 254, 42, 1]).to_be());
+/// fe80::4842:1
+pub const HAIRPIN6: Addr = Addr([0xfe80_0000_u32.to_be(), 0, 0, 0x4842_0001_u32.to_be()]);
+
+/// Key of the LRU hash `frags`: later fragments of a datagram carry no ports.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FragKey {
+    pub src: Addr,
+    pub dst: Addr,
+    /// The identification, as it stands in the packet.
+    pub id: u32,
+    pub proto: u8,
+    pub zero: [u8; 3],
+}
+
+/// The value of `frags`: source and destination port of the first fragment, network byte order.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct FragPorts {
+    pub sport: u16,
+    pub dport: u16,
+}
 
 /// Key of the LRU hash `sock_rev`: the service's address of a translated socket, for `getpeername` and
 /// `recvmsg`.
@@ -215,6 +355,17 @@ pub struct SockPeer {
     /// Network byte order.
     pub port: u16,
     pub zero: u16,
+    /// [`SockPeer::sum`].
+    pub check: u32,
+}
+
+impl SockPeer {
+    #[inline(always)]
+    pub const fn sum(&self, key: &SockKey) -> u32 {
+        let [a0, a1] = self.addr.words();
+        let [k0, k1] = key.addr.words();
+        (sum(&[a0, a1, pair(self.port as u32, key.port as u32), key.cookie, k0, k1]) >> 32) as u32
+    }
 }
 
 /// The value of the LRU hash `sock_udp`: the backend that an unconnected UDP socket keeps for a frontend.
@@ -223,7 +374,25 @@ pub struct SockPeer {
 pub struct SockChoice {
     pub backend: u32,
     pub generation: u32,
+    pub service: u32,
+    /// [`SockChoice::sum`].
+    pub check: u32,
 }
+
+impl SockChoice {
+    #[inline(always)]
+    pub const fn sum(&self, key: &SockKey) -> u32 {
+        let [k0, k1] = key.addr.words();
+        let ids = pair(self.backend, self.generation);
+        (sum(&[ids, pair(self.service, key.port as u32), key.cookie, k0, k1]) >> 32) as u32
+    }
+}
+
+/// The value of the hash `services` (key: [`Frontend::service`]): its name, filled up with zeros. For
+/// people only.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ServiceName(pub [u8; 128]);
 
 /// The one element of the array `config`.
 #[repr(C)]
@@ -307,10 +476,59 @@ pub enum Counter {
     DropSpoofed,
     DropUnknownTunnel,
     DropNoOverlay,
+    /// A later fragment whose first one was not seen.
+    DropFragment,
+    /// A packet for a service that belongs to no known flow and cannot begin one (a RST, a reply that
+    /// nobody waits for).
+    DropNoFlow,
 }
 
 impl Counter {
-    pub const COUNT: u32 = Self::DropNoOverlay as u32 + 1;
+    pub const COUNT: u32 = Self::DropNoFlow as u32 + 1;
+
+    /// In the order of their indices, with the names that people see.
+    pub const ALL: [(Self, &'static str); Self::COUNT as usize] = [
+        (Self::FlowNew, "flow_new"),
+        (Self::SocketTranslated, "socket_translated"),
+        (Self::Request, "request"),
+        (Self::Reply, "reply"),
+        (Self::TunnelSent, "tunnel_sent"),
+        (Self::TunnelReceived, "tunnel_received"),
+        (Self::RejectNoBackend, "reject_no_backend"),
+        (Self::RejectStale, "reject_stale"),
+        (Self::TooBig, "too_big"),
+        (Self::DropCtFull, "drop_ct_full"),
+        (Self::DropNoPort, "drop_no_port"),
+        (Self::DropNoRoute, "drop_no_route"),
+        (Self::DropMalformed, "drop_malformed"),
+        (Self::DropTtl, "drop_ttl"),
+        (Self::DropSpoofed, "drop_spoofed"),
+        (Self::DropUnknownTunnel, "drop_unknown_tunnel"),
+        (Self::DropNoOverlay, "drop_no_overlay"),
+        (Self::DropFragment, "drop_fragment"),
+        (Self::DropNoFlow, "drop_no_flow"),
+    ];
+}
+
+#[inline(always)]
+const fn pair(low: u32, high: u32) -> u64 {
+    low as u64 | (high as u64) << 32
+}
+
+/// A multilinear hash: tells whether words belong together, cheaply. No defence against an adversary; the
+/// maps are written by root alone.
+#[inline(always)]
+const fn sum<const N: usize>(words: &[u64; N]) -> u64 {
+    let mut factor: u64 = 0x9e37_79b9_7f4a_7c15;
+    let mut sum: u64 = 0x2545_f491_4f6c_dd1d;
+    let mut i = 0;
+    while i < N {
+        sum = sum.wrapping_add(words[i].wrapping_mul(factor));
+        // Constants once the loop is unrolled.
+        factor = factor.wrapping_mul(0xd134_2543_de82_ef95).wrapping_add(2);
+        i += 1;
+    }
+    sum
 }
 
 #[cfg(feature = "user")]
@@ -335,6 +553,10 @@ mod pod {
         SockKey,
         SockPeer,
         SockChoice,
+        ServiceName,
+        RingBlock,
+        FragKey,
+        FragPorts,
         Config
     );
 }
@@ -350,18 +572,57 @@ mod tests {
             assert_eq!(size_of::<$t>(), 0 $(+ size_of_val(&value.$f))*, stringify!($t));
         }} }
         sum!(FrontendKey: addr, net, port, proto, zero);
-        sum!(Frontend: ring, ring_len, maglev, maglev_len, service, flags);
+        sum!(Frontend: ring, ring_len, maglev, maglev_len, service, flags, check);
         sum!(Backend: addr, generation, node, port, proto, state, hash);
         sum!(Node: state, mac, overlay, zero);
         sum!(NodeAddr: node, kind);
         sum!(ChoiceKey: service, hash);
         sum!(Tuple: src, dst, sport, dport, proto, zero);
-        sum!(Flow: to, peer, backend, generation, service, flags, node, ifindex, seen);
+        sum!(Flow: to, backend, generation, service, flags, node, ifindex, seen, check);
         sum!(SockKey: cookie, addr, port, proto, zero);
-        sum!(SockPeer: addr, port, zero);
-        sum!(SockChoice: backend, generation);
+        sum!(SockPeer: addr, port, zero, check);
+        sum!(SockChoice: backend, generation, service, check);
+        sum!(FragKey: src, dst, id, proto, zero);
         sum!(Config: remote, vxlan_ifindex, underlay_ifindex, tunnel_mtu, overlay4, overlay6, underlay4,
             underlay6, snat_port_min, snat_port_max, vxlan_port, zero, fixed_time, fixed_random, vni);
+    }
+
+    #[test]
+    fn counters_are_named_in_order() {
+        for (i, (counter, _)) in Counter::ALL.iter().enumerate() {
+            assert_eq!(*counter as usize, i);
+        }
+    }
+
+    #[test]
+    fn a_torn_value_does_not_add_up() {
+        let key = |port| FrontendKey { addr: Addr::v4(7), port, proto: 6, ..Default::default() };
+        let a = Frontend { ring: 16, ring_len: 3, service: 1, ..Default::default() }.sealed(&key(80));
+        let b = Frontend { ring: 32, ring_len: 4, service: 2, ..Default::default() }.sealed(&key(81));
+        assert_eq!(a.check, a.sum(&key(80)));
+        assert_ne!(a.check, a.sum(&key(81)), "another key");
+        let torn = Frontend { ring: a.ring, ..b };
+        assert_ne!(torn.check, torn.sum(&key(81)));
+        let torn = Frontend { ring_len: a.ring_len, ..b };
+        assert_ne!(torn.check, torn.sum(&key(81)));
+    }
+
+    #[test]
+    fn one_client_hashes_alike_at_every_node_and_clients_spread() {
+        let tuple = |node, sport| Tuple {
+            src: Addr::v4(9),
+            dst: Addr::v4(node),
+            sport,
+            dport: 80,
+            proto: 6,
+            ..Default::default()
+        };
+        assert_eq!(tuple(1, 5).client_hash(), tuple(2, 5).client_hash());
+        let mut slots = [0; 10];
+        for sport in 0..10_000u16 {
+            slots[(u64::from(tuple(1, sport.to_be()).client_hash()) * 10 >> 32) as usize] += 1;
+        }
+        assert!(slots.iter().all(|n| (900..1100).contains(n)), "{slots:?}");
     }
 
     #[test]

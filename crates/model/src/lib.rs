@@ -1,14 +1,25 @@
 //! What a node must do, as plain data, and how it follows from what the cluster says.
 //!
-//! Nothing here does I/O, waits, reads a clock or knows the kernel: every function is a function of
-//! its arguments. [`resolve`](service) turns the cluster's objects into the two tables of this node,
-//! [`ServiceTable`] and [`OverlayTable`]; `diff` turns two tables into a plan.
+//! Nothing here does I/O, reads a clock or knows the kernel: every function is a function of its
+//! arguments. Sources put the cluster's objects ([`cluster`], [`node`]) into the [`store`];
+//! [`resolve`](mod@resolve) turns a snapshot of it into the two tables of this node, [`ServiceTable`] and
+//! [`OverlayTable`]; [`diff`](diff()) turns two tables into a [`Plan`]. What is wrong on the way is a
+//! [`Problem`].
 #![forbid(unsafe_code)]
 
 pub mod addr;
+pub mod cluster;
+pub mod diff;
 pub mod node;
+pub mod problem;
 pub mod service;
 
 pub use addr::{FrontendAddr, NetId, PortMatch, ProtoMatch, Protocol};
+pub use cluster::{
+    Created, Endpoint, EndpointPort, Endpoints, EndpointsName, Families, Service, ServiceName, ServicePort,
+    TrafficPolicy,
+};
+pub use diff::{Effect, Part, Plan, Step, diff};
 pub use node::{Mac, Node, NodeName, OverlayTable, RemoteNode};
+pub use problem::{Object, Problem, What};
 pub use service::{Backend, BackendState, Frontend, ServiceNode, ServiceTable};

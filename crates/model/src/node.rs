@@ -7,6 +7,8 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
+use crate::cluster::Created;
+
 /// A node's name, as the cluster spells it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -33,6 +35,7 @@ impl fmt::Display for Mac {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Node {
     pub name: NodeName,
+    pub created: Created,
     /// The node's own addresses (`InternalIP`), in the order in which the cluster lists them.
     pub addresses: Vec<IpAddr>,
     /// The ranges that its pods take their addresses from, at most one a family.

@@ -1,0 +1,132 @@
+//! What the cluster says: services and their endpoints, without a word of Kubernetes or Swarm.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::addr::Protocol;
+use crate::node::NodeName;
+
+/// When an object was made, in seconds since the epoch. Of two that claim one thing the older has it; an
+/// object without a time counts as younger than any with one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Created(pub i64);
+
+impl Created {
+    pub const UNKNOWN: Self = Self(i64::MAX);
+}
+
+impl Default for Created {
+    fn default() -> Self {
+        Self::UNKNOWN
+    }
+}
+
+/// A service's name, unique in the cluster.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ServiceName {
+    pub namespace: String,
+    pub name: String,
+}
+
+impl ServiceName {
+    pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
+        Self { namespace: namespace.into(), name: name.into() }
+    }
+}
+
+impl fmt::Display for ServiceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// Which address families something has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Families {
+    pub v4: bool,
+    pub v6: bool,
+}
+
+/// Which backends a client may be sent to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum TrafficPolicy {
+    /// All of the cluster.
+    #[default]
+    Cluster,
+    /// Only those on the node where the client is met.
+    Local,
+}
+
+/// A service: addresses and ports that its endpoints answer for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Service {
+    pub name: ServiceName,
+    pub created: Created,
+    /// Its addresses inside the cluster. None: it is found by name only, and has no frontends there.
+    pub addresses: BTreeSet<IpAddr>,
+    /// The families that its node ports answer on.
+    pub families: Families,
+    pub ports: Vec<ServicePort>,
+    /// For clients in the cluster.
+    pub internal_policy: TrafficPolicy,
+    /// What the service asks for and no part of Heddle can do yet, with what happens instead.
+    pub not_built: Vec<(String, String)>,
+}
+
+/// A port of a service.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ServicePort {
+    /// Finds the port of the same name in the endpoints; empty if the service has one port.
+    pub name: String,
+    pub port: u16,
+    pub proto: Protocol,
+    /// The port of every node that leads here.
+    pub node_port: Option<u16>,
+}
+
+/// A list of a service's endpoints. A service may have many; `part` tells them apart.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct EndpointsName {
+    pub service: ServiceName,
+    pub part: String,
+}
+
+impl fmt::Display for EndpointsName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.part.is_empty() {
+            true => write!(f, "{}", self.service),
+            false => write!(f, "{}/{}", self.service.namespace, self.part),
+        }
+    }
+}
+
+/// Endpoints that share their ports.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Endpoints {
+    pub name: EndpointsName,
+    pub ports: Vec<EndpointPort>,
+    pub endpoints: Vec<Endpoint>,
+}
+
+/// A port that endpoints listen on.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct EndpointPort {
+    pub name: String,
+    pub port: u16,
+    pub proto: Protocol,
+}
+
+/// Somebody who answers.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Endpoint {
+    pub ip: IpAddr,
+    /// The node that it is said to run on.
+    pub node: Option<NodeName>,
+    /// It answers, whether or not it is about to end.
+    pub serving: bool,
+    /// It is about to end.
+    pub terminating: bool,
+}

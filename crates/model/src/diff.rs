@@ -1,0 +1,144 @@
+//! From what a node does to what it must do: the difference of two tables as an ordered plan.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::addr::FrontendAddr;
+use crate::node::NodeName;
+use crate::service::{Frontend, ServiceNode, ServiceTable};
+
+/// A part of a [`ServiceTable`] that is written, fails and is retried by itself.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Part {
+    /// Which node is this one.
+    Local,
+    Node(NodeName),
+    Frontend(FrontendAddr),
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Local => f.write_str("this node"),
+            Self::Node(name) => write!(f, "node {name}"),
+            Self::Frontend(at) => write!(f, "frontend {at}"),
+        }
+    }
+}
+
+/// What a step does to its part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Effect {
+    /// There was nothing.
+    Create,
+    Change,
+    Remove,
+}
+
+/// One change. Every step can be done again without harm.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    SetLocal {
+        name: Option<NodeName>,
+        effect: Effect,
+    },
+    PutNode {
+        name: NodeName,
+        node: ServiceNode,
+        effect: Effect,
+    },
+    /// The whole frontend. Within it a dataplane makes before it breaks: new backends are in place before
+    /// the frontend leads to them, and old ones are let go after.
+    PutFrontend {
+        at: FrontendAddr,
+        frontend: Frontend,
+        effect: Effect,
+    },
+    RemoveFrontend {
+        at: FrontendAddr,
+    },
+    RemoveNode {
+        name: NodeName,
+    },
+}
+
+impl Step {
+    /// The part that it changes.
+    pub fn part(&self) -> Part {
+        match self {
+            Self::SetLocal { .. } => Part::Local,
+            Self::PutNode { name, .. } | Self::RemoveNode { name } => Part::Node(name.clone()),
+            Self::PutFrontend { at, .. } | Self::RemoveFrontend { at } => Part::Frontend(*at),
+        }
+    }
+
+    pub const fn effect(&self) -> Effect {
+        match self {
+            Self::SetLocal { effect, .. }
+            | Self::PutNode { effect, .. }
+            | Self::PutFrontend { effect, .. } => *effect,
+            Self::RemoveFrontend { .. } | Self::RemoveNode { .. } => Effect::Remove,
+        }
+    }
+
+    /// Does it to a table.
+    pub fn apply(&self, table: &mut ServiceTable) {
+        match self {
+            Self::SetLocal { name, .. } => table.local.clone_from(name),
+            Self::PutNode { name, node, .. } => {
+                table.nodes.insert(name.clone(), node.clone());
+            }
+            Self::PutFrontend { at, frontend, .. } => {
+                table.frontends.insert(*at, frontend.clone());
+            }
+            Self::RemoveFrontend { at } => {
+                table.frontends.remove(at);
+            }
+            Self::RemoveNode { name } => {
+                table.nodes.remove(name);
+            }
+        }
+    }
+}
+
+/// Steps in the order in which they are to be done: this node, nodes, frontends that appear or change,
+/// then what goes: frontends, nodes. So no frontend ever leads to a backend on a node that the dataplane
+/// does not know. At most one step per [`Part`].
+pub type Plan = Vec<Step>;
+
+/// What turns `observed` into `desired`. Empty if they are equal; pure; one function for every dataplane.
+pub fn diff(observed: &ServiceTable, desired: &ServiceTable) -> Plan {
+    let mut plan = Plan::new();
+    if observed.local != desired.local {
+        let effect = match (&observed.local, &desired.local) {
+            (None, _) => Effect::Create,
+            (Some(_), Some(_)) => Effect::Change,
+            (Some(_), None) => Effect::Remove,
+        };
+        plan.push(Step::SetLocal { name: desired.local.clone(), effect });
+    }
+    for (name, node) in &desired.nodes {
+        if let Some(effect) = put(observed.nodes.get(name), node) {
+            plan.push(Step::PutNode { name: name.clone(), node: node.clone(), effect });
+        }
+    }
+    for (at, frontend) in &desired.frontends {
+        if let Some(effect) = put(observed.frontends.get(at), frontend) {
+            plan.push(Step::PutFrontend { at: *at, frontend: frontend.clone(), effect });
+        }
+    }
+    let gone = observed.frontends.keys().filter(|at| !desired.frontends.contains_key(at));
+    plan.extend(gone.map(|at| Step::RemoveFrontend { at: *at }));
+    let gone = observed.nodes.keys().filter(|name| !desired.nodes.contains_key(name));
+    plan.extend(gone.map(|name| Step::RemoveNode { name: name.clone() }));
+    plan
+}
+
+fn put<T: PartialEq>(observed: Option<&T>, desired: &T) -> Option<Effect> {
+    match observed {
+        None => Some(Effect::Create),
+        Some(observed) => (observed != desired).then_some(Effect::Change),
+    }
+}

@@ -1,0 +1,8 @@
+//! The service proxy and routing mesh: every service address reaches a living backend, from every node.
+//!
+//! A [`dataplane::Dataplane`] is a kernel mechanism that can do that; the rest of this crate makes one
+//! follow the cluster.
+// `forbid` everywhere but in `ebpf`, which allows it for itself.
+#![deny(unsafe_code)]
+
+pub mod dataplane;

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod ebpf;
+mod linker;
 mod process;
 mod root;
 mod toolchain;

@@ -1,5 +1,8 @@
 //! Running other programs: always said by name when they fail.
 
+use std::env;
+use std::ffi::{OsStr, OsString};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
@@ -22,12 +25,20 @@ const OF_THE_OUTER_CARGO: &[&str] = &[
 ];
 
 /// A command that does not inherit the choices of the cargo which started us.
-pub fn clean(program: impl AsRef<std::ffi::OsStr>) -> Command {
+pub fn clean(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(program);
     for name in OF_THE_OUTER_CARGO {
         command.env_remove(name);
     }
     command
+}
+
+/// PATH with `first` before everything else.
+pub fn path_with(first: &Path) -> OsString {
+    let rest = env::var_os("PATH").unwrap_or_default();
+    let places = [first.to_path_buf()].into_iter().chain(env::split_paths(&rest));
+    // A directory whose name holds a colon cannot be in PATH at all.
+    env::join_paths(places).unwrap_or(rest)
 }
 
 /// Run to the end; an exit status other than 0 is an error that names the command.

@@ -11,33 +11,25 @@ use std::process::Command;
 
 use anyhow::{Result, bail};
 
+use crate::linker::{self, Linker};
 use crate::process;
-use crate::root;
 
-/// How `core` for the BPF target is had.
+/// How `core` for the BPF target is had. Both need RUSTC_BOOTSTRAP=1 where the compiler is no nightly.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Core {
-    /// A nightly with the component rust-src: cargo compiles it (`-Z build-std=core`).
+    /// The component rust-src: cargo compiles it (`-Z build-std=core`).
     FromSource,
-    /// Debian's `libstd-rust-web-dev-bpf`: it is there, and RUSTC_BOOTSTRAP=1 admits the unstable target.
+    /// Debian's `libstd-rust-web-dev-bpf`: it is there.
     Ready,
 }
 
 /// A Rust toolchain that can compile for `bpfel-unknown-none`.
 #[derive(Debug, Clone)]
-pub struct Compiler {
+struct Compiler {
     name: String,
-    rustc: PathBuf,
-    cargo: PathBuf,
+    prefix: PathBuf,
     core: Core,
     llvm: u32,
-}
-
-/// A bpf-linker and the LLVM that it was built with, if that can be seen.
-#[derive(Debug, Clone)]
-pub struct Linker {
-    path: PathBuf,
-    llvm: Option<u32>,
 }
 
 /// What builds the eBPF object.
@@ -49,24 +41,15 @@ pub struct Toolchain {
 
 impl fmt::Display for Toolchain {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { compiler, linker } = self;
-        write!(f, "{} (LLVM {}), {} ({linker})", compiler.name, compiler.llvm, linker.path.display())
-    }
-}
-
-impl fmt::Display for Linker {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.llvm {
-            Some(llvm) => write!(f, "LLVM {llvm}"),
-            None => write!(f, "LLVM linked in, version not visible"),
-        }
+        write!(f, "{} (LLVM {}), {}", self.compiler.name, self.compiler.llvm, self.linker)
     }
 }
 
 impl Toolchain {
-    /// The first compiler for which there is a linker; else an error that says of each why it does not fit.
+    /// The first compiler for which there is a linker; else a linker is built for the first one that can have one;
+    /// else an error that says of each why it does not fit.
     pub fn choose() -> Result<Self> {
-        let linkers = linkers();
+        let linkers = linker::find();
         let compilers = compilers();
         for compiler in &compilers {
             // A linker whose LLVM cannot be seen may fit; one that is known to fit comes first.
@@ -75,122 +58,106 @@ impl Toolchain {
                 return Ok(Self { compiler: compiler.clone(), linker: linker.clone() });
             }
         }
+        for linker in &linkers {
+            println!("build-ebpf: {linker} is older than the LLVM of every compiler here");
+        }
+        for compiler in compilers.iter().filter(|compiler| linker::SUPPORTED.contains(&compiler.llvm)) {
+            if let Some(library) = compiler.llvm_library() {
+                let linker = linker::build(&compiler.bin("cargo"), &library, compiler.llvm)?;
+                return Ok(Self { compiler: compiler.clone(), linker });
+            }
+        }
         bail!("{}", misfit(&compilers, &linkers))
     }
 
     /// `cargo` for the BPF target, its compiler and linker set, its arguments still to be added.
     pub fn cargo(&self, subcommand: &str) -> Command {
         let Self { compiler, linker } = self;
-        let mut cargo = process::clean(&compiler.cargo);
-        let bin = compiler.rustc.parent().unwrap_or(Path::new("/usr/bin"));
-        let path = env::var_os("PATH").unwrap_or_default();
-        let path = env::join_paths([bin.to_path_buf()].into_iter().chain(env::split_paths(&path)));
-        if let Ok(path) = path {
-            cargo.env("PATH", path);
-        }
-        cargo.env("RUSTC", &compiler.rustc);
+        let mut cargo = process::clean(compiler.bin("cargo"));
+        cargo.env("PATH", process::path_with(&compiler.prefix.join("bin")));
+        cargo.env("RUSTC", compiler.bin("rustc"));
+        cargo.env("RUSTC_BOOTSTRAP", "1");
         // Debug information becomes BTF; the separator is cargo's own, so that paths may hold blanks.
-        let flags = [
-            format!("-Clinker={}", linker.path.display()),
-            "-Clink-arg=--btf".into(),
-            "-Cdebuginfo=2".into(),
-        ];
+        let linker = format!("-Clinker={}", linker.path.display());
+        let flags = [linker.as_str(), "-Clink-arg=--btf", "-Cdebuginfo=2"];
         cargo.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
         cargo.args([subcommand, "--target", "bpfel-unknown-none"]);
-        match compiler.core {
-            Core::FromSource => cargo.args(["-Z", "build-std=core"]),
-            Core::Ready => cargo.env("RUSTC_BOOTSTRAP", "1"),
-        };
+        if compiler.core == Core::FromSource {
+            cargo.args(["-Z", "build-std=core"]);
+        }
         cargo
+    }
+
+}
+
+impl Compiler {
+    /// The toolchain below `prefix`, if it can compile for BPF.
+    fn at(name: String, prefix: PathBuf, core: Core) -> Option<Self> {
+        let needed = match core {
+            Core::FromSource => prefix.join("lib/rustlib/src/rust/library/core/Cargo.toml"),
+            Core::Ready => prefix.join("lib/rustlib/bpfel-unknown-none/lib"),
+        };
+        if !needed.exists() || !prefix.join("bin/cargo").exists() {
+            return None;
+        }
+        let version = process::stdout(process::clean(prefix.join("bin/rustc")).arg("-vV"))?;
+        let field = |key: &str| version.lines().find_map(|line| line.strip_prefix(key)).map(str::trim);
+        let name = format!("rustc {} of {name}", field("release:")?);
+        let llvm = field("LLVM version:")?.split('.').next()?.parse().ok()?;
+        Some(Self { name, prefix, core, llvm })
+    }
+
+    fn bin(&self, program: &str) -> PathBuf {
+        self.prefix.join("bin").join(program)
+    }
+
+    /// The shared LLVM that this compiler itself uses: its toolchain's own, or the distribution's.
+    fn llvm_library(&self) -> Option<PathBuf> {
+        let wanted = format!("libLLVM.so.{}.", self.llvm);
+        let multiarch = format!("/usr/lib/{}-linux-gnu", env::consts::ARCH);
+        [self.prefix.join("lib"), multiarch.into(), format!("/usr/lib/llvm-{}/lib", self.llvm).into()]
+            .iter()
+            .filter_map(|dir| fs::read_dir(dir).ok())
+            .flat_map(|entries| entries.flatten())
+            .find(|entry| entry.file_name().to_string_lossy().starts_with(&wanted))
+            .and_then(|entry| fs::canonicalize(entry.path()).ok())
     }
 }
 
+/// What rustup holds, then the distribution's compiler; the oldest LLVM first, as it is likelier to have a linker.
+fn compilers() -> Vec<Compiler> {
+    let home = env::var_os("HOME").map(|home| Path::new(&home).join(".rustup"));
+    let rustup = env::var_os("RUSTUP_HOME").map(PathBuf::from).or(home);
+    let entries = rustup.and_then(|rustup| fs::read_dir(rustup.join("toolchains")).ok());
+    let mut found: Vec<Compiler> = entries
+        .into_iter()
+        .flat_map(|entries| entries.flatten())
+        .filter_map(|entry| {
+            Compiler::at(entry.file_name().to_string_lossy().into_owned(), entry.path(), Core::FromSource)
+        })
+        .collect();
+    found.extend(Compiler::at("/usr".into(), "/usr".into(), Core::Ready));
+    found.sort_by(|a, b| (a.llvm, &a.name).cmp(&(b.llvm, &b.name)));
+    found
+}
+
 fn misfit(compilers: &[Compiler], linkers: &[Linker]) -> String {
-    let mut text = String::from("no compiler and linker that fit each other for the eBPF object");
+    let mut text = String::from("no compiler and bpf-linker that fit each other for the eBPF object");
     for compiler in compilers {
-        text += &format!("\n  compiler {}: LLVM {}", compiler.name, compiler.llvm);
+        text += &format!("\n  {}: LLVM {}", compiler.name, compiler.llvm);
     }
     if compilers.is_empty() {
-        text += "\n  no compiler: neither a nightly with rust-src nor Debian's rustc-web with libstd-rust-web-dev-bpf";
+        text += "\n  no compiler: neither a rustup toolchain with rust-src nor Debian's rustc-web with libstd-rust-web-dev-bpf";
     }
     for linker in linkers {
-        text += &format!("\n  {}: {linker}", linker.path.display());
+        text += &format!("\n  {linker}");
     }
     if linkers.is_empty() {
         text += "\n  no bpf-linker";
     }
-    text + "\nbpf-linker's LLVM must be at least as new as the compiler's; `./x build` installs a pair that fits"
-}
-
-/// Nightlies that rustup holds (newest LLVM last: an older one is likelier to fit), then Debian's compiler.
-fn compilers() -> Vec<Compiler> {
-    let mut found: Vec<Compiler> = rustup_homes()
-        .iter()
-        .filter_map(|home| fs::read_dir(home.join("toolchains")).ok())
-        .flat_map(|entries| entries.flatten())
-        .filter_map(|entry| {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            compiler(name, entry.path(), Core::FromSource)
-        })
-        .collect();
-    found.sort_by(|a, b| (a.llvm, &a.name).cmp(&(b.llvm, &b.name)));
-    found.extend(compiler("/usr".into(), "/usr".into(), Core::Ready));
-    found
-}
-
-fn rustup_homes() -> Vec<PathBuf> {
-    let named = env::var_os("RUSTUP_HOME").map(PathBuf::from);
-    let usual = env::var_os("HOME").map(|home| Path::new(&home).join(".rustup"));
-    named.or(usual).into_iter().collect()
-}
-
-/// The toolchain below `prefix`, if it can compile for BPF.
-fn compiler(name: String, prefix: PathBuf, core: Core) -> Option<Compiler> {
-    let (rustc, cargo) = (prefix.join("bin/rustc"), prefix.join("bin/cargo"));
-    let needed = match core {
-        Core::FromSource => prefix.join("lib/rustlib/src/rust/library/core/Cargo.toml"),
-        Core::Ready => prefix.join("lib/rustlib/bpfel-unknown-none/lib"),
-    };
-    if !needed.exists() || !cargo.exists() {
-        return None;
-    }
-    let version = process::stdout(process::clean(&rustc).arg("-vV"))?;
-    let field = |key: &str| version.lines().find_map(|line| line.strip_prefix(key)).map(str::trim);
-    let release = field("release:")?;
-    if core == Core::FromSource && !release.contains("nightly") {
-        return None;
-    }
-    let llvm = field("LLVM version:")?.split('.').next()?.parse().ok()?;
-    Some(Compiler { name: format!("rustc {release} of {name}"), rustc, cargo, core, llvm })
-}
-
-/// Every bpf-linker: the one that `./x` installed, then those in PATH and cargo's own directory.
-fn linkers() -> Vec<Linker> {
-    let mut places = vec![root::target().join("tools/bin")];
-    places.extend(env::split_paths(&env::var_os("PATH").unwrap_or_default()));
-    places.extend(env::var_os("HOME").map(|home| Path::new(&home).join(".cargo/bin")));
-    let mut found: Vec<Linker> = Vec::new();
-    for path in places.into_iter().map(|place| place.join("bpf-linker")) {
-        if path.is_file() && found.iter().all(|linker| linker.path != path) {
-            found.push(Linker { llvm: linked_llvm(&path), path });
-        }
-    }
-    found
-}
-
-/// The major version of the shared LLVM that a program names (`libLLVM.so.22.1`, `libLLVM-14.so.1`).
-fn linked_llvm(program: &Path) -> Option<u32> {
-    let bytes = fs::read(program).ok()?;
-    let name = b"libLLVM";
-    let mut names = bytes.windows(name.len()).enumerate().filter(|(_, window)| window == name);
-    names.find_map(|(at, _)| {
-        let rest: String = bytes[at + name.len()..]
-            .iter()
-            .take(24)
-            .take_while(|b| **b != 0)
-            .map(|b| char::from(*b))
-            .collect();
-        let digits = rest.strip_prefix(".so.").or_else(|| rest.strip_prefix('-'))?;
-        digits.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
-    })
+    let (oldest, newest) = (linker::SUPPORTED.start(), linker::SUPPORTED.end());
+    text += "\nbpf-linker's LLVM must be at least as new as the compiler's; ";
+    text + &format!(
+        "one can be built here for a compiler of LLVM {oldest} to {newest}: `./x build` installs one"
+    )
 }

@@ -388,11 +388,12 @@ impl SockChoice {
     }
 }
 
-/// The value of the hash `services` (key: [`Frontend::service`]): its name, filled up with zeros. For
-/// people only.
+/// The value of the hashes `services` (key: [`Frontend::service`]) and `node_names` (key: index into
+/// `nodes`): a name in UTF-8, filled up with zeros. The programs never read it. The longest name of a
+/// service's port in Kubernetes has 191 bytes, that of a node 253.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct ServiceName(pub [u8; 128]);
+pub struct Name(pub [u8; 256]);
 
 /// The one element of the array `config`.
 #[repr(C)]
@@ -553,7 +554,7 @@ mod pod {
         SockKey,
         SockPeer,
         SockChoice,
-        ServiceName,
+        Name,
         RingBlock,
         FragKey,
         FragPorts,

@@ -4,7 +4,9 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
-use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
+use netlink_packet_route::address::{
+    AddressAttribute, AddressFlags, AddressMessage, AddressScope, CacheInfo,
+};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use crate::{Error, Result, Socket};
@@ -59,6 +61,9 @@ pub struct Addr {
     pub nodad: bool,
     /// No route for the prefix comes with it (IFA_F_NOPREFIXROUTE).
     pub no_prefix_route: bool,
+    /// Preferred lifetime 0 (IPv6): never chosen as a source while there is another (RFC 6724 section 5,
+    /// rule 3), but works where it is asked for.
+    pub deprecated: bool,
     /// Observed only: duplicate address detection is not through, or found a duplicate.
     pub tentative: bool,
     /// Observed only: never expires. What was added here is permanent.
@@ -77,6 +82,7 @@ impl Addr {
             scope: Scope::Universe,
             nodad: false,
             no_prefix_route: false,
+            deprecated: false,
             tentative: false,
             permanent: true,
             label: None,
@@ -157,6 +163,11 @@ fn to_message(operation: &'static str, addr: &Addr) -> Result<AddressMessage> {
     if !flags.is_empty() {
         message.attributes.push(AddressAttribute::Flags(flags));
     }
+    if addr.deprecated && addr.ip.is_ipv6() {
+        let mut lifetimes = CacheInfo::default();
+        lifetimes.ifa_valid = u32::MAX; // INFINITY_LIFE_TIME
+        message.attributes.push(AddressAttribute::CacheInfo(lifetimes));
+    }
     Ok(message)
 }
 
@@ -189,6 +200,7 @@ pub(crate) fn from_message(message: &RouteNetlinkMessage) -> Option<Addr> {
         scope: Scope::from_number(message.header.scope.into()),
         nodad: flags.contains(AddressFlags::Nodad),
         no_prefix_route: flags.contains(AddressFlags::Noprefixroute),
+        deprecated: flags.contains(AddressFlags::Deprecated),
         tentative: flags.intersects(AddressFlags::Tentative | AddressFlags::Dadfailed),
         permanent: flags.contains(AddressFlags::Permanent),
         label,

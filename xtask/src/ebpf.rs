@@ -11,7 +11,7 @@ use crate::process;
 use crate::root;
 use crate::toolchain::Toolchain;
 
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Default, clap::Args)]
 pub struct Args {
     /// Build although the sources are unchanged
     #[arg(long)]
@@ -28,7 +28,7 @@ pub fn build(args: &Args) -> Result<()> {
     }
     let toolchain = Toolchain::choose()?;
     println!("build-ebpf: {toolchain}");
-    let target = root::target().join("ebpf/cargo");
+    let target = cargo_target();
     process::run(
         toolchain
             .cargo("build")
@@ -44,6 +44,11 @@ pub fn build(args: &Args) -> Result<()> {
     fs::write(&stamp, inputs).with_context(|| format!("cannot write {}", stamp.display()))?;
     println!("build-ebpf: {} ({} bytes)", object.display(), fs::metadata(&object)?.len());
     Ok(())
+}
+
+/// Cargo's target directory for the eBPF programs.
+pub fn cargo_target() -> PathBuf {
+    root::target().join("ebpf/cargo")
 }
 
 /// The folder of the eBPF programs, a workspace of its own.

@@ -4,11 +4,21 @@
 //! only installs what is missing. `./x help` lists the commands.
 #![forbid(unsafe_code)]
 
+mod build;
+mod cargo;
+mod demo;
 mod ebpf;
+mod libtest;
 mod linker;
+mod lint;
 mod process;
 mod root;
+mod rules;
+mod suite;
+mod test;
 mod toolchain;
+
+use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -23,12 +33,43 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Three nodes on this machine, pods, a service, real packets
+    Demo(demo::Args),
+    /// Everything that is tested
+    Test(test::Args),
+    /// The programs, with the eBPF object inside
+    Build(build::Args),
+    /// Formatting, clippy, and the rules of the house
+    Lint,
+    /// The laboratory of network namespaces: up, a shell in any node, down
+    Lab(demo::Args),
     /// Build the eBPF object into target/ebpf/ (does nothing when its sources are unchanged)
     BuildEbpf(ebpf::Args),
+    /// Show which compiler and bpf-linker build the eBPF object (bpf-linker is built if none fits)
+    EbpfToolchain,
 }
 
-fn main() -> Result<()> {
-    match Cli::parse().command {
-        Command::BuildEbpf(args) => ebpf::build(&args),
+fn main() -> ExitCode {
+    match run() {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("x: {error:#}");
+            ExitCode::FAILURE
+        }
     }
+}
+
+/// Returns whether everything is well; an error is said by the caller.
+fn run() -> Result<bool> {
+    match Cli::parse().command {
+        Command::Demo(args) => demo::run("demo", &args)?,
+        Command::Test(args) => return test::run(&args),
+        Command::Build(args) => build::run(&args)?,
+        Command::Lint => return lint::run(),
+        Command::Lab(args) => demo::run("lab", &args)?,
+        Command::BuildEbpf(args) => ebpf::build(&args)?,
+        Command::EbpfToolchain => println!("{}", toolchain::Toolchain::choose()?),
+    }
+    Ok(true)
 }

@@ -72,22 +72,22 @@ impl Toolchain {
 
     /// `cargo` for the BPF target, its compiler and linker set, its arguments still to be added.
     pub fn cargo(&self, subcommand: &str) -> Command {
-        let Self { compiler, linker } = self;
-        let mut cargo = process::clean(compiler.bin("cargo"));
-        cargo.env("PATH", process::path_with(&compiler.prefix.join("bin")));
-        cargo.env("RUSTC", compiler.bin("rustc"));
-        cargo.env("RUSTC_BOOTSTRAP", "1");
+        let mut cargo = self.compiler.cargo(subcommand);
         // Debug information becomes BTF; the separator is cargo's own, so that paths may hold blanks.
-        let linker = format!("-Clinker={}", linker.path.display());
+        let linker = format!("-Clinker={}", self.linker.path.display());
         let flags = [linker.as_str(), "-Clink-arg=--btf", "-Cdebuginfo=2"];
         cargo.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
-        cargo.args([subcommand, "--target", "bpfel-unknown-none"]);
-        if compiler.core == Core::FromSource {
-            cargo.args(["-Z", "build-std=core"]);
-        }
         cargo
     }
+}
 
+/// `cargo clippy` for the BPF target, from any toolchain that has it: nothing is linked, so no linker need fit.
+pub fn clippy() -> Option<Command> {
+    let compilers = compilers();
+    compilers
+        .iter()
+        .find(|compiler| compiler.bin("cargo-clippy").exists())
+        .map(|compiler| compiler.cargo("clippy"))
 }
 
 impl Compiler {
@@ -109,6 +109,19 @@ impl Compiler {
 
     fn bin(&self, program: &str) -> PathBuf {
         self.prefix.join("bin").join(program)
+    }
+
+    /// This toolchain's cargo, for the BPF target.
+    fn cargo(&self, subcommand: &str) -> Command {
+        let mut cargo = process::clean(self.bin("cargo"));
+        cargo.env("PATH", process::path_with(&self.prefix.join("bin")));
+        cargo.env("RUSTC", self.bin("rustc"));
+        cargo.env("RUSTC_BOOTSTRAP", "1");
+        cargo.args([subcommand, "--target", "bpfel-unknown-none"]);
+        if self.core == Core::FromSource {
+            cargo.args(["-Z", "build-std=core"]);
+        }
+        cargo
     }
 
     /// The shared LLVM that this compiler itself uses: its toolchain's own, or the distribution's.

@@ -1,0 +1,53 @@
+//! `build`: the programs, with the eBPF object inside.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+
+use crate::cargo;
+use crate::ebpf;
+use crate::process;
+use crate::root;
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Build unoptimised, into target/debug
+    #[arg(long)]
+    dev: bool,
+}
+
+/// How the programs are compiled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Profile {
+    Dev,
+    Release,
+}
+
+/// The command `build`: all programs, then where they are.
+pub fn run(args: &Args) -> Result<()> {
+    let profile = if args.dev { Profile::Dev } else { Profile::Release };
+    let dir = programs(profile)?;
+    for name in ["heddle", "heddle-ipam", "vxland", "proxyd"] {
+        let program = dir.join(name);
+        if program.exists() {
+            println!("{}", program.display());
+        }
+    }
+    Ok(())
+}
+
+/// Build every program of the workspace but this one. Returns the directory that holds them.
+pub fn programs(profile: Profile) -> Result<PathBuf> {
+    ebpf::build(&ebpf::Args::default())?;
+    let mut cargo = cargo::cargo();
+    cargo.args(["build", "--workspace", "--exclude", "xtask", "--bins"]);
+    let dir = match profile {
+        Profile::Dev => "debug",
+        Profile::Release => {
+            cargo.arg("--release");
+            "release"
+        }
+    };
+    process::run(&mut cargo)?;
+    Ok(root::target().join(dir))
+}

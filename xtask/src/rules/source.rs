@@ -86,7 +86,8 @@ pub fn unsafe_code(files: &[File]) -> Vec<String> {
 pub fn programs_started(files: &[File]) -> Vec<String> {
     lines(files, |file, line| {
         // clap has a `Command::new` too.
-        let command = line.contains("Command::new(") && file.text.contains("process::");
+        let command = line.contains("Command::new(")
+            && ["process::Command", "process::{"].iter().any(|import| file.text.contains(import));
         let call = ["execve(", "execv(", "execvp(", "posix_spawn"].iter().any(|call| line.contains(call));
         !below(&file.path, MAY_START_PROGRAMS) && !of_tests(&file.path) && (command || call)
     })

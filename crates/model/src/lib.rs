@@ -12,7 +12,10 @@ pub mod cluster;
 pub mod diff;
 pub mod node;
 pub mod problem;
+pub mod resolve;
 pub mod service;
+pub mod store;
+pub mod subnet;
 
 pub use addr::{FrontendAddr, NetId, PortMatch, ProtoMatch, Protocol};
 pub use cluster::{
@@ -23,3 +26,4 @@ pub use diff::{Effect, Part, Plan, Step, diff};
 pub use node::{Mac, Node, NodeName, OverlayTable, RemoteNode};
 pub use problem::{Object, Problem, What};
 pub use service::{Backend, BackendState, Frontend, ServiceNode, ServiceTable};
+pub use store::{Slice, Snapshot, Store};

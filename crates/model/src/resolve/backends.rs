@@ -1,0 +1,122 @@
+//! Who answers for a port of a service, and in which state.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use crate::addr::Protocol;
+use crate::cluster::{Endpoint, Endpoints, EndpointsName, Service, ServicePort, TrafficPolicy};
+use crate::node::NodeName;
+use crate::problem::{Object, Problem, What};
+use crate::service::{Backend, BackendState};
+use crate::store::Snapshot;
+use crate::subnet::hostile;
+
+use super::nodes::Nodes;
+
+/// How alive an endpoint is. Of two that name one address and port, the more alive counts (while an
+/// endpoint moves from one list to another it may stand in both).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Life {
+    Ready,
+    /// Serves, but is about to end.
+    Ending,
+    /// Does not serve.
+    Deaf,
+}
+
+impl Life {
+    const fn of(endpoint: &Endpoint) -> Self {
+        match (endpoint.serving, endpoint.terminating) {
+            (true, false) => Self::Ready,
+            (true, true) => Self::Ending,
+            (false, _) => Self::Deaf,
+        }
+    }
+}
+
+pub(super) type Candidates = BTreeMap<(IpAddr, u16), (Life, Option<NodeName>)>;
+
+/// The endpoints of a service, found through all of its lists.
+pub(super) struct Pool<'a> {
+    lists: Vec<&'a Endpoints>,
+    nodes: &'a Nodes,
+}
+
+impl<'a> Pool<'a> {
+    pub(super) fn of(service: &Service, snapshot: &'a Snapshot, nodes: &'a Nodes) -> Self {
+        let first = EndpointsName { service: service.name.clone(), part: String::new() };
+        let lists = snapshot.endpoints.range(first..).take_while(|(name, _)| name.service == service.name);
+        Self { lists: lists.map(|(_, list)| list.as_ref()).collect(), nodes }
+    }
+
+    /// The backends of `port` for clients that use an address of the given family.
+    pub(super) fn backends(
+        &self,
+        port: &ServicePort,
+        v4: bool,
+        policy: TrafficPolicy,
+        local: &NodeName,
+        problems: &mut BTreeSet<Problem>,
+    ) -> BTreeSet<Backend> {
+        let mut candidates = self.candidates(port, v4, problems);
+        if policy == TrafficPolicy::Local {
+            candidates.retain(|_, (_, node)| node.as_ref() == Some(local));
+        }
+        states(port.proto, candidates)
+    }
+
+    fn candidates(&self, port: &ServicePort, v4: bool, problems: &mut BTreeSet<Problem>) -> Candidates {
+        let mut candidates = Candidates::new();
+        for list in &self.lists {
+            let matching = |p: &&crate::EndpointPort| p.name == port.name && p.proto == port.proto;
+            for number in list.ports.iter().filter(matching).map(|p| p.port).filter(|number| *number != 0) {
+                for endpoint in list.endpoints.iter().filter(|endpoint| endpoint.ip.is_ipv4() == v4) {
+                    if let Some(kind) = hostile(endpoint.ip) {
+                        let what = What::Hostile { address: endpoint.ip, kind };
+                        problems.insert(Problem::new(Object::Endpoints(list.name.clone()), what));
+                        continue;
+                    }
+                    let new = (Life::of(endpoint), self.node(endpoint));
+                    let rank =
+                        |(life, node): &(Life, Option<NodeName>)| (*life, node.is_none(), node.clone());
+                    candidates
+                        .entry((endpoint.ip, number))
+                        .and_modify(|old| {
+                            if rank(&new) < rank(old) {
+                                old.clone_from(&new);
+                            }
+                        })
+                        .or_insert_with(|| new.clone());
+                }
+            }
+        }
+        candidates
+    }
+
+    /// Where an endpoint is: packets go where its address belongs, so the address decides. What the cluster
+    /// says of it counts for addresses outside all pod ranges.
+    fn node(&self, endpoint: &Endpoint) -> Option<NodeName> {
+        let said = endpoint.node.as_ref().filter(|name| self.nodes.accepted.contains_key(name));
+        self.nodes.owner(endpoint.ip).or(said).cloned()
+    }
+}
+
+/// What readiness and termination mean for flows.
+///
+/// - Ready: takes new flows.
+/// - Ending: keeps its flows. If nobody is ready, those that end and still serve take the new flows as
+///   well (as Kubernetes does since 1.26, KEP-1669).
+/// - Deaf: takes no new flows. A TCP connection to it is between the two of them and runs on; a UDP client
+///   cannot notice, so its flow moves at once.
+pub(super) fn states(proto: Protocol, candidates: Candidates) -> BTreeSet<Backend> {
+    let nobody_is_ready = candidates.values().all(|(life, _)| *life != Life::Ready);
+    let state = |life: Life| match (life, proto) {
+        (Life::Ready, _) => BackendState::Active,
+        (Life::Ending, _) if nobody_is_ready => BackendState::Active,
+        (Life::Ending, _) => BackendState::Draining,
+        (Life::Deaf, Protocol::Udp) => BackendState::Down,
+        (Life::Deaf, _) => BackendState::Draining,
+    };
+    let backend = |((ip, port), (life, node))| Backend { ip, port, proto, node, state: state(life) };
+    candidates.into_iter().map(backend).collect()
+}

@@ -1,0 +1,145 @@
+//! Which addresses and ranges of which nodes count.
+//!
+//! A node object may be written by whoever has taken that node. It is trusted with its own addresses and
+//! pod ranges, and not with anybody else's: nodes are taken by age, and what an older one, or a service, has
+//! is refused to a younger one and reported.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+
+use crate::node::{Node, NodeName};
+use crate::problem::{Object, Problem, What};
+use crate::store::Snapshot;
+use crate::subnet::{Ranges, canonical, ends, hostile, hostile_part};
+
+/// What counts of a node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AcceptedNode {
+    /// In the order of the cluster.
+    pub addresses: Vec<IpAddr>,
+    /// At most one of each family. Without any the node is not part of the overlay.
+    pub ranges: BTreeSet<IpNetwork>,
+}
+
+impl AcceptedNode {
+    /// The first address of a family.
+    pub fn address(&self, v4: bool) -> Option<IpAddr> {
+        self.addresses.iter().copied().find(|ip| ip.is_ipv4() == v4)
+    }
+}
+
+/// All nodes, with what counts of them.
+#[derive(Clone, Debug, Default)]
+pub struct Nodes {
+    pub accepted: BTreeMap<NodeName, AcceptedNode>,
+    /// Oldest first.
+    pub by_age: Vec<NodeName>,
+    pub problems: BTreeSet<Problem>,
+    addresses: BTreeMap<IpAddr, NodeName>,
+    ranges: Ranges<NodeName>,
+}
+
+impl Nodes {
+    pub fn new(snapshot: &Snapshot) -> Self {
+        let services: BTreeMap<IpAddr, Object> = snapshot
+            .services
+            .values()
+            .flat_map(|service| {
+                let object = Object::Service(service.name.clone());
+                service.addresses.iter().map(move |ip| (*ip, object.clone()))
+            })
+            .collect();
+        let mut by_age: Vec<&Node> = snapshot.nodes.values().map(AsRef::as_ref).collect();
+        by_age.sort_by_key(|node| (node.created, &node.name));
+        let mut nodes =
+            Self { by_age: by_age.iter().map(|node| node.name.clone()).collect(), ..Self::default() };
+        for node in by_age {
+            let mut accepted = AcceptedNode::default();
+            for ip in &node.addresses {
+                nodes.take_address(node, *ip, &mut accepted);
+            }
+            for range in &node.pod_ranges {
+                nodes.take_range(node, canonical(*range), &services, &mut accepted);
+            }
+            nodes.accepted.insert(node.name.clone(), accepted);
+        }
+        nodes
+    }
+
+    /// The node that has this address, as its own or in its pod range.
+    pub fn owner(&self, ip: IpAddr) -> Option<&NodeName> {
+        self.addresses.get(&ip).or_else(|| self.ranges.holding(ip).map(|(_, owner)| owner))
+    }
+
+    /// The node that has this address as its own.
+    pub fn with_address(&self, ip: IpAddr) -> Option<&NodeName> {
+        self.addresses.get(&ip)
+    }
+
+    fn take_address(&mut self, node: &Node, ip: IpAddr, accepted: &mut AcceptedNode) {
+        if accepted.addresses.contains(&ip) {
+            return;
+        }
+        let what = match (hostile(ip), self.owner(ip)) {
+            (Some(kind), _) => What::Hostile { address: ip, kind },
+            (None, Some(owner)) => What::Taken { address: ip, by: Box::new(Object::Node(owner.clone())) },
+            (None, None) => {
+                accepted.addresses.push(ip);
+                self.addresses.insert(ip, node.name.clone());
+                return;
+            }
+        };
+        self.problems.insert(Problem::new(Object::Node(node.name.clone()), what));
+    }
+
+    fn take_range(
+        &mut self,
+        node: &Node,
+        range: IpNetwork,
+        services: &BTreeMap<IpAddr, Object>,
+        accepted: &mut AcceptedNode,
+    ) {
+        if accepted.ranges.contains(&range) {
+            return;
+        }
+        let (first, last) = ends(range);
+        let overlap = |with: IpNetwork, of: Object| What::Overlap { range, with, of: Box::new(of) };
+        let refused = if let Some(why) = unusable(range) {
+            Some(What::BadRange { range, why })
+        } else if accepted.ranges.iter().any(|other| other.is_ipv4() == range.is_ipv4()) {
+            Some(What::SecondRange { range })
+        } else if let Some((with, owner)) = self.ranges.overlapping(range) {
+            Some(overlap(*with, Object::Node(owner.clone())))
+        } else if let Some((ip, owner)) = self.addresses.range(first..=last).next() {
+            Some(overlap((*ip).into(), Object::Node(owner.clone())))
+        } else {
+            services.range(first..=last).next().map(|(ip, owner)| overlap((*ip).into(), owner.clone()))
+        };
+        match refused {
+            Some(what) => {
+                self.problems.insert(Problem::new(Object::Node(node.name.clone()), what));
+            }
+            None => {
+                accepted.ranges.insert(range);
+                self.ranges.insert(range, node.name.clone());
+            }
+        }
+    }
+}
+
+/// Why a range cannot be a range of pods, whoever else has what.
+fn unusable(range: IpNetwork) -> Option<&'static str> {
+    let (narrowest_wide, longest) = match range {
+        IpNetwork::V4(_) => (8, 30),
+        IpNetwork::V6(_) => (16, 126),
+    };
+    if range.prefix() < narrowest_wide {
+        return Some("wider than /8 (IPv4) or /16 (IPv6)");
+    }
+    if range.prefix() > longest {
+        return Some("no room for a pod (longer than /30 or /126)");
+    }
+    hostile_part(range)
+}

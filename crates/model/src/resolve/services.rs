@@ -1,0 +1,123 @@
+//! The service table of a node.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use crate::addr::FrontendAddr;
+use crate::cluster::{Service, ServiceName, ServicePort, TrafficPolicy};
+use crate::node::{NodeName, vtep_mac};
+use crate::problem::{Object, Problem, What};
+use crate::service::{Frontend, ServiceNode, ServiceTable};
+use crate::store::Snapshot;
+use crate::subnet::hostile;
+
+use super::backends::Pool;
+use super::nodes::Nodes;
+
+/// What node `local` must do for services. `vni` is that of the overlay, from which the Ethernet addresses
+/// of the other nodes' VXLAN devices follow.
+pub fn services(snapshot: &Snapshot, local: &NodeName, vni: u32) -> (ServiceTable, Vec<Problem>) {
+    let nodes = Nodes::new(snapshot);
+    let mut resolver = Resolver {
+        snapshot,
+        local,
+        problems: nodes.problems.clone(),
+        nodes: &nodes,
+        frontends: BTreeMap::new(),
+        owners: BTreeMap::new(),
+    };
+    let mut by_age: Vec<&Service> = snapshot.services.values().map(AsRef::as_ref).collect();
+    by_age.sort_by_key(|service| (service.created, &service.name));
+    for service in by_age {
+        resolver.service(service);
+    }
+    let Resolver { frontends, problems, .. } = resolver;
+    let nodes = nodes.accepted.iter().map(|(name, node)| {
+        let table = ServiceNode {
+            addresses: node.addresses.iter().copied().collect(),
+            // `vxland` gives its device the first address of each range.
+            overlay: node.ranges.iter().map(ipnetwork::IpNetwork::network).collect(),
+            mac: (!node.ranges.is_empty()).then(|| vtep_mac(name, vni)),
+        };
+        (name.clone(), table)
+    });
+    let table = ServiceTable { frontends, nodes: nodes.collect(), local: Some(local.clone()) };
+    (table, problems.into_iter().collect())
+}
+
+struct Resolver<'a> {
+    snapshot: &'a Snapshot,
+    nodes: &'a Nodes,
+    local: &'a NodeName,
+    frontends: BTreeMap<FrontendAddr, Frontend>,
+    owners: BTreeMap<FrontendAddr, ServiceName>,
+    problems: BTreeSet<Problem>,
+}
+
+impl Resolver<'_> {
+    fn service(&mut self, service: &Service) {
+        let pool = Pool::of(service, self.snapshot, self.nodes);
+        for (feature, instead) in &service.not_built {
+            let what = What::NotBuilt { feature: feature.clone(), instead: instead.clone() };
+            self.problem(service, what);
+        }
+        let addresses: Vec<IpAddr> =
+            service.addresses.iter().copied().filter(|ip| self.may_have(service, *ip)).collect();
+        let mut ports: Vec<&ServicePort> = service.ports.iter().collect();
+        ports.sort();
+        for port in ports {
+            for ip in &addresses {
+                let at = FrontendAddr::new(*ip, port.port, port.proto);
+                self.frontend(service, port, &pool, at, service.internal_policy);
+            }
+            let Some(number) = port.node_port else { continue };
+            let any: [(bool, IpAddr); 2] = [
+                (service.families.v4, Ipv4Addr::UNSPECIFIED.into()),
+                (service.families.v6, Ipv6Addr::UNSPECIFIED.into()),
+            ];
+            for (_, ip) in any.into_iter().filter(|(has, _)| *has) {
+                let at = FrontendAddr::new(ip, number, port.proto);
+                // The policy for clients from outside belongs here, once it is built.
+                self.frontend(service, port, &pool, at, TrafficPolicy::Cluster);
+            }
+        }
+    }
+
+    /// A service may not take an address over from a node, nor one that is nobody's to take.
+    fn may_have(&mut self, service: &Service, address: IpAddr) -> bool {
+        if let Some(kind) = hostile(address) {
+            self.problem(service, What::Hostile { address, kind });
+            return false;
+        }
+        if let Some(node) = self.nodes.with_address(address) {
+            let by = Box::new(Object::Node(node.clone()));
+            self.problem(service, What::Taken { address, by });
+            return false;
+        }
+        true
+    }
+
+    fn frontend(
+        &mut self,
+        service: &Service,
+        port: &ServicePort,
+        pool: &Pool<'_>,
+        at: FrontendAddr,
+        policy: TrafficPolicy,
+    ) {
+        if let Some(winner) = self.owners.get(&at) {
+            self.problem(service, What::Conflict { frontend: at, winner: winner.clone() });
+            return;
+        }
+        let v4 = at.ip.is_ipv4();
+        let backends = pool.backends(port, v4, policy, self.local, &mut self.problems);
+        let label = if port.name.is_empty() { port.port.to_string() } else { port.name.clone() };
+        let name = format!("{}:{label}", service.name);
+        self.owners.insert(at, service.name.clone());
+        self.frontends.insert(at, Frontend { name, backends, external: at.is_node_port() });
+    }
+
+    fn problem(&mut self, service: &Service, what: What) {
+        self.problems.insert(Problem::new(Object::Service(service.name.clone()), what));
+    }
+}

@@ -1,0 +1,579 @@
+//! Examples, each the whole truth of a small cluster, and properties over hostile ones.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnetwork::IpNetwork;
+use proptest::prelude::*;
+
+use super::backends::Life;
+use super::*;
+use crate::*;
+
+const VNI: u32 = 1;
+
+fn name(text: &str) -> NodeName {
+    NodeName(text.to_owned())
+}
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+fn node(text: &str, created: i64, addresses: &[&str], ranges: &[&str]) -> Node {
+    Node {
+        name: name(text),
+        created: Created(created),
+        addresses: addresses.iter().map(|text| ip(text)).collect(),
+        pod_ranges: ranges.iter().map(|text| text.parse().unwrap()).collect(),
+    }
+}
+
+fn service(text: &str, created: i64, addresses: &[&str], port: u16, node_port: Option<u16>) -> Service {
+    let addresses: BTreeSet<IpAddr> = addresses.iter().map(|text| ip(text)).collect();
+    Service {
+        name: ServiceName::new("default", text),
+        created: Created(created),
+        families: Families {
+            v4: addresses.iter().any(IpAddr::is_ipv4),
+            v6: addresses.iter().any(IpAddr::is_ipv6),
+        },
+        addresses,
+        ports: vec![ServicePort { name: String::new(), port, proto: Protocol::Tcp, node_port }],
+        internal_policy: TrafficPolicy::Cluster,
+        not_built: Vec::new(),
+    }
+}
+
+/// `ready`, `ending` or `deaf`.
+fn endpoint(address: &str, node: Option<&str>, life: &str) -> Endpoint {
+    Endpoint { ip: ip(address), node: node.map(name), serving: life != "deaf", terminating: life == "ending" }
+}
+
+fn list(service: &str, part: &str, endpoints: Vec<Endpoint>) -> Endpoints {
+    Endpoints {
+        name: EndpointsName { service: ServiceName::new("default", service), part: part.to_owned() },
+        ports: vec![EndpointPort { name: String::new(), port: 80, proto: Protocol::Tcp }],
+        endpoints,
+    }
+}
+
+fn snapshot(nodes: Vec<Node>, services: Vec<Service>, endpoints: Vec<Endpoints>) -> Snapshot {
+    Snapshot {
+        nodes: nodes.into_iter().map(|node| (node.name.clone(), Arc::new(node))).collect(),
+        services: services.into_iter().map(|service| (service.name.clone(), Arc::new(service))).collect(),
+        endpoints: endpoints.into_iter().map(|list| (list.name.clone(), Arc::new(list))).collect(),
+        ..Snapshot::default()
+    }
+}
+
+fn three_nodes() -> Vec<Node> {
+    (1..=3)
+        .map(|n| {
+            let addresses = [format!("192.168.77.{n}"), format!("fd77::{n}")];
+            let ranges = [format!("10.244.{n}.0/24"), format!("fd00:10:244:{n}::/64")];
+            let refs = |list: &[String; 2]| list.clone();
+            let [a4, a6] = refs(&addresses);
+            let [r4, r6] = refs(&ranges);
+            node(&format!("n{n}"), n, &[&a4, &a6], &[&r4, &r6])
+        })
+        .collect()
+}
+
+/// The table as lines: `frontend -> backend@node/state ...`.
+fn lines(snapshot: &Snapshot) -> Vec<String> {
+    let (table, _) = services(snapshot, &name("n1"), VNI);
+    let line = |(at, frontend): (&FrontendAddr, &Frontend)| {
+        let backends: Vec<String> = frontend
+            .backends
+            .iter()
+            .map(|b| {
+                let node = b.node.as_ref().map_or("-".to_owned(), ToString::to_string);
+                format!(" {}:{}@{node}/{:?}", b.ip, b.port, b.state)
+            })
+            .collect();
+        format!("{at} {} ->{}", frontend.name, backends.concat())
+    };
+    table.frontends.iter().map(line).collect()
+}
+
+fn complaints(problems: Vec<Problem>) -> Vec<String> {
+    problems.iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn both_families_and_the_node_port_of_each() {
+    let endpoints = vec![
+        list("web", "a", vec![endpoint("10.244.2.5", None, "ready")]),
+        list("web", "b", vec![endpoint("fd00:10:244:3::5", Some("n3"), "ready")]),
+    ];
+    let services = vec![service("web", 1, &["10.96.0.10", "fd00:10:96::a"], 8080, Some(30080))];
+    assert_eq!(
+        lines(&snapshot(three_nodes(), services, endpoints)),
+        [
+            "node(ipv4):30080/tcp default/web:8080 -> 10.244.2.5:80@n2/Active",
+            "10.96.0.10:8080/tcp default/web:8080 -> 10.244.2.5:80@n2/Active",
+            "node(ipv6):30080/tcp default/web:8080 -> fd00:10:244:3::5:80@n3/Active",
+            "[fd00:10:96::a]:8080/tcp default/web:8080 -> fd00:10:244:3::5:80@n3/Active",
+        ]
+    );
+}
+
+#[test]
+fn readiness_and_termination() {
+    let web = || vec![service("web", 1, &["10.96.0.10"], 80, None)];
+    let backends = |endpoints: Vec<Endpoint>, udp: bool| {
+        let mut lists = vec![list("web", "a", endpoints)];
+        let mut services = web();
+        if udp {
+            services[0].ports[0].proto = Protocol::Udp;
+            lists[0].ports[0].proto = Protocol::Udp;
+        }
+        lines(&snapshot(Vec::new(), services, lists))[0].split("->").nth(1).unwrap().trim().to_owned()
+    };
+    let all = || {
+        vec![
+            endpoint("10.0.0.1", None, "ready"),
+            endpoint("10.0.0.2", None, "ending"),
+            endpoint("10.0.0.3", None, "deaf"),
+        ]
+    };
+    assert_eq!(backends(all(), false), "10.0.0.1:80@-/Active 10.0.0.2:80@-/Draining 10.0.0.3:80@-/Draining");
+    assert_eq!(backends(all(), true), "10.0.0.1:80@-/Active 10.0.0.2:80@-/Draining 10.0.0.3:80@-/Down");
+    assert_eq!(backends(all().split_off(1), false), "10.0.0.2:80@-/Active 10.0.0.3:80@-/Draining");
+    let twice = vec![endpoint("10.0.0.1", None, "deaf"), endpoint("10.0.0.1", None, "ready")];
+    assert_eq!(backends(twice, false), "10.0.0.1:80@-/Active", "the more alive counts, once");
+}
+
+#[test]
+fn a_service_without_endpoints_has_its_frontends() {
+    let services = vec![service("web", 1, &["10.96.0.10"], 80, Some(30080))];
+    let lines = lines(&snapshot(Vec::new(), services, Vec::new()));
+    assert_eq!(lines, ["node(ipv4):30080/tcp default/web:80 ->", "10.96.0.10:80/tcp default/web:80 ->"]);
+}
+
+#[test]
+fn ports_are_matched_by_name_and_protocol() {
+    let mut web = service("web", 1, &["10.96.0.10"], 80, None);
+    web.ports[0].name = "http".into();
+    web.ports.push(ServicePort { name: "dns".into(), port: 53, proto: Protocol::Udp, node_port: None });
+    let mut ends = list("web", "a", vec![endpoint("10.0.0.1", None, "ready")]);
+    ends.ports = vec![
+        EndpointPort { name: "dns".into(), port: 5353, proto: Protocol::Udp },
+        EndpointPort { name: "http".into(), port: 8080, proto: Protocol::Tcp },
+        EndpointPort { name: "http".into(), port: 0, proto: Protocol::Tcp },
+        EndpointPort { name: "other".into(), port: 1, proto: Protocol::Tcp },
+    ];
+    assert_eq!(
+        lines(&snapshot(Vec::new(), vec![web], vec![ends])),
+        [
+            "10.96.0.10:53/udp default/web:dns -> 10.0.0.1:5353@-/Active",
+            "10.96.0.10:80/tcp default/web:http -> 10.0.0.1:8080@-/Active"
+        ]
+    );
+}
+
+#[test]
+fn local_policy_keeps_to_this_node() {
+    let mut web = service("web", 1, &["10.96.0.10"], 80, Some(30080));
+    web.internal_policy = TrafficPolicy::Local;
+    let ends =
+        list("web", "a", vec![endpoint("10.244.1.5", None, "ending"), endpoint("10.244.2.5", None, "ready")]);
+    assert_eq!(
+        lines(&snapshot(three_nodes(), vec![web], vec![ends])),
+        [
+            "node(ipv4):30080/tcp default/web:80 -> 10.244.1.5:80@n1/Draining 10.244.2.5:80@n2/Active",
+            "10.96.0.10:80/tcp default/web:80 -> 10.244.1.5:80@n1/Active",
+        ]
+    );
+}
+
+#[test]
+fn the_address_decides_where_an_endpoint_is() {
+    let web = service("web", 1, &["10.96.0.10"], 80, None);
+    let ends = list(
+        "web",
+        "a",
+        vec![
+            endpoint("10.244.2.5", Some("n3"), "ready"),
+            endpoint("192.168.77.3", None, "ready"),
+            endpoint("172.16.0.1", Some("n2"), "ready"),
+            endpoint("172.16.0.2", Some("nobody"), "ready"),
+        ],
+    );
+    let lines = lines(&snapshot(three_nodes(), vec![web], vec![ends]));
+    let expected =
+        "-> 10.244.2.5:80@n2/Active 172.16.0.1:80@n2/Active 172.16.0.2:80@-/Active 192.168.77.3:80@n3/Active";
+    assert!(lines[0].ends_with(expected), "{lines:?}");
+}
+
+#[test]
+fn the_older_service_wins_and_then_the_name() {
+    let services_of = |created: [i64; 3]| {
+        vec![
+            service("a", created[0], &["10.96.0.1"], 80, Some(30080)),
+            service("b", created[1], &["10.96.0.1"], 80, Some(30081)),
+            service("c", created[2], &["10.96.0.3"], 80, Some(30080)),
+        ]
+    };
+    let all = snapshot(Vec::new(), services_of([5, 1, 5]), Vec::new());
+    assert_eq!(
+        lines(&all),
+        [
+            "node(ipv4):30080/tcp default/a:80 ->",
+            "node(ipv4):30081/tcp default/b:80 ->",
+            "10.96.0.1:80/tcp default/b:80 ->",
+            "10.96.0.3:80/tcp default/c:80 ->",
+        ]
+    );
+    let (_, problems) = services(&all, &name("n1"), VNI);
+    assert_eq!(
+        complaints(problems),
+        [
+            "service default/a: frontend 10.96.0.1:80/tcp refused: it belongs to service default/b, which had it first",
+            "service default/c: frontend node(ipv4):30080/tcp refused: it belongs to service default/a, which had it first",
+        ]
+    );
+}
+
+#[test]
+fn fault_s7_hostile_endpoints_never_become_backends() {
+    let web = service("web", 1, &["10.96.0.10"], 80, None);
+    let hostile = ["127.0.0.1", "169.254.169.254", "0.0.0.0", "224.0.0.1", "255.255.255.255"];
+    let mut ends: Vec<Endpoint> = hostile.iter().map(|ip| endpoint(ip, None, "ready")).collect();
+    ends.push(endpoint("10.0.0.1", None, "ready"));
+    let all = snapshot(Vec::new(), vec![web], vec![list("web", "a", ends)]);
+    assert_eq!(lines(&all), ["10.96.0.10:80/tcp default/web:80 -> 10.0.0.1:80@-/Active"]);
+    let problems = complaints(services(&all, &name("n1"), VNI).1);
+    assert_eq!(problems.len(), hostile.len());
+    assert_eq!(problems[1], "endpoints default/a: address 127.0.0.1 refused: loopback (127.0.0.0/8)");
+}
+
+#[test]
+fn a_service_takes_no_address_from_a_node() {
+    let web = service("web", 1, &["192.168.77.2", "10.96.0.10", "169.254.0.1"], 80, None);
+    let all = snapshot(three_nodes(), vec![web], Vec::new());
+    assert_eq!(lines(&all), ["10.96.0.10:80/tcp default/web:80 ->"]);
+    assert_eq!(
+        complaints(services(&all, &name("n1"), VNI).1),
+        [
+            "service default/web: address 169.254.0.1 refused: link-local (169.254.0.0/16)",
+            "service default/web: address 192.168.77.2 refused: it belongs to node n2",
+        ]
+    );
+}
+
+#[test]
+fn the_overlay_of_three_nodes() {
+    let (table, problems) = overlay(&snapshot(three_nodes(), Vec::new(), Vec::new()), &name("n2"), VNI);
+    assert_eq!(problems, []);
+    assert_eq!(table.underlay, Some(ip("192.168.77.2")));
+    let ranges =
+        |texts: [&str; 2]| texts.iter().map(|text| text.parse().unwrap()).collect::<BTreeSet<IpNetwork>>();
+    assert_eq!(table.local, ranges(["10.244.2.0/24", "fd00:10:244:2::/64"]));
+    assert_eq!(table.remotes.keys().map(|name| name.0.as_str()).collect::<Vec<_>>(), ["n1", "n3"]);
+    let n3 = &table.remotes[&name("n3")];
+    assert_eq!(n3.underlay, ip("192.168.77.3"));
+    assert_eq!(n3.mac, node::vtep_mac(&name("n3"), VNI));
+    let unknown = overlay(&snapshot(three_nodes(), Vec::new(), Vec::new()), &name("n9"), VNI).0;
+    assert_eq!(unknown, OverlayTable::default());
+}
+
+#[test]
+fn fault_s15_hostile_node_objects() {
+    let mut nodes = three_nodes();
+    let bad = [
+        "0.0.0.0/0",
+        "10.0.0.0/7",
+        "::/0",
+        "127.0.0.0/8",
+        "169.254.0.0/16",
+        "224.0.0.0/8",
+        "10.244.1.128/25",
+        "10.244.0.0/16",
+        "192.168.77.0/24",
+        "10.96.0.0/16",
+        "10.9.9.0/31",
+    ];
+    for (n, range) in (10..).zip(bad) {
+        // Written as the youngest of all.
+        nodes.push(node(&format!("evil{n}"), n, &[&format!("192.168.77.{n}")], &[range]));
+    }
+    nodes.push(node(
+        "thief",
+        99,
+        &["192.168.77.1", "10.244.2.7", "127.0.0.1"],
+        &["10.99.0.0/24", "10.98.0.0/24"],
+    ));
+    let web = service("web", 1, &["10.96.0.10"], 80, None);
+    let all = snapshot(nodes, vec![web], Vec::new());
+    let (table, problems) = overlay(&all, &name("n1"), VNI);
+    let remotes: Vec<_> = table.remotes.keys().map(|name| name.0.as_str()).collect();
+    assert_eq!(remotes, ["n2", "n3"], "{problems:?}");
+    let problems = complaints(problems);
+    for expected in [
+        "node evil16: pod range 10.244.1.128/25 refused: it overlaps 10.244.1.0/24 of node n1",
+        "node evil18: pod range 192.168.77.0/24 refused: it overlaps 192.168.77.1/32 of node n1",
+        "node evil19: pod range 10.96.0.0/16 refused: it overlaps 10.96.0.10/32 of service default/web",
+        "node thief: address 192.168.77.1 refused: it belongs to node n1",
+        "node thief: address 10.244.2.7 refused: it belongs to node n2",
+        "node thief: pod range 10.98.0.0/24 ignored: the node has one of this family already",
+        "node thief: not reached by the overlay: the node has no IPv4 address, and the overlay runs over IPv4",
+    ] {
+        assert!(problems.iter().any(|problem| problem == expected), "{expected}\n{problems:#?}");
+    }
+    assert!(bad.iter().all(|range| problems.iter().any(|p| p.contains(range))), "{problems:#?}");
+}
+
+#[test]
+fn the_overlay_runs_over_the_family_of_most_nodes() {
+    let underlay = |nodes: Vec<Node>| overlay(&snapshot(nodes, vec![], vec![]), &name("n1"), VNI).0.underlay;
+    let n1 = |addresses: &[&str]| node("n1", 1, addresses, &["10.244.1.0/24"]);
+    let six = |n: u8| node(&format!("n{n}"), 2, &[&format!("fd77::{n}")], &[&format!("10.244.{n}.0/24")]);
+    assert_eq!(underlay(vec![n1(&["10.0.0.1", "fd77::1"]), six(2)]), Some(ip("fd77::1")));
+    assert_eq!(underlay(vec![n1(&["10.0.0.1"]), six(2)]), Some(ip("10.0.0.1")), "a tie: the oldest decides");
+    assert_eq!(underlay(vec![n1(&["fd77::1", "10.0.0.1"])]), Some(ip("fd77::1")));
+    assert_eq!(underlay(vec![n1(&["10.0.0.1"]), six(2), six(3)]), None);
+}
+
+/// A universe small enough that everything collides.
+fn any_ip() -> impl Strategy<Value = IpAddr> {
+    prop_oneof![
+        (0u8..3, 1u8..4).prop_map(|(range, host)| IpAddr::from([10, 244, range, host])),
+        (0u8..4).prop_map(|host| IpAddr::from([192, 168, 77, host])),
+        (0u8..4).prop_map(|host| IpAddr::from([10, 96, 0, host])),
+        (1u16..4).prop_map(|host| IpAddr::from([0xfd77, 0, 0, 0, 0, 0, 0, host])),
+        prop::sample::select(vec![
+            "127.0.0.1",
+            "169.254.1.1",
+            "::1",
+            "fe80::1",
+            "::ffff:10.0.0.1",
+            "0.0.0.0"
+        ])
+        .prop_map(ip),
+    ]
+}
+
+prop_compose! {
+    fn any_node()(n in 0u8..5, created in 0i64..3, addresses in prop::collection::vec(any_ip(), 0..3),
+        ranges in prop::collection::vec((any_ip(), 6u8..=32), 0..3)) -> Node
+    {
+        let range = |(ip, prefix): (IpAddr, u8)| IpNetwork::new(ip, if ip.is_ipv6() { prefix * 4 } else { prefix });
+        let pod_ranges = ranges.into_iter().map(|range_| range(range_).unwrap()).collect();
+        Node { name: name(&format!("n{n}")), created: Created(created), addresses, pod_ranges }
+    }
+}
+
+fn any_proto() -> impl Strategy<Value = Protocol> {
+    prop::sample::select(vec![Protocol::Tcp, Protocol::Udp])
+}
+
+prop_compose! {
+    fn any_service()(n in 0u8..4, created in 0i64..3, addresses in prop::collection::btree_set(any_ip(), 0..3),
+        ports in prop::collection::vec((1u16..3, any_proto(), prop::option::of(30000u16..30003)), 0..3),
+        v4: bool, v6: bool, local: bool) -> Service
+    {
+        Service {
+            name: ServiceName::new("default", format!("s{n}")),
+            created: Created(created),
+            addresses,
+            families: Families { v4, v6 },
+            ports: ports.into_iter()
+                .map(|(port, proto, node_port)| ServicePort { name: port.to_string(), port, proto, node_port })
+                .collect(),
+            internal_policy: if local { TrafficPolicy::Local } else { TrafficPolicy::Cluster },
+            not_built: Vec::new(),
+        }
+    }
+}
+
+prop_compose! {
+    fn any_endpoints()(n in 0u8..4, part in 0u8..3, ports in prop::collection::vec((0u16..3, any_proto(), 1u16..3), 0..4),
+        endpoints in prop::collection::vec((any_ip(), prop::option::of(0u8..6), any::<bool>(), any::<bool>()), 0..6))
+        -> Endpoints
+    {
+        Endpoints {
+            name: EndpointsName { service: ServiceName::new("default", format!("s{n}")), part: part.to_string() },
+            ports: ports.into_iter()
+                .map(|(port, proto, name)| EndpointPort { name: name.to_string(), port, proto })
+                .collect(),
+            endpoints: endpoints.into_iter()
+                .map(|(ip, node, serving, terminating)| Endpoint {
+                    ip, serving, terminating, node: node.map(|n| name(&format!("n{n}"))),
+                })
+                .collect(),
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Thing {
+    Node(Node),
+    Service(Service),
+    Endpoints(Endpoints),
+}
+
+fn any_things() -> impl Strategy<Value = Vec<Thing>> {
+    prop::collection::vec(
+        prop_oneof![
+            any_node().prop_map(Thing::Node),
+            any_service().prop_map(Thing::Service),
+            any_endpoints().prop_map(Thing::Endpoints),
+        ],
+        0..16,
+    )
+    // One object of a name: which of two counts is the source's business.
+    .prop_map(|things| {
+        let mut seen = BTreeSet::new();
+        let key = |thing: &Thing| match thing {
+            Thing::Node(node) => Object::Node(node.name.clone()),
+            Thing::Service(service) => Object::Service(service.name.clone()),
+            Thing::Endpoints(list) => Object::Endpoints(list.name.clone()),
+        };
+        things.into_iter().filter(|thing| seen.insert(key(thing))).collect()
+    })
+}
+
+/// Tells the store one thing after the other.
+fn arrive(things: &[Thing]) -> Arc<Snapshot> {
+    let store = Store::new();
+    let source = store.source("test");
+    let mut slice = Slice::default();
+    for thing in things {
+        match thing.clone() {
+            Thing::Node(node) => drop(slice.nodes.insert(node.name.clone(), Arc::new(node))),
+            Thing::Service(service) => drop(slice.services.insert(service.name.clone(), Arc::new(service))),
+            Thing::Endpoints(list) => drop(slice.endpoints.insert(list.name.clone(), Arc::new(list))),
+        }
+        source.replace(slice.clone());
+    }
+    store.snapshot()
+}
+
+fn shuffled() -> impl Strategy<Value = (Vec<Thing>, Vec<Thing>)> {
+    any_things().prop_flat_map(|things| (Just(things.clone()), Just(things).prop_shuffle())).prop_map(
+        |(things, mut other)| {
+            for thing in &mut other {
+                match thing {
+                    Thing::Endpoints(list) => {
+                        list.endpoints.reverse();
+                        list.ports.reverse();
+                    }
+                    Thing::Service(service) => service.ports.reverse(),
+                    Thing::Node(_) => {}
+                }
+            }
+            (things, other)
+        },
+    )
+}
+
+proptest! {
+    #[test]
+    fn fault_088_the_order_of_arrival_does_not_matter((one, other) in shuffled()) {
+        let (one, other) = (arrive(&one), arrive(&other));
+        let local = name("n1");
+        prop_assert_eq!(services(&one, &local, VNI), services(&other, &local, VNI));
+        prop_assert_eq!(overlay(&one, &local, VNI), overlay(&other, &local, VNI));
+    }
+
+    #[test]
+    fn a_table_holds_nothing_hostile(things in any_things()) {
+        let snapshot = arrive(&things);
+        let (table, _) = services(&snapshot, &name("n1"), VNI);
+        let owned: BTreeSet<IpAddr> = table.nodes.values().flat_map(|node| node.addresses.clone()).collect();
+        for (at, frontend) in &table.frontends {
+            prop_assert!(at.is_node_port() || subnet::hostile(at.ip).is_none());
+            prop_assert!(!owned.contains(&at.ip));
+            let mut seen = BTreeSet::new();
+            for backend in &frontend.backends {
+                prop_assert!(subnet::hostile(backend.ip).is_none());
+                prop_assert_eq!(backend.ip.is_ipv4(), at.ip.is_ipv4());
+                prop_assert!(backend.port != 0 && seen.insert((backend.ip, backend.port)));
+                prop_assert!(backend.node.as_ref().is_none_or(|node| table.nodes.contains_key(node)));
+            }
+        }
+    }
+
+    #[test]
+    fn new_flows_are_refused_only_if_nobody_serves(
+        lives in prop::collection::vec(prop::sample::select(vec![Life::Ready, Life::Ending, Life::Deaf]), 0..6),
+        proto in any_proto(),
+    ) {
+        let candidates = (1u16..).zip(lives.clone()).map(|(port, life)| ((ip("10.0.0.1"), port), (life, None)));
+        let backends = backends::states(proto, candidates.collect());
+        let active = backends.iter().filter(|b| b.state == BackendState::Active);
+        let best = lives.iter().min().filter(|life| **life != Life::Deaf);
+        prop_assert_eq!(active.count(), lives.iter().filter(|life| Some(*life) == best).count());
+        prop_assert_eq!(backends.len(), lives.len());
+    }
+
+    #[test]
+    fn what_nodes_have_is_disjoint(things in any_things()) {
+        let snapshot = arrive(&things);
+        let nodes = Nodes::new(&snapshot);
+        let ranges: Vec<IpNetwork> = nodes.accepted.values().flat_map(|node| node.ranges.clone()).collect();
+        let mut addresses: Vec<IpAddr> = nodes.accepted.values().flat_map(|node| node.addresses.clone()).collect();
+        for (i, one) in ranges.iter().enumerate() {
+            for other in &ranges[i + 1..] {
+                let (first, last) = subnet::ends(*one);
+                let (low, high) = subnet::ends(*other);
+                prop_assert!(last < low || high < first, "{one} {other}");
+            }
+            prop_assert!(!addresses.iter().any(|ip| one.contains(*ip)));
+            let services = snapshot.services.values().flat_map(|service| service.addresses.clone());
+            prop_assert!(!services.into_iter().any(|ip| one.contains(ip)));
+        }
+        addresses.sort();
+        prop_assert!(addresses.windows(2).all(|pair| pair[0] != pair[1]));
+        // Whatever is refused is said.
+        let asked: usize = snapshot.nodes.values().map(|node| {
+            node.addresses.iter().collect::<BTreeSet<_>>().len()
+                + node.pod_ranges.iter().map(|r| subnet::canonical(*r)).collect::<BTreeSet<_>>().len()
+        }).sum();
+        prop_assert_eq!(asked, ranges.len() + addresses.len() + nodes.problems.len());
+    }
+
+    #[test]
+    fn a_plan_does_what_it_says((one, other) in (any_things(), any_things())) {
+        let table = |things: &[Thing], local: &str| services(&arrive(things), &name(local), VNI).0;
+        let (from, to) = (table(&one, "n1"), table(&other, "n2"));
+        prop_assert_eq!(diff(&from, &from), []);
+        let plan = diff(&from, &to);
+        let mut parts: Vec<Part> = plan.iter().map(Step::part).collect();
+        let mut now = from.clone();
+        let mut removing = false;
+        for step in &plan {
+            match step {
+                Step::PutFrontend { at, frontend, effect } => {
+                    prop_assert_eq!(*effect == Effect::Create, !now.frontends.contains_key(at));
+                    // Backends' nodes are there before the frontend that leads to them.
+                    prop_assert!(frontend.backends.iter().filter_map(|b| b.node.as_ref()).all(|n| now.nodes.contains_key(n)));
+                }
+                Step::RemoveNode { name } => prop_assert!(
+                    !now.frontends.values().flat_map(|f| &f.backends).any(|b| b.node.as_ref() == Some(name))
+                ),
+                _ => {}
+            }
+            // Make before break.
+            prop_assert!(!removing || step.effect() == Effect::Remove);
+            removing |= step.effect() == Effect::Remove && step.part() != Part::Local;
+            step.apply(&mut now);
+        }
+        prop_assert_eq!(&now, &to);
+        parts.sort();
+        prop_assert!(parts.windows(2).all(|pair| pair[0] != pair[1]), "one step for a part");
+        let mut again = now.clone();
+        plan.iter().for_each(|step| step.apply(&mut again));
+        prop_assert_eq!(again, now, "a plan can be done twice");
+    }
+
+    #[test]
+    fn tables_survive_json(things in any_things()) {
+        let (table, _) = services(&arrive(&things), &name("n1"), VNI);
+        let text = serde_json::to_string(&table).unwrap();
+        prop_assert_eq!(serde_json::from_str::<ServiceTable>(&text).unwrap(), table);
+    }
+}

@@ -1,0 +1,295 @@
+//! What all sources say together: a sequence of immutable snapshots.
+//!
+//! Each source owns its slice and replaces it whole; objects are shared, so a replacement costs what
+//! changed. A source says "synced" once, when it has told everything that existed when it began; before
+//! all have, absence of an object means nothing. Nobody is ever called back: who follows the store holds a
+//! [`Watch`] and gets the newest snapshot, however many there were in between.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::poll_fn;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Poll, Waker};
+
+use crate::cluster::{Endpoints, EndpointsName, Service, ServiceName};
+use crate::node::{Node, NodeName};
+use crate::problem::{Object, Problem, What};
+
+/// Numbers snapshots, from 0 on. A later snapshot has a higher number.
+pub type Revision = u64;
+
+/// What one source says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Slice {
+    pub nodes: BTreeMap<NodeName, Arc<Node>>,
+    pub services: BTreeMap<ServiceName, Arc<Service>>,
+    pub endpoints: BTreeMap<EndpointsName, Arc<Endpoints>>,
+    /// What it could not read.
+    pub problems: BTreeSet<Problem>,
+}
+
+/// What all sources say at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Snapshot {
+    pub revision: Revision,
+    /// There are sources, and all of them have said "synced".
+    pub synced: bool,
+    pub nodes: BTreeMap<NodeName, Arc<Node>>,
+    pub services: BTreeMap<ServiceName, Arc<Service>>,
+    pub endpoints: BTreeMap<EndpointsName, Arc<Endpoints>>,
+    pub problems: BTreeSet<Problem>,
+}
+
+/// Holds the slices. Cheap to clone; all clones are the same store.
+#[derive(Clone, Debug, Default)]
+pub struct Store {
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    sources: Vec<Registered>,
+    current: Arc<Snapshot>,
+    next_watch: u64,
+    /// Watches that wait; at most one waker each.
+    waiting: BTreeMap<u64, Waker>,
+}
+
+#[derive(Debug)]
+struct Registered {
+    name: String,
+    slice: Slice,
+    synced: bool,
+}
+
+impl Store {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A new source, not yet synced. All sources should be made before the first one reports. Where two
+    /// describe one object, the one that was made first counts.
+    pub fn source(&self, name: impl Into<String>) -> Source {
+        let mut state = lock(&self.state);
+        state.sources.push(Registered { name: name.into(), slice: Slice::default(), synced: false });
+        let index = state.sources.len() - 1;
+        state.publish();
+        Source { state: Arc::clone(&self.state), index }
+    }
+
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        Arc::clone(&lock(&self.state).current)
+    }
+
+    /// A watch that has seen nothing yet: its first [`changed`](Watch::changed) returns at once.
+    pub fn watch(&self) -> Watch {
+        let mut state = lock(&self.state);
+        state.next_watch += 1;
+        Watch { id: state.next_watch, seen: None, state: Arc::clone(&self.state) }
+    }
+}
+
+/// A source's hold on its slice. When it is dropped the slice stays as it was.
+#[derive(Debug)]
+pub struct Source {
+    state: Arc<Mutex<State>>,
+    index: usize,
+}
+
+impl Source {
+    /// The whole of what this source says now. If nothing changed there is no new snapshot.
+    pub fn replace(&self, slice: Slice) {
+        self.update(|source| {
+            let changed = source.slice != slice;
+            source.slice = slice;
+            changed
+        });
+    }
+
+    /// Everything that existed when the source began has been told.
+    pub fn synced(&self) {
+        self.update(|source| !std::mem::replace(&mut source.synced, true));
+    }
+
+    fn update(&self, change: impl FnOnce(&mut Registered) -> bool) {
+        let mut state = lock(&self.state);
+        if state.sources.get_mut(self.index).is_some_and(change) {
+            state.publish();
+        }
+    }
+}
+
+/// Follows a store.
+#[derive(Debug)]
+pub struct Watch {
+    id: u64,
+    seen: Option<Revision>,
+    state: Arc<Mutex<State>>,
+}
+
+impl Watch {
+    /// The newest snapshot, as soon as there is one that this watch has not returned yet. Safe to cancel;
+    /// needs no particular runtime.
+    pub async fn changed(&mut self) -> Arc<Snapshot> {
+        poll_fn(|context| {
+            let mut state = lock(&self.state);
+            if self.seen == Some(state.current.revision) {
+                state.waiting.insert(self.id, context.waker().clone());
+                return Poll::Pending;
+            }
+            self.seen = Some(state.current.revision);
+            Poll::Ready(Arc::clone(&state.current))
+        })
+        .await
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        lock(&self.state).waiting.remove(&self.id);
+    }
+}
+
+impl State {
+    fn publish(&mut self) {
+        let synced = !self.sources.is_empty() && self.sources.iter().all(|source| source.synced);
+        let mut next = Snapshot { revision: self.current.revision + 1, synced, ..Snapshot::default() };
+        let all = &mut next;
+        let mut owners = BTreeMap::new();
+        for source in &self.sources {
+            let Slice { nodes, services, endpoints, problems } = &source.slice;
+            all.problems.extend(problems.iter().cloned());
+            let mut merge = Merge { source: &source.name, owners: &mut owners, problems: &mut all.problems };
+            merge.add(&mut all.nodes, nodes, Object::Node);
+            merge.add(&mut all.services, services, Object::Service);
+            merge.add(&mut all.endpoints, endpoints, Object::Endpoints);
+        }
+        self.current = Arc::new(next);
+        for waker in std::mem::take(&mut self.waiting).into_values() {
+            waker.wake();
+        }
+    }
+}
+
+/// Adds a source's objects to those of the sources before it.
+struct Merge<'a, 'b> {
+    source: &'a str,
+    owners: &'b mut BTreeMap<Object, &'a str>,
+    problems: &'b mut BTreeSet<Problem>,
+}
+
+impl Merge<'_, '_> {
+    fn add<K: Ord + Clone, V>(
+        &mut self,
+        all: &mut BTreeMap<K, Arc<V>>,
+        slice: &BTreeMap<K, Arc<V>>,
+        object: impl Fn(K) -> Object,
+    ) {
+        for (key, value) in slice {
+            let object = object(key.clone());
+            match self.owners.get(&object) {
+                Some(winner) => {
+                    let what = What::Duplicate { by: self.source.to_owned(), winner: (*winner).to_owned() };
+                    self.problems.insert(Problem::new(object, what));
+                }
+                None => {
+                    self.owners.insert(object, self.source);
+                    all.insert(key.clone(), Arc::clone(value));
+                }
+            }
+        }
+    }
+}
+
+/// A thread that panicked while it held the lock left a whole state: every change is made on a copy and
+/// put in place in one step.
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::task::{Context, Wake};
+
+    use super::*;
+    use crate::cluster::Created;
+
+    fn slice(names: &[&str], created: i64) -> Slice {
+        let node = |name: &&str| {
+            let name = NodeName((*name).to_owned());
+            let node = Node {
+                name: name.clone(),
+                created: Created(created),
+                addresses: Vec::new(),
+                pod_ranges: Vec::new(),
+            };
+            (name, Arc::new(node))
+        };
+        Slice { nodes: names.iter().map(node).collect(), ..Slice::default() }
+    }
+
+    #[test]
+    fn synced_when_every_source_is() {
+        let store = Store::new();
+        assert!(!store.snapshot().synced, "without sources nothing is known");
+        let (a, b) = (store.source("a"), store.source("b"));
+        a.synced();
+        a.replace(slice(&["n1"], 1));
+        assert!(!store.snapshot().synced);
+        b.synced();
+        let snapshot = store.snapshot();
+        assert!(snapshot.synced && snapshot.nodes.len() == 1);
+        b.synced();
+        a.replace(slice(&["n1"], 1));
+        assert_eq!(store.snapshot().revision, snapshot.revision, "nothing new, no new snapshot");
+        drop(a);
+        b.replace(slice(&["n2"], 1));
+        assert_eq!(store.snapshot().nodes.len(), 2, "a source that ended keeps its slice");
+    }
+
+    #[test]
+    fn of_two_sources_the_first_counts_whoever_spoke_first() {
+        let store = Store::new();
+        let (a, b) = (store.source("a"), store.source("b"));
+        b.replace(slice(&["n1"], 2));
+        a.replace(slice(&["n1"], 1));
+        let snapshot = store.snapshot();
+        assert_eq!(snapshot.nodes[&NodeName("n1".into())].created, Created(1));
+        let problems: Vec<_> = snapshot.problems.iter().map(ToString::to_string).collect();
+        assert_eq!(problems, ["node n1: ignored in b: a describes the same object"]);
+    }
+
+    #[derive(Default)]
+    struct Count(AtomicUsize);
+
+    impl Wake for Count {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn a_watch_gets_the_newest_and_sleeps_between() {
+        let store = Store::new();
+        let source = store.source("a");
+        let mut watch = store.watch();
+        let count = Arc::new(Count::default());
+        let waker = Waker::from(Arc::clone(&count));
+        let mut context = Context::from_waker(&waker);
+        let mut poll = |watch: &mut Watch| match pin!(watch.changed()).poll(&mut context) {
+            Poll::Ready(snapshot) => Some(snapshot.nodes.len()),
+            Poll::Pending => None,
+        };
+        assert_eq!(poll(&mut watch), Some(0), "the first answer is what there is");
+        assert_eq!(poll(&mut watch), None);
+        assert_eq!(poll(&mut watch), None, "cancelled and asked again");
+        source.replace(slice(&["n1"], 1));
+        source.replace(slice(&["n1", "n2"], 1));
+        assert_eq!(count.0.load(Ordering::Relaxed), 1, "woken once");
+        assert_eq!(poll(&mut watch), Some(2), "what was in between is not told");
+        assert_eq!(poll(&mut watch), None);
+        drop(watch);
+        assert!(lock(&store.state).waiting.is_empty());
+    }
+}

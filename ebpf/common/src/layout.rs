@@ -448,69 +448,6 @@ pub const MESH_REPLY: [u8; 2] = [0x0e, 0x48];
 /// The first byte of every VTEP's Ethernet address.
 pub const VTEP_MAC_FIRST: u8 = 0x02;
 
-/// Index into the per-CPU array `counters` (values: `u64` packets).
-#[repr(u32)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Counter {
-    /// Flows that were given a backend.
-    FlowNew,
-    /// Connects and datagrams that a socket hook translated.
-    SocketTranslated,
-    /// Packets of requests and of replies that were translated.
-    Request,
-    Reply,
-    /// Packets sent into, and received from, the tunnel between nodes.
-    TunnelSent,
-    TunnelReceived,
-    /// New flows answered with RST or ICMP port unreachable: the service has no backend.
-    RejectNoBackend,
-    /// Packets of stale flows (their backend is gone) answered with RST or ICMP.
-    RejectStale,
-    /// ICMP "packet too big" / "fragmentation needed" sent.
-    TooBig,
-    /// Below here: packets dropped, by reason.
-    DropCtFull,
-    DropNoPort,
-    DropNoRoute,
-    DropMalformed,
-    DropTtl,
-    DropSpoofed,
-    DropUnknownTunnel,
-    DropNoOverlay,
-    /// A later fragment whose first one was not seen.
-    DropFragment,
-    /// A packet for a service that belongs to no known flow and cannot begin one (a RST, a reply that
-    /// nobody waits for).
-    DropNoFlow,
-}
-
-impl Counter {
-    pub const COUNT: u32 = Self::DropNoFlow as u32 + 1;
-
-    /// In the order of their indices, with the names that people see.
-    pub const ALL: [(Self, &'static str); Self::COUNT as usize] = [
-        (Self::FlowNew, "flow_new"),
-        (Self::SocketTranslated, "socket_translated"),
-        (Self::Request, "request"),
-        (Self::Reply, "reply"),
-        (Self::TunnelSent, "tunnel_sent"),
-        (Self::TunnelReceived, "tunnel_received"),
-        (Self::RejectNoBackend, "reject_no_backend"),
-        (Self::RejectStale, "reject_stale"),
-        (Self::TooBig, "too_big"),
-        (Self::DropCtFull, "drop_ct_full"),
-        (Self::DropNoPort, "drop_no_port"),
-        (Self::DropNoRoute, "drop_no_route"),
-        (Self::DropMalformed, "drop_malformed"),
-        (Self::DropTtl, "drop_ttl"),
-        (Self::DropSpoofed, "drop_spoofed"),
-        (Self::DropUnknownTunnel, "drop_unknown_tunnel"),
-        (Self::DropNoOverlay, "drop_no_overlay"),
-        (Self::DropFragment, "drop_fragment"),
-        (Self::DropNoFlow, "drop_no_flow"),
-    ];
-}
-
 #[inline(always)]
 const fn pair(low: u32, high: u32) -> u64 {
     low as u64 | (high as u64) << 32
@@ -589,13 +526,6 @@ mod tests {
     }
 
     #[test]
-    fn counters_are_named_in_order() {
-        for (i, (counter, _)) in Counter::ALL.iter().enumerate() {
-            assert_eq!(*counter as usize, i);
-        }
-    }
-
-    #[test]
     fn a_torn_value_does_not_add_up() {
         let key = |port| FrontendKey { addr: Addr::v4(7), port, proto: 6, ..Default::default() };
         let a = Frontend { ring: 16, ring_len: 3, service: 1, ..Default::default() }.sealed(&key(80));
@@ -621,7 +551,8 @@ mod tests {
         assert_eq!(tuple(1, 5).client_hash(), tuple(2, 5).client_hash());
         let mut slots = [0; 10];
         for sport in 0..10_000u16 {
-            slots[(u64::from(tuple(1, sport.to_be()).client_hash()) * 10 >> 32) as usize] += 1;
+            let hash = u64::from(tuple(1, sport.to_be()).client_hash());
+            slots[((hash * 10) >> 32) as usize] += 1;
         }
         assert!(slots.iter().all(|n| (900..1100).contains(n)), "{slots:?}");
     }

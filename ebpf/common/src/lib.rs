@@ -6,6 +6,8 @@
 //! [`LAYOUT_VERSION`]: the maps of another version are never opened.
 #![cfg_attr(not(test), no_std)]
 
+mod counter;
 mod layout;
 
+pub use counter::*;
 pub use layout::*;

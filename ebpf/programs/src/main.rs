@@ -1,15 +1,33 @@
-//! The eBPF programs of Heddle.
+//! The eBPF programs of Heddle. Their maps: [`maps`]; what the maps hold: `heddle-ebpf-common`.
 #![no_std]
 #![no_main]
+
+mod frontend;
+mod maps;
+mod socket;
+mod time;
 
 use aya_ebpf::bindings::TC_ACT_UNSPEC;
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 
-/// Host side of a pod's veth, ingress.
-#[classifier]
-pub fn pod(_ctx: TcContext) -> i32 {
-    TC_ACT_UNSPEC
+macro_rules! hooks { ($($(#[$doc:meta])* $name:ident;)*) => { $(
+    $(#[$doc])*
+    #[classifier]
+    pub fn $name(_ctx: TcContext) -> i32 {
+        TC_ACT_UNSPEC
+    }
+)* } }
+
+hooks! {
+    /// What a pod sends: ingress of the host side of its veth.
+    pod;
+    /// What the host sends to a pod: egress of the same.
+    pod_out;
+    underlay_in;
+    underlay_out;
+    /// What the VXLAN device has unwrapped.
+    overlay_in;
 }
 
 /// The kernel takes these words as the programs' licence.

@@ -1,0 +1,76 @@
+//! What the programs count.
+
+/// Index into the per-CPU array `counters` (values: `u64` packets).
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Counter {
+    /// Flows that were given a backend.
+    FlowNew,
+    /// Connects and datagrams that a socket hook translated.
+    SocketTranslated,
+    /// Packets of requests and of replies that were translated.
+    Request,
+    Reply,
+    /// Packets sent into, and received from, the tunnel between nodes.
+    TunnelSent,
+    TunnelReceived,
+    /// New flows answered with RST or ICMP port unreachable: the service has no backend.
+    RejectNoBackend,
+    /// Packets of stale flows (their backend is gone) answered with RST or ICMP.
+    RejectStale,
+    /// ICMP "packet too big" / "fragmentation needed" sent.
+    TooBig,
+    /// Below here: packets dropped, by reason.
+    DropCtFull,
+    DropNoPort,
+    DropNoRoute,
+    DropMalformed,
+    DropTtl,
+    DropSpoofed,
+    DropUnknownTunnel,
+    DropNoOverlay,
+    /// A later fragment whose first one was not seen.
+    DropFragment,
+    /// A packet for a service that belongs to no known flow and cannot begin one (a RST, a reply that
+    /// nobody waits for).
+    DropNoFlow,
+}
+
+impl Counter {
+    pub const COUNT: u32 = Self::DropNoFlow as u32 + 1;
+
+    /// In the order of their indices, with the names that people see.
+    pub const ALL: [(Self, &'static str); Self::COUNT as usize] = [
+        (Self::FlowNew, "flow_new"),
+        (Self::SocketTranslated, "socket_translated"),
+        (Self::Request, "request"),
+        (Self::Reply, "reply"),
+        (Self::TunnelSent, "tunnel_sent"),
+        (Self::TunnelReceived, "tunnel_received"),
+        (Self::RejectNoBackend, "reject_no_backend"),
+        (Self::RejectStale, "reject_stale"),
+        (Self::TooBig, "too_big"),
+        (Self::DropCtFull, "drop_ct_full"),
+        (Self::DropNoPort, "drop_no_port"),
+        (Self::DropNoRoute, "drop_no_route"),
+        (Self::DropMalformed, "drop_malformed"),
+        (Self::DropTtl, "drop_ttl"),
+        (Self::DropSpoofed, "drop_spoofed"),
+        (Self::DropUnknownTunnel, "drop_unknown_tunnel"),
+        (Self::DropNoOverlay, "drop_no_overlay"),
+        (Self::DropFragment, "drop_fragment"),
+        (Self::DropNoFlow, "drop_no_flow"),
+    ];
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counters_are_named_in_order() {
+        for (i, (counter, _)) in Counter::ALL.iter().enumerate() {
+            assert_eq!(*counter as usize, i);
+        }
+    }
+}

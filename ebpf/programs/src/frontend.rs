@@ -1,0 +1,184 @@
+//! Which service does an address belong to, and which of its backends takes this connection?
+
+use core::ffi::c_void;
+
+use aya_ebpf::helpers::generated::bpf_loop;
+use heddle_ebpf_common::{
+    Addr, BACKEND_ACTIVE, BACKEND_FREE, Backend, Frontend, FrontendKey, NODE_ADDR_UNDERLAY, NODE_DOWN,
+    NODE_SELF, NodeAddr, RING_BLOCK,
+};
+
+use crate::maps::{BACKENDS, FRONTENDS, NODE_ADDRS, NODES, RING};
+
+/// Slots tried at first; a ring longer than the other is not searched to its end.
+const NEAR: u32 = 8;
+const LONGEST: u32 = 1 << 16;
+/// Times that a torn value is read again. A writer is done after a few instructions.
+const TORN: u32 = 4;
+
+/// The frontend under exactly this key.
+#[inline(always)]
+fn exact(key: &FrontendKey) -> Option<Frontend> {
+    for _ in 0..TORN {
+        // SAFETY: `Frontend` is copied out and its check compared before it is used.
+        let value = unsafe { *FRONTENDS.get(key)? };
+        if value.check == value.sum(key) {
+            return Some(value);
+        }
+    }
+    None
+}
+
+/// The address, if it is one of a node's.
+#[inline(always)]
+pub fn node_addr(addr: &Addr) -> Option<NodeAddr> {
+    // SAFETY: copied out. Both fields are written before the key is, and an address changes its node only
+    // by way of being removed; a torn value names a node that is then checked by its own state.
+    unsafe { NODE_ADDRS.get(addr) }.copied()
+}
+
+/// Which of the nodes' addresses answer on node ports here.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Nodes {
+    All,
+    /// From outside, a node answers for itself only.
+    Own,
+}
+
+/// The frontend of an address: its own entry, or the node port's if it is an underlay address of a node.
+#[inline(always)]
+pub fn find(addr: &Addr, port: u16, proto: u8, nodes: Nodes) -> Option<Frontend> {
+    let mut key = FrontendKey { addr: *addr, net: 0, port, proto, zero: 0 };
+    if let Some(frontend) = exact(&key) {
+        return Some(frontend);
+    }
+    let owner = node_addr(addr)?;
+    if owner.kind != NODE_ADDR_UNDERLAY || (nodes == Nodes::Own && owner.node != NODE_SELF) {
+        return None;
+    }
+    key.addr = if addr.is_v4() { Addr::ANY4 } else { Addr::ANY6 };
+    exact(&key)
+}
+
+/// What a choice may fall on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    Cluster,
+    /// Backends of this node only.
+    Local,
+}
+
+/// The index of the backend in this slot of `ring`, if it takes new connections; else 0.
+#[inline(always)]
+fn candidate(slot: u32, v4: bool, scope: Scope) -> u32 {
+    let Some(block) = RING.get(slot / RING_BLOCK) else { return 0 };
+    let index = block.0[(slot % RING_BLOCK) as usize];
+    let Some(backend) = BACKENDS.get(index) else { return 0 };
+    if backend.state != BACKEND_ACTIVE || backend.addr.is_v4() != v4 {
+        return 0;
+    }
+    if scope == Scope::Local {
+        return if backend.node == NODE_SELF { index } else { 0 };
+    }
+    if backend.node == 0 || is_up(backend.node) { index } else { 0 }
+}
+
+/// A node that is not known to be down.
+#[inline(always)]
+pub fn is_up(node: u32) -> bool {
+    NODES.get(node).is_some_and(|node| node.state != NODE_DOWN)
+}
+
+/// `hash * len / 2^32`: below `len`, evenly, without a division.
+#[inline(always)]
+fn scale(hash: u32, len: u32) -> u32 {
+    ((u64::from(hash) * u64::from(len)) >> 32) as u32
+}
+
+/// A search over an extent of `ring`, from the slot that a hash points to.
+struct Search {
+    start: u32,
+    len: u32,
+    first: u32,
+    v4: bool,
+    scope: Scope,
+    /// Slots tried already.
+    tried: u32,
+    /// The index of the backend; 0: none.
+    found: u32,
+}
+
+impl Search {
+    #[inline(always)]
+    fn new(start: u32, len: u32, hash: u32, v4: bool, scope: Scope) -> Self {
+        Self { start, len, first: scale(hash, len), v4, scope, tried: 0, found: 0 }
+    }
+
+    /// The candidate `i` slots after the first.
+    #[inline(always)]
+    fn at(&self, i: u32) -> u32 {
+        // From `first` each time: to the verifier all rounds look alike.
+        let at = self.first.wrapping_add(i);
+        let at = if at >= self.len { at.wrapping_sub(self.len) } else { at };
+        candidate(self.start.wrapping_add(at), self.v4, self.scope)
+    }
+
+    /// The next few slots.
+    #[inline(always)]
+    fn near(&mut self) -> u32 {
+        for i in 0..NEAR {
+            if i >= self.len {
+                return 0;
+            }
+            let index = self.at(i);
+            if index != 0 {
+                return index;
+            }
+        }
+        self.tried = NEAR;
+        0
+    }
+
+    /// All the others. Rare (a node has died, or few of many backends are on this node), so it may take
+    /// longer: a call per slot.
+    #[inline(always)]
+    fn rest(&mut self) -> u32 {
+        if self.tried == 0 || self.len <= NEAR {
+            return 0;
+        }
+        let more = self.len - NEAR;
+        let more = if more > LONGEST { LONGEST } else { more };
+        // SAFETY: `step` is called with this very pointer, while `self` lives.
+        unsafe { bpf_loop(more, step as *mut c_void, (&raw mut *self).cast(), 0) };
+        self.found
+    }
+}
+
+extern "C" fn step(i: u32, search: *mut Search) -> i64 {
+    // SAFETY: `rest` passes its own, exclusively.
+    let search = unsafe { &mut *search };
+    search.found = search.at(NEAR + i);
+    i64::from(search.found != 0)
+}
+
+/// A backend out of the dense list, evenly by `hash`: 0 if there is none.
+#[inline(never)]
+pub fn from_ring(frontend: &Frontend, hash: u32, v4: bool, scope: Scope) -> u32 {
+    let mut search = Search::new(frontend.ring, frontend.ring_len, hash, v4, scope);
+    let index = search.near();
+    if index != 0 { index } else { search.rest() }
+}
+
+/// A backend out of the Maglev table, where there is one, else out of the dense list: 0 if there is none.
+#[inline(never)]
+pub fn from_maglev(frontend: &Frontend, hash: u32, v4: bool) -> u32 {
+    let index = Search::new(frontend.maglev, frontend.maglev_len, hash, v4, Scope::Cluster).near();
+    if index != 0 { index } else { from_ring(frontend, hash, v4, Scope::Cluster) }
+}
+
+/// A backend in use: its slot has another generation once it is given to another.
+#[inline(always)]
+pub fn backend(index: u32) -> Option<Backend> {
+    let backend = BACKENDS.get(index)?;
+    (backend.state != BACKEND_FREE).then_some(*backend)
+}

@@ -1,0 +1,249 @@
+//! The socket hooks: a connection gets its backend once, when it is made, and its packets cost nothing.
+//!
+//! IPv4 and IPv6 differ only in where the kernel keeps the address. A mapped address
+//! (`::ffff:a.b.c.d`) that an IPv6 socket connects to is an IPv4 frontend without further ado.
+
+use aya_ebpf::EbpfContext;
+use aya_ebpf::bindings::bpf_sock_addr;
+use aya_ebpf::helpers::bpf_get_socket_cookie;
+use aya_ebpf::helpers::generated::bpf_set_retval;
+use aya_ebpf::macros::cgroup_sock_addr;
+use aya_ebpf::programs::SockAddrContext;
+use heddle_ebpf_common::{Addr, BACKEND_ACTIVE, Backend, Counter, Frontend, SockChoice, SockKey, SockPeer};
+
+use crate::frontend::{self, Nodes, Scope};
+use crate::maps::{SOCK_REV, SOCK_UDP, config, count};
+use crate::time::random;
+
+const ALLOW: i32 = 1;
+const DENY: i32 = 0;
+const ECONNREFUSED: i32 = 111;
+const TCP: u32 = 6;
+const UDP: u32 = 17;
+/// Other backends tried when the socket already has this one under another frontend.
+const OTHER: u32 = 4;
+
+/// The address fields of `struct bpf_sock_addr` (include/uapi/linux/bpf.h) for one family. The verifier
+/// wants each access as one load or store of four bytes.
+trait Family {
+    fn addr(ctx: *mut bpf_sock_addr) -> Addr;
+    fn set_addr(ctx: *mut bpf_sock_addr, addr: &Addr);
+}
+
+struct V4;
+struct V6;
+
+impl Family for V4 {
+    #[inline(always)]
+    fn addr(ctx: *mut bpf_sock_addr) -> Addr {
+        // SAFETY: the kernel's context.
+        Addr::v4(unsafe { (&raw const (*ctx).user_ip4).read_volatile() })
+    }
+
+    #[inline(always)]
+    fn set_addr(ctx: *mut bpf_sock_addr, addr: &Addr) {
+        // SAFETY: the kernel's context.
+        unsafe { (&raw mut (*ctx).user_ip4).write_volatile(addr.as_v4()) }
+    }
+}
+
+impl Family for V6 {
+    #[inline(always)]
+    fn addr(ctx: *mut bpf_sock_addr) -> Addr {
+        // SAFETY: the kernel's context; volatile, else two words are loaded at once.
+        unsafe {
+            let words = (&raw const (*ctx).user_ip6).cast::<u32>();
+            Addr([
+                words.read_volatile(),
+                words.add(1).read_volatile(),
+                words.add(2).read_volatile(),
+                words.add(3).read_volatile(),
+            ])
+        }
+    }
+
+    #[inline(always)]
+    fn set_addr(ctx: *mut bpf_sock_addr, addr: &Addr) {
+        // SAFETY: the kernel's context; volatile, else two words are stored at once.
+        unsafe {
+            let words = (&raw mut (*ctx).user_ip6).cast::<u32>();
+            words.write_volatile(addr.0[0]);
+            words.add(1).write_volatile(addr.0[1]);
+            words.add(2).write_volatile(addr.0[2]);
+            words.add(3).write_volatile(addr.0[3]);
+        }
+    }
+}
+
+#[inline(always)]
+fn port(ctx: *mut bpf_sock_addr) -> u16 {
+    // SAFETY: the kernel's context.
+    unsafe { (&raw const (*ctx).user_port).read_volatile() as u16 }
+}
+
+#[inline(always)]
+fn set_port(ctx: *mut bpf_sock_addr, port: u16) {
+    // SAFETY: the kernel's context.
+    unsafe { (&raw mut (*ctx).user_port).write_volatile(u32::from(port)) }
+}
+
+/// TCP or UDP, else `None`.
+#[inline(always)]
+fn proto(ctx: *mut bpf_sock_addr) -> Option<u8> {
+    // SAFETY: the kernel's context.
+    let proto = unsafe { (&raw const (*ctx).protocol).read_volatile() };
+    (proto == TCP || proto == UDP).then_some(proto as u8)
+}
+
+#[inline(always)]
+fn cookie(ctx: *mut bpf_sock_addr) -> u64 {
+    // SAFETY: the kernel's context.
+    unsafe { bpf_get_socket_cookie(ctx.cast()) }
+}
+
+/// The service has no backend: the caller learns it at once.
+#[inline(always)]
+fn refuse() -> i32 {
+    count(Counter::RejectNoBackend);
+    // SAFETY: a number.
+    unsafe { bpf_set_retval(-ECONNREFUSED) };
+    DENY
+}
+
+#[inline(always)]
+fn remember(key: &SockKey, addr: &Addr, port: u16) {
+    let mut peer = SockPeer { addr: *addr, port, zero: 0, check: 0 };
+    peer.check = peer.sum(key);
+    // SAFETY: only compared.
+    if unsafe { SOCK_REV.get(key) }.is_some_and(|old| *old == peer) {
+        return;
+    }
+    // A failure (no memory) leaves the connection as it is; the application sees the backend's address.
+    let _ = SOCK_REV.insert(key, peer, 0);
+}
+
+/// Is the entry that this socket has for this backend another frontend's?
+#[inline(always)]
+fn taken(key: &SockKey, addr: &Addr, port: u16) -> bool {
+    // SAFETY: copied out and checked.
+    match unsafe { SOCK_REV.get(key) } {
+        Some(peer) => peer.check == peer.sum(key) && (peer.addr != *addr || peer.port != port),
+        None => false,
+    }
+}
+
+#[inline(always)]
+fn choose(frontend: &Frontend, v4: bool) -> Option<(u32, Backend)> {
+    let index = frontend::from_ring(frontend, random(config()?), v4, Scope::Cluster);
+    if index == 0 {
+        return None;
+    }
+    Some((index, frontend::backend(index)?))
+}
+
+#[inline(always)]
+fn connect<F: Family>(ctx: *mut bpf_sock_addr) -> i32 {
+    let Some(proto) = proto(ctx) else { return ALLOW };
+    let (addr, port) = (F::addr(ctx), port(ctx));
+    let Some(found) = frontend::find(&addr, port, proto, Nodes::All) else { return ALLOW };
+    let Some((_, backend)) = choose(&found, addr.is_v4()) else { return refuse() };
+    remember(
+        &SockKey { cookie: cookie(ctx), addr: backend.addr, port: backend.port, proto, zero: [0; 5] },
+        &addr,
+        port,
+    );
+    F::set_addr(ctx, &backend.addr);
+    set_port(ctx, backend.port);
+    count(Counter::SocketTranslated);
+    ALLOW
+}
+
+/// The backend that this socket has for this frontend, if it still takes datagrams.
+#[inline(always)]
+fn kept(key: &SockKey, service: u32) -> Option<Backend> {
+    // SAFETY: copied out and checked.
+    let choice = unsafe { *SOCK_UDP.get(key)? };
+    if choice.check != choice.sum(key) || choice.service != service {
+        return None;
+    }
+    let backend = frontend::backend(choice.backend)?;
+    let alive = backend.generation == choice.generation
+        && backend.state == BACKEND_ACTIVE
+        && (backend.node == 0 || frontend::is_up(backend.node));
+    alive.then_some(backend)
+}
+
+/// A datagram of a socket that is not connected. The socket keeps its backend from datagram to datagram.
+#[inline(always)]
+fn sendmsg<F: Family>(ctx: *mut bpf_sock_addr) -> i32 {
+    let (addr, port) = (F::addr(ctx), port(ctx));
+    let proto = UDP as u8;
+    let Some(found) = frontend::find(&addr, port, proto, Nodes::All) else { return ALLOW };
+    let cookie = cookie(ctx);
+    let key = SockKey { cookie, addr, port, proto, zero: [0; 5] };
+    let mut rev = SockKey { cookie, addr, port, proto, zero: [0; 5] };
+    let backend = match kept(&key, found.service) {
+        Some(backend) => backend,
+        None => {
+            let Some((mut index, mut backend)) = choose(&found, addr.is_v4()) else { return refuse() };
+            // Two frontends of one socket at one backend: its answers could not be told apart.
+            for _ in 0..OTHER {
+                rev.addr = backend.addr;
+                rev.port = backend.port;
+                if !taken(&rev, &addr, port) {
+                    break;
+                }
+                let Some(other) = choose(&found, addr.is_v4()) else { break };
+                (index, backend) = other;
+            }
+            let mut choice = SockChoice {
+                backend: index,
+                generation: backend.generation,
+                service: found.service,
+                check: 0,
+            };
+            choice.check = choice.sum(&key);
+            let _ = SOCK_UDP.insert(&key, choice, 0);
+            backend
+        }
+    };
+    rev.addr = backend.addr;
+    rev.port = backend.port;
+    remember(&rev, &addr, port);
+    F::set_addr(ctx, &backend.addr);
+    set_port(ctx, backend.port);
+    count(Counter::SocketTranslated);
+    ALLOW
+}
+
+/// Gives the application the address that it asked for in place of the backend's.
+#[inline(always)]
+fn restore<F: Family>(ctx: *mut bpf_sock_addr) -> i32 {
+    let Some(proto) = proto(ctx) else { return ALLOW };
+    let key = SockKey { cookie: cookie(ctx), addr: F::addr(ctx), port: port(ctx), proto, zero: [0; 5] };
+    // SAFETY: copied out and checked.
+    let Some(peer) = unsafe { SOCK_REV.get(&key) }.copied() else { return ALLOW };
+    if peer.check == peer.sum(&key) && peer.addr.is_v4() == key.addr.is_v4() {
+        F::set_addr(ctx, &peer.addr);
+        set_port(ctx, peer.port);
+    }
+    ALLOW
+}
+
+macro_rules! hook { ($($name:ident: $body:expr;)*) => { $(
+    #[cgroup_sock_addr($name)]
+    pub fn $name(ctx: SockAddrContext) -> i32 {
+        $body(ctx.as_ptr().cast())
+    }
+)* } }
+
+hook! {
+    connect4: connect::<V4>;
+    connect6: connect::<V6>;
+    sendmsg4: sendmsg::<V4>;
+    sendmsg6: sendmsg::<V6>;
+    recvmsg4: restore::<V4>;
+    recvmsg6: restore::<V6>;
+    getpeername4: restore::<V4>;
+    getpeername6: restore::<V6>;
+}

@@ -1,0 +1,27 @@
+//! Time and chance. Both can come from the configuration, so that tests are exact.
+
+use aya_ebpf::helpers::bpf_get_prandom_u32;
+use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
+use heddle_ebpf_common::Config;
+
+/// Monotonic nanoseconds, in steps of 2^30 (about a second).
+#[inline(always)]
+pub fn coarse_now(config: &Config) -> u64 {
+    let now = if config.fixed_time != 0 {
+        config.fixed_time
+    } else {
+        // SAFETY: no argument, no memory.
+        unsafe { bpf_ktime_get_ns() }
+    };
+    now >> 30 << 30
+}
+
+#[inline(always)]
+pub fn random(config: &Config) -> u32 {
+    if config.fixed_random != 0 {
+        config.fixed_random
+    } else {
+        // SAFETY: no argument, no memory.
+        unsafe { bpf_get_prandom_u32() }
+    }
+}

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
 use crate::addr::{FrontendAddr, Protocol};
@@ -50,6 +51,8 @@ pub struct ServiceNode {
     pub overlay: BTreeSet<IpAddr>,
     /// The Ethernet address of its VXLAN device. `None`: no overlay there, `tunnel` is impossible.
     pub mac: Option<Mac>,
+    /// Its pod ranges. What comes out of its tunnel has its source there; and not with another node.
+    pub ranges: BTreeSet<IpNetwork>,
 }
 
 /// What this node must do for services: a pure function of the cluster's objects and this node's name.

@@ -38,6 +38,7 @@ pub fn services(snapshot: &Snapshot, local: &NodeName, vni: u32) -> (ServiceTabl
             // `vxland` gives its device the first address of each range.
             overlay: node.ranges.iter().map(ipnetwork::IpNetwork::network).collect(),
             mac: (!node.ranges.is_empty()).then(|| vtep_mac(name, vni)),
+            ranges: node.ranges.clone(),
         };
         (name.clone(), table)
     });

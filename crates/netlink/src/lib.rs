@@ -11,8 +11,11 @@ pub mod addr;
 mod error;
 pub mod fdb;
 pub mod link;
+#[cfg(feature = "monitor")]
+pub mod monitor;
 pub mod neigh;
 pub mod netns;
+pub mod nft;
 pub mod route;
 mod socket;
 pub mod sysctl;

@@ -262,6 +262,11 @@ impl Socket {
         }
     }
 
+    /// The messages of the datagram that was read last.
+    pub(crate) fn filled(&self) -> impl Iterator<Item = Frame<'_>> {
+        frames(&self.buffer)
+    }
+
     #[cfg(feature = "monitor")]
     pub(crate) fn raw(&self) -> &netlink_sys::Socket {
         &self.inner
@@ -302,7 +307,7 @@ pub(crate) fn acknowledged(
     Err(Error::kernel(operation, object, Errno::from_raw(-code), message))
 }
 
-fn decode(
+pub(crate) fn decode(
     operation: &'static str,
     object: fmt::Arguments<'_>,
     frame: &Frame<'_>,

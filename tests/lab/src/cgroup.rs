@@ -1,0 +1,165 @@
+//! The cgroup of a lab, a node, a pod: what the socket programs of a node are attached to.
+//!
+//! The groups are *threaded* where the kernel lets us (below the group that this process is in), because a
+//! test that opens a socket in a thread must be able to put that thread alone into a node's group.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::error::{Context, Error, Result};
+use crate::owner::{kill_hard, poll_until};
+
+/// A group and the right to put tasks into it.
+#[derive(Clone, Debug)]
+pub struct Cgroup {
+    path: PathBuf,
+    threaded: bool,
+    /// `cgroup.procs`, open: written by a child between fork and exec, when it can open nothing.
+    procs: Arc<File>,
+}
+
+/// Where cgroup2 is mounted, with the group that the mount shows as its root.
+fn mount_point() -> Option<(PathBuf, PathBuf)> {
+    let info = fs::read_to_string("/proc/self/mountinfo").ok()?;
+    info.lines().find_map(|line| {
+        let (mount, kind) = line.split_once(" - ")?;
+        let mut fields = mount.split(' ').skip(3);
+        let (root, at) = (fields.next()?, fields.next()?);
+        kind.starts_with("cgroup2 ").then(|| (PathBuf::from(at), PathBuf::from(root)))
+    })
+}
+
+/// The groups that labs of this machine may be in: our own, and the topmost that we see.
+pub(crate) fn bases() -> Vec<PathBuf> {
+    let Some((at, root)) = mount_point() else { return Vec::new() };
+    let own = fs::read_to_string("/proc/self/cgroup").ok().and_then(|list| {
+        let path = list.lines().find_map(|line| line.strip_prefix("0::"))?;
+        let below = Path::new(path).strip_prefix(&root).ok()?;
+        Some(at.join(below))
+    });
+    let mut bases: Vec<_> = own.into_iter().filter(|dir| dir.is_dir()).collect();
+    if !bases.contains(&at) {
+        bases.push(at);
+    }
+    bases
+}
+
+impl Cgroup {
+    /// A new group called `name` for a lab.
+    ///
+    /// # Errors
+    /// When cgroup2 is not mounted or may not be written.
+    pub(crate) fn for_lab(name: &str) -> Result<Self> {
+        let bases = bases();
+        let mut last =
+            Error::Unsupported("no cgroup2 is mounted (mount -t cgroup2 none /sys/fs/cgroup/unified)".into());
+        for base in bases {
+            match Self::create(base.join(name)) {
+                Ok(group) => return Ok(group),
+                Err(e) => last = e,
+            }
+        }
+        Err(last)
+    }
+
+    fn create(path: PathBuf) -> Result<Self> {
+        match fs::create_dir(&path) {
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(e).context(|| format!("create cgroup {}", path.display()));
+            }
+            _ => {}
+        }
+        let threaded = fs::write(path.join("cgroup.type"), "threaded").is_ok();
+        let procs = OpenOptions::new()
+            .write(true)
+            .open(path.join("cgroup.procs"))
+            .context(|| format!("open cgroup.procs of {}", path.display()))?;
+        Ok(Self { path, threaded, procs: Arc::new(procs) })
+    }
+
+    /// A group below this one; the one that is there, if there is.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn child(&self, name: &str) -> Result<Self> {
+        Self::create(self.path.join(name))
+    }
+
+    /// Where it is on the machine.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Puts the calling thread into the group. Where threads cannot be told apart (the group is not
+    /// threaded) nothing happens: sockets of this thread are then not seen by the node's socket programs.
+    pub(crate) fn join_thread(&self) -> Result<()> {
+        if !self.threaded {
+            return Ok(());
+        }
+        let file = self.path.join("cgroup.threads");
+        OpenOptions::new()
+            .write(true)
+            .open(&file)
+            .and_then(|mut f| f.write_all(b"0"))
+            .context(|| format!("put a thread into {}", file.display()))
+    }
+
+    /// For a child between fork and exec: puts the calling process into the group.
+    pub(crate) fn join_process(&self) -> io::Result<()> {
+        (&*self.procs).write_all(b"0")
+    }
+
+    /// Whether threads can be put into it one by one.
+    pub fn is_threaded(&self) -> bool {
+        self.threaded
+    }
+
+    /// Kills what is in it, and removes it.
+    pub(crate) fn remove(&self) {
+        kill_and_remove(&self.path, Duration::from_secs(10));
+    }
+}
+
+/// The tasks of a group and all below it.
+fn tasks(dir: &Path, found: &mut Vec<i32>) {
+    if let Ok(list) = fs::read_to_string(dir.join("cgroup.threads")) {
+        found.extend(list.lines().filter_map(|line| line.parse::<i32>().ok()));
+    }
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|t| t.is_dir()) {
+            tasks(&entry.path(), found);
+        }
+    }
+}
+
+/// Kills the processes in the group `dir` and below, except this one, and removes it when they are gone.
+pub(crate) fn kill_and_remove(dir: &Path, limit: Duration) {
+    let own = format!("/proc/{}/task", std::process::id());
+    poll_until(limit, || {
+        let mut found = Vec::new();
+        tasks(dir, &mut found);
+        for task in found {
+            // A thread of ours is there only for as long as its closure runs.
+            if !Path::new(&own).join(task.to_string()).exists() {
+                kill_hard(task);
+            }
+        }
+        remove_tree(dir)
+    });
+}
+
+/// Removes empty groups, the innermost first; whether all are gone.
+fn remove_tree(dir: &Path) -> bool {
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|t| t.is_dir()) && !remove_tree(&entry.path()) {
+            return false;
+        }
+    }
+    match fs::remove_dir(dir) {
+        Ok(()) => true,
+        Err(e) => e.kind() == io::ErrorKind::NotFound,
+    }
+}

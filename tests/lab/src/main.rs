@@ -1,0 +1,3 @@
+//! `lab`: the Lab for a person.
+
+fn main() {}

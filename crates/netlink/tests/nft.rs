@@ -44,7 +44,7 @@ fn a_chain_is_ensured_once() {
 
     // A rule with the same comment that does something else is not taken for it.
     let other = Rule { exprs: vec![heddle_netlink::nft::Expr::Counter], ..spoof_rule() };
-    assert!(ensure(&mut nft, &[other.clone()]).unwrap());
+    assert!(ensure(&mut nft, std::slice::from_ref(&other)).unwrap());
     assert!(ensure(&mut nft, &[spoof_rule()]).unwrap());
     // Nor is a chain at another place.
     let moved = Base::filter(Hook::Prerouting, priority::MANGLE);

@@ -6,6 +6,7 @@
 //! Sources: include/uapi/linux/netfilter/nf_tables.h, net/netfilter/nfnetlink.c.
 
 mod batch;
+mod decode;
 pub mod expr;
 mod read;
 mod write;
@@ -18,6 +19,7 @@ use netlink_sys::protocols::NETLINK_NETFILTER;
 use nix::sys::socket::{setsockopt, sockopt};
 
 pub use batch::Batch;
+pub use decode::Action;
 pub use expr::{Expr, Verdict};
 pub use read::{Element, ListedChain, ListedRule, ListedTable};
 

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST};
 
+use super::decode::{self, Action};
 use super::write::Attributes;
 use super::{Base, Family, Hook, Nft, msg};
 use crate::wire::{Frame, attributes, text};
@@ -38,6 +39,8 @@ pub struct ListedRule {
     pub comment: String,
     /// Names of its expressions, in order: `meta`, `cmp`, `fib`, `immediate`.
     pub exprs: Vec<String>,
+    /// What they do, in the same order.
+    pub actions: Vec<Action>,
     /// The verdict at its end: 0 drop, 1 accept, negative: `NFT_JUMP` and so on. `None`: it decides nothing.
     pub verdict: Option<i32>,
     /// Packets that its counter counted, if it has one.
@@ -232,6 +235,7 @@ fn rule(family: Family, frame: &[u8]) -> Option<ListedRule> {
         handle: 0,
         comment: String::new(),
         exprs: Vec::new(),
+        actions: Vec::new(),
         verdict: None,
         packets: None,
     };
@@ -274,6 +278,7 @@ fn expression(rule: &mut ListedRule, element: &[u8]) {
         "counter" => rule.packets = find(data, 2).and_then(long),
         _ => {}
     }
+    rule.actions.push(decode::action(&name, data));
     rule.exprs.push(name);
 }
 

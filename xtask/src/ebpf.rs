@@ -56,6 +56,16 @@ pub fn programs() -> PathBuf {
     root::dir().join("ebpf/programs")
 }
 
+/// Programs that only measure: not part of the object. See `bench`.
+pub fn bench() -> PathBuf {
+    root::dir().join("ebpf/bench")
+}
+
+/// The workspaces that are compiled for the BPF target.
+pub fn workspaces() -> [(&'static str, PathBuf); 2] {
+    [("ebpf/programs", programs()), ("ebpf/bench", bench())]
+}
+
 /// A hash of everything that the object is made from (names and contents, in a fixed order).
 fn fingerprint() -> Result<u64> {
     let mut files = Vec::new();

@@ -18,19 +18,20 @@ pub fn run() -> Result<bool> {
 /// The suite `lint`.
 pub fn lint(suite: &mut Suite) -> Result<()> {
     suite.check("fmt", process::run(cargo::cargo().args(["fmt", "--all", "--check"])));
-    let format_ebpf = process::run(cargo::cargo().args(["fmt", "--check"]).current_dir(ebpf::programs()));
-    suite.check("fmt of ebpf/programs", format_ebpf);
+    for (name, folder) in ebpf::workspaces() {
+        let format = process::run(cargo::cargo().args(["fmt", "--check"]).current_dir(folder));
+        suite.check(&format!("fmt of {name}"), format);
+    }
     let clippy = ["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"];
     suite.check("clippy", process::run(cargo::cargo().args(clippy)));
-    match toolchain::clippy() {
-        Some(mut clippy) => {
-            clippy.args(["--release", "--quiet", "--locked", "--target-dir"]);
-            clippy.arg(ebpf::cargo_target()).args(["--", "-D", "warnings"]).current_dir(ebpf::programs());
-            suite.check("clippy of ebpf/programs", process::run(&mut clippy));
-        }
-        None => {
-            println!("clippy of ebpf/programs: no toolchain here has both clippy and core for the BPF target")
-        }
+    for (name, folder) in ebpf::workspaces() {
+        let Some(mut clippy) = toolchain::clippy() else {
+            println!("clippy of {name}: no toolchain here has both clippy and core for the BPF target");
+            continue;
+        };
+        clippy.args(["--release", "--quiet", "--locked", "--target-dir"]);
+        clippy.arg(ebpf::cargo_target()).args(["--", "-D", "warnings"]).current_dir(folder);
+        suite.check(&format!("clippy of {name}"), process::run(&mut clippy));
     }
     Ok(())
 }

@@ -4,6 +4,7 @@
 //! only installs what is missing. `./x help` lists the commands.
 #![forbid(unsafe_code)]
 
+mod bench;
 mod build;
 mod cargo;
 mod demo;
@@ -39,6 +40,8 @@ enum Command {
     Test(test::Args),
     /// The programs, with the eBPF object inside
     Build(build::Args),
+    /// Figures, each next to a reference measured in the same run
+    Bench(bench::Args),
     /// Formatting, clippy, and the rules of the house
     Lint,
     /// The laboratory of network namespaces: up, a shell in any node, down
@@ -66,6 +69,7 @@ fn run() -> Result<bool> {
         Command::Demo(args) => demo::run("demo", &args)?,
         Command::Test(args) => return test::run(&args),
         Command::Build(args) => build::run(&args)?,
+        Command::Bench(args) => bench::run(&args)?,
         Command::Lint => return lint::run(),
         Command::Lab(args) => demo::run("lab", &args)?,
         Command::BuildEbpf(args) => ebpf::build(&args)?,

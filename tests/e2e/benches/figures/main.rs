@@ -1,0 +1,69 @@
+//! `./x bench [NAME...]`: what things cost, each next to a reference measured in the same run.
+//!
+//! A figure is a median over rounds; in a round everything that is compared runs once, one after the other,
+//! so that whatever else the machine does falls on all of them. Only ratios travel between machines.
+#![forbid(unsafe_code)]
+
+mod addresses;
+mod cpu;
+mod machine;
+mod object;
+mod packet;
+mod samples;
+mod table;
+
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+
+/// A part of the report.
+struct Section {
+    name: &'static str,
+    about: &'static str,
+    run: fn() -> Result<()>,
+}
+
+const SECTIONS: &[Section] = &[Section {
+    name: "addresses",
+    about: "16-byte addresses in all maps, against a second set of maps for IPv4",
+    run: addresses::run,
+}];
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
+    // `cargo bench` adds `--bench`.
+    let wanted: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
+    if wanted.iter().any(|arg| arg == "--help" || arg == "--list") {
+        SECTIONS.iter().for_each(|section| println!("{:<12}{}", section.name, section.about));
+        return Ok(());
+    }
+    if let Some(unknown) = wanted.iter().find(|name| SECTIONS.iter().all(|section| section.name != **name)) {
+        let known: Vec<_> = SECTIONS.iter().map(|section| section.name).collect();
+        bail!("no section `{unknown}`; there are: {}", known.join(", "));
+    }
+    println!("{}", machine::heading());
+    let mut failed = Vec::new();
+    for section in SECTIONS {
+        if !wanted.is_empty() && !wanted.iter().any(|name| name == section.name) {
+            continue;
+        }
+        println!("\n## {}: {}\n", section.name, section.about);
+        if let Err(error) = (section.run)() {
+            println!("no figures: {error:#}");
+            failed.push(section.name);
+        }
+    }
+    if !failed.is_empty() {
+        bail!("without figures: {}", failed.join(", "));
+    }
+    Ok(())
+}

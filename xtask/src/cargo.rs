@@ -52,7 +52,7 @@ impl Metadata {
     /// Of the workspace whose manifest is `manifest`, with everything it depends on for Linux.
     pub fn read(manifest: &Path) -> Result<Self> {
         let output = cargo()
-            .args(["metadata", "--format-version", "1", "--locked"])
+            .args(["metadata", "--format-version", "1", "--locked", "--quiet"])
             .args(["--filter-platform", "x86_64-unknown-linux-gnu", "--manifest-path"])
             .arg(manifest)
             .stderr(Stdio::inherit())

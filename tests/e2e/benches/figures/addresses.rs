@@ -35,7 +35,6 @@ const STEPS: &[(&str, &str, u16, u32)] = &[
 ];
 
 pub fn run() -> Result<()> {
-    cpu::pin()?;
     println!(
         "Nanoseconds per packet, net of an empty program; {FRONTENDS} frontends and {FLOWS} flows of one family; \
          {ROUNDS} interleaved rounds of {RUNS} runs. `hot`: always the same flow; `all`: all flows in turn. \
@@ -43,6 +42,12 @@ pub fn run() -> Result<()> {
         size_of::<FrontendKey>(),
         size_of::<Tuple>(),
     );
+    cpu::pinned(lookups)?;
+    println!();
+    sizes()
+}
+
+fn lookups() -> Result<()> {
     let mut table = Table::new(&["", "one", "min-max", "two", "min-max", "one - two", "one : two"]);
     for v4 in [true, false] {
         let mut ebpf = object::load(OBJECT)?;
@@ -54,8 +59,7 @@ pub fn run() -> Result<()> {
         }
     }
     table.print();
-    println!();
-    sizes()
+    Ok(())
 }
 
 fn measure(ebpf: &mut Ebpf, v4: bool, heat: &str, table: &mut Table) -> Result<()> {

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod addresses;
+mod cni;
 mod cpu;
 mod machine;
 mod object;
@@ -23,11 +24,14 @@ struct Section {
     run: fn() -> Result<()>,
 }
 
-const SECTIONS: &[Section] = &[Section {
-    name: "addresses",
-    about: "16-byte addresses in all maps, against a second set of maps for IPv4",
-    run: addresses::run,
-}];
+const SECTIONS: &[Section] = &[
+    Section {
+        name: "addresses",
+        about: "16-byte addresses in all maps, against a second set of maps for IPv4",
+        run: addresses::run,
+    },
+    Section { name: "cni", about: "ADD and DEL of heddle, against ptp with host-local", run: cni::run },
+];
 
 fn main() -> ExitCode {
     match run() {

@@ -127,6 +127,7 @@ impl Builder {
         let (cgroup, spawner) = (&frame.cgroup, &frame.spawner);
         let place = |name: &str| -> Result<Place> {
             let group = cgroup.child(name)?;
+            group.child("pods")?;
             let (net, mounts) = own_namespaces(&group, &frame.dir)?;
             Ok(Place::new(name, net, Some(mounts), group, Arc::clone(spawner)))
         };

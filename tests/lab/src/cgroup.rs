@@ -135,18 +135,20 @@ fn tasks(dir: &Path, found: &mut Vec<i32>) {
     }
 }
 
+/// The tasks of the group `dir` and all below it, without the threads of this process.
+pub(crate) fn tasks_of(dir: &Path) -> Vec<i32> {
+    let own = format!("/proc/{}/task", std::process::id());
+    let mut found = Vec::new();
+    tasks(dir, &mut found);
+    // A thread of ours is there only for as long as its closure runs.
+    found.retain(|task| !Path::new(&own).join(task.to_string()).exists());
+    found
+}
+
 /// Kills the processes in the group `dir` and below, except this one, and removes it when they are gone.
 pub(crate) fn kill_and_remove(dir: &Path, limit: Duration) {
-    let own = format!("/proc/{}/task", std::process::id());
     poll_until(limit, || {
-        let mut found = Vec::new();
-        tasks(dir, &mut found);
-        for task in found {
-            // A thread of ours is there only for as long as its closure runs.
-            if !Path::new(&own).join(task.to_string()).exists() {
-                kill_hard(task);
-            }
-        }
+        tasks_of(dir).into_iter().for_each(kill_hard);
         remove_tree(dir)
     });
 }

@@ -85,6 +85,11 @@ impl MountNs {
         chroot(".")
     }
 
+    /// A path to it that any process of root can open while this one lives.
+    pub(crate) fn path(&self) -> String {
+        proc_path(&self.ns)
+    }
+
     /// A path to its root directory that any process of root can open while this one lives.
     pub(crate) fn root_path(&self) -> String {
         proc_path(&self.root)

@@ -145,6 +145,11 @@ impl Place {
         }
     }
 
+    /// Paths to its mount namespace and to its root directory, for processes of root.
+    pub(crate) fn mount_paths(&self) -> Option<(String, String)> {
+        self.mounts.as_ref().map(|mounts| (mounts.path(), mounts.root_path()))
+    }
+
     /// Where a file of this place's mount namespace can be opened from this process.
     pub fn path(&self, inside: &str) -> PathBuf {
         let root = self.mounts.as_ref().map_or_else(|| "/".into(), MountNs::root_path);

@@ -73,8 +73,8 @@ pub enum What {
     Conflict { frontend: FrontendAddr, winner: ServiceName },
     /// The node has no address of the family that the overlay runs over.
     NoUnderlayAddress { family: &'static str },
-    /// Two sources, or two files, describe the object; what `by` says does not count.
-    Duplicate { by: String, winner: String },
+    /// Two sources, or two files, describe one object; what the `loser` says of it does not count.
+    Duplicate { loser: String, winner: String },
     /// Not built yet; what happens instead.
     NotBuilt { feature: String, instead: String },
     /// In a source's or a dataplane's own words.
@@ -102,8 +102,8 @@ impl fmt::Display for What {
                     "not reached by the overlay: the node has no {family} address, and the overlay runs over {family}"
                 )
             }
-            Self::Duplicate { by, winner } => {
-                write!(f, "ignored in {by}: {winner} describes the same object")
+            Self::Duplicate { loser, winner } => {
+                write!(f, "{loser} ignored: {winner} describes the same object")
             }
             Self::NotBuilt { feature, instead } => write!(f, "{feature} is not built yet: {instead}"),
             Self::Said(text) => f.write_str(text),

@@ -188,7 +188,10 @@ impl Merge<'_, '_> {
             let object = object(key.clone());
             match self.owners.get(&object) {
                 Some(winner) => {
-                    let what = What::Duplicate { by: self.source.to_owned(), winner: (*winner).to_owned() };
+                    let what = What::Duplicate {
+                        loser: format!("what {} says", self.source),
+                        winner: (*winner).to_owned(),
+                    };
                     self.problems.insert(Problem::new(object, what));
                 }
                 None => {
@@ -257,7 +260,7 @@ mod tests {
         let snapshot = store.snapshot();
         assert_eq!(snapshot.nodes[&NodeName("n1".into())].created, Created(1));
         let problems: Vec<_> = snapshot.problems.iter().map(ToString::to_string).collect();
-        assert_eq!(problems, ["node n1: ignored in b: a describes the same object"]);
+        assert_eq!(problems, ["node n1: what b says ignored: a describes the same object"]);
     }
 
     #[derive(Default)]

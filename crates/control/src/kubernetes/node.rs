@@ -1,0 +1,39 @@
+//! Node (core/v1).
+
+use heddle_model::{Node, NodeName};
+use ipnetwork::IpNetwork;
+
+use super::cursor::Cursor;
+use super::{Key, Meta, Value};
+use crate::tree::Error;
+
+pub fn node(object: &Cursor<'_>) -> Result<(Key, Value), Error> {
+    let meta = Meta::of(object)?;
+    let mut addresses = Vec::new();
+    if let Some(status) = object.get("status")? {
+        for address in status.list("addresses")? {
+            if address.text_at("type")? == Some("InternalIP") {
+                addresses.push(address.need("address")?.parse("IP address")?);
+            }
+        }
+    }
+    let mut pod_ranges = Vec::new();
+    if let Some(spec) = object.get("spec")? {
+        // `podCIDR` is the first of `podCIDRs`, for clients that know one only.
+        let list = spec.list("podCIDRs")?;
+        for range in if list.is_empty() { spec.get("podCIDR")?.into_iter().collect() } else { list } {
+            pod_ranges.push(range_of(&range)?);
+        }
+    }
+    let node = Node { name: NodeName(meta.name.clone()), created: meta.created, addresses, pod_ranges };
+    Ok((Key::Node(meta.name), Value::Node(node)))
+}
+
+fn range_of(at: &Cursor<'_>) -> Result<IpNetwork, Error> {
+    let range: IpNetwork = at.parse("range of addresses")?;
+    // `IpNetwork` takes a bare address for a range of one.
+    match at.text()?.contains('/') {
+        true => Ok(range),
+        false => Err(at.error("not a range of addresses: the prefix length is missing")),
+    }
+}

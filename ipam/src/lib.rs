@@ -1,1 +1,40 @@
-//! Host-local address management: the library, and later the CNI IPAM plugin.
+//! Host-local address management: which address of this node's ranges belongs to which interface of
+//! which container, kept in files.
+//!
+//! The files are those of the CNI reference plugin `host-local`, so that either program can take over
+//! from the other on a living node:
+//!
+//! | `<dataDir>/<network>/` | |
+//! |---|---|
+//! | `<address>` | a lease; holds `containerID\r\nifname` |
+//! | `last_reserved_ip.<n>` | the address that range set `n` gave last: the next one is looked for after it |
+//! | `lock` | locked by `flock(2)` while anything here changes |
+//! | `.heddle/` | ours; the reference plugin reads these files too (it looks for a container's id in every file below its directory), but finds no container in them |
+//! | `.heddle/boot` | the boot that our leases belong to |
+//! | `.heddle/<hash>` | which addresses an interface holds, so that nobody has to read all leases |
+//!
+//! What is guaranteed:
+//! - An address is given to one interface at a time, whatever dies when. A lease appears with its
+//!   content or not at all (`O_TMPFILE`, then `linkat`); an empty lease, which the reference plugin leaves
+//!   behind when it is killed at the wrong moment and never frees, cannot come from us and is reclaimed.
+//! - Nothing of a pod survives a reboot, so no lease does: our leases have mode 0400, the reference
+//!   plugin's are writable, and when the boot changes ours are swept. Theirs are left to their owners.
+//! - Giving and taking back an address costs the same whether ten or 60,000 are leased.
+//! - Addresses go round: one that was given back comes last.
+//! - File names come from parsed addresses and hashes, never from text that somebody sent.
+#![forbid(unsafe_code)]
+
+mod allocate;
+mod config;
+mod error;
+mod lock;
+mod owner;
+mod range;
+mod store;
+
+pub use allocate::Allocation;
+pub use config::{Config, Pool, Route};
+pub use error::{Error, Result};
+pub use owner::{Network, Owner};
+pub use range::{Range, RangeConfig, RangeSet};
+pub use store::{Locked, Store};

@@ -1,0 +1,299 @@
+//! Leases on a real file system: the reference plugin's format, reboots, full ranges, hostile neighbours.
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::net::IpAddr;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use heddle_ipam::{Config, Error, Network, Owner, Pool, Store};
+use tempfile::TempDir;
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+struct Bench {
+    dir: TempDir,
+    pool: Pool,
+}
+
+impl Bench {
+    fn new(ipam: &str) -> Self {
+        let pool = serde_json::from_str::<Config>(ipam).unwrap().pool().unwrap();
+        Self { dir: tempfile::tempdir().unwrap(), pool }
+    }
+
+    fn store(&self, boot: &str) -> Store {
+        Store::open(self.dir.path(), &Network::new("net").unwrap(), boot, false).unwrap()
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join("net").join(name)
+    }
+
+    fn add(&self, container: &str) -> Result<Vec<String>, Error> {
+        self.add_at("boot-1", container, &[])
+    }
+
+    fn add_at(&self, boot: &str, container: &str, requested: &[&str]) -> Result<Vec<String>, Error> {
+        let requested: Vec<IpAddr> = requested.iter().map(|ip| ip.parse().unwrap()).collect();
+        let store = self.store(boot);
+        let given = store.lock(PATIENCE)?.allocate(&owner(container), &self.pool.sets, &requested)?;
+        Ok(given.iter().map(|given| given.ip.to_string()).collect())
+    }
+
+    fn del(&self, container: &str) -> usize {
+        let store = self.store("boot-1");
+        store.lock(PATIENCE).unwrap().release(&owner(container)).unwrap().len()
+    }
+
+    /// Names of all files, but for the lock and what only the order depends on.
+    fn files(&self) -> BTreeSet<String> {
+        let names =
+            |dir: PathBuf| fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+        names(self.path(""))
+            .chain(names(self.path(".heddle")))
+            .filter(|n| {
+                !n.starts_with("last_reserved_ip.") && !["lock", ".heddle", "boot"].contains(&n.as_str())
+            })
+            .collect()
+    }
+}
+
+fn owner(container: &str) -> Owner {
+    Owner::new(container, "eth0").unwrap()
+}
+
+const DUAL: &str = r#"{"ranges":[[{"subnet":"10.1.0.0/24"}],[{"subnet":"fd00:1::/64"}]]}"#;
+const SMALL: &str = r#"{"subnet":"10.1.0.0/29"}"#;
+
+#[test]
+fn a_lease_is_what_the_reference_plugin_writes() {
+    let bench = Bench::new(DUAL);
+    assert_eq!(bench.add("abc").unwrap(), ["10.1.0.2/24", "fd00:1::2/64"]);
+    assert_eq!(fs::read_to_string(bench.path("10.1.0.2")).unwrap(), "abc\r\neth0");
+    assert_eq!(fs::read_to_string(bench.path("fd00:1::2")).unwrap(), "abc\r\neth0");
+    assert_eq!(fs::read_to_string(bench.path("last_reserved_ip.0")).unwrap(), "10.1.0.2");
+    assert_eq!(fs::read_to_string(bench.path("last_reserved_ip.1")).unwrap(), "fd00:1::2");
+    assert!(bench.path("lock").is_file());
+    assert_eq!(bench.del("abc"), 2);
+    assert!(bench.files().is_empty(), "{:?}", bench.files());
+    assert_eq!(bench.del("abc"), 0, "again is no error");
+}
+
+#[test]
+fn fault_033_the_same_owner_gets_the_same_addresses() {
+    let bench = Bench::new(DUAL);
+    let first = bench.add("abc").unwrap();
+    assert_eq!(bench.add("abc").unwrap(), first);
+    assert_eq!(bench.files().len(), 3, "two leases and a note: {:?}", bench.files());
+}
+
+#[test]
+fn fault_034_two_interfaces_of_one_container_are_two_owners() {
+    let bench = Bench::new(SMALL);
+    let store = bench.store("boot-1");
+    let second = Owner::new("abc", "eth1").unwrap();
+    bench.add("abc").unwrap();
+    let given = store.lock(PATIENCE).unwrap().allocate(&second, &bench.pool.sets, &[]).unwrap();
+    assert_eq!(given[0].ip.to_string(), "10.1.0.3/29");
+    assert_eq!(bench.del("abc"), 1);
+    assert_eq!(store.lock(PATIENCE).unwrap().held(&second).unwrap().len(), 1);
+}
+
+#[test]
+fn fault_035_a_lease_is_freed_whatever_became_of_the_configuration() {
+    let mut bench = Bench::new(SMALL);
+    bench.add("abc").unwrap();
+    bench.pool = Bench::new(r#"{"subnet":"192.168.0.0/24"}"#).pool;
+    assert_eq!(bench.del("abc"), 1);
+}
+
+#[test]
+fn addresses_go_round() {
+    let bench = Bench::new(SMALL);
+    let mut seen = Vec::new();
+    for n in 0..7 {
+        seen.push(bench.add(&format!("c{n}")).unwrap().remove(0));
+        bench.del(&format!("c{n}"));
+    }
+    let wanted = [2, 3, 4, 5, 6, 2, 3].map(|n| format!("10.1.0.{n}/29"));
+    assert_eq!(seen, wanted);
+}
+
+#[test]
+fn fault_039_a_full_range_says_who_holds_it_and_recovers() {
+    let bench = Bench::new(SMALL);
+    for n in 0..5 {
+        bench.add(&format!("c{n}")).unwrap();
+    }
+    let error = bench.add("late").unwrap_err();
+    assert!(matches!(error, Error::Exhausted { .. }));
+    let text = error.to_string();
+    assert!(text.contains("no free address in 10.1.0.0/29 (10.1.0.1 to 10.1.0.6)"), "{text}");
+    assert!(text.contains("5 leases of 5 containers (c0: 1, c1: 1, c2: 1, ...)"), "{text}");
+    assert_eq!(bench.del("late"), 0, "nothing half given stays");
+    bench.del("c3");
+    assert_eq!(bench.add("late").unwrap(), ["10.1.0.5/29"]);
+}
+
+#[test]
+fn fault_039_a_full_range_of_16000_says_so_at_once() {
+    let bench = Bench::new(r#"{"subnet":"10.0.0.0/18"}"#);
+    let store = bench.store("boot-1");
+    drop(store.lock(PATIENCE).unwrap());
+    for n in 2..16_383u32 {
+        let ip = IpAddr::from((0x0a00_0000 + n).to_be_bytes());
+        fs::write(bench.path(&ip.to_string()), "other\r\neth0").unwrap();
+    }
+    let start = Instant::now();
+    let error = bench.add("late").unwrap_err().to_string();
+    let took = start.elapsed();
+    assert!(error.contains("16381 leases"), "{error}");
+    assert!(took < Duration::from_millis(500), "{took:?}");
+    // One is freed, far from where the search begins.
+    fs::remove_file(bench.path("10.0.32.77")).unwrap();
+    assert_eq!(bench.add("late").unwrap(), ["10.0.32.77/18"]);
+}
+
+#[test]
+fn a_set_that_is_full_leaves_nothing_of_the_others() {
+    let bench = Bench::new(r#"{"ranges":[[{"subnet":"10.1.0.0/24"}],[{"subnet":"10.2.0.0/30"}]]}"#);
+    bench.add("one").unwrap();
+    let before = bench.files();
+    bench.add("two").unwrap_err();
+    assert_eq!(bench.files(), before);
+}
+
+#[test]
+fn fault_022_a_requested_address_is_given_only_if_it_can_be() {
+    let bench = Bench::new(SMALL);
+    assert_eq!(bench.add_at("boot-1", "a", &["10.1.0.5"]).unwrap(), ["10.1.0.5/29"]);
+    let refused = |ip: &str| bench.add_at("boot-1", "b", &[ip]).unwrap_err().to_string();
+    assert!(refused("10.1.0.5").contains("leased to a eth0"));
+    assert!(refused("10.1.0.1").contains("it is the gateway"));
+    assert!(refused("10.1.0.0").contains("none of the ranges"));
+    assert!(refused("192.168.0.1").contains("none of the ranges"));
+    assert_eq!(bench.files().len(), 2);
+}
+
+#[test]
+fn fault_036_many_at_once_get_different_addresses() {
+    let bench = Bench::new(r#"{"subnet":"10.1.0.0/22"}"#);
+    let given = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..16)
+            .map(|t| {
+                let bench = &bench;
+                scope.spawn(move || {
+                    (0..20)
+                        .map(|n| {
+                            let name = format!("c{t}-{n}");
+                            let ip = bench.add(&name).unwrap().remove(0);
+                            if n % 2 == 0 {
+                                bench.del(&name);
+                                return None;
+                            }
+                            Some(ip)
+                        })
+                        .collect::<Vec<_>>()
+                })
+            })
+            .collect();
+        threads.into_iter().flat_map(|thread| thread.join().unwrap()).flatten().collect::<Vec<_>>()
+    });
+    let unique: BTreeSet<_> = given.iter().collect();
+    assert_eq!((unique.len(), given.len()), (160, 160));
+    assert_eq!(bench.files().len(), 320);
+}
+
+#[test]
+fn fault_038_a_lock_that_is_not_let_go_is_waited_for_in_vain_but_not_for_ever() {
+    let bench = Bench::new(SMALL);
+    bench.add("a").unwrap();
+    let holder = fs::File::open(bench.path("lock")).unwrap();
+    holder.lock().unwrap();
+    let store = bench.store("boot-1");
+    let error = store.lock(Duration::from_millis(50)).unwrap_err();
+    assert!(error.to_string().contains("another program has held it"), "{error}");
+    holder.unlock().unwrap();
+    store.lock(PATIENCE).unwrap();
+    // Deleted, it is made again.
+    fs::remove_file(bench.path("lock")).unwrap();
+    store.lock(PATIENCE).unwrap();
+    fs::remove_file(bench.path("lock")).unwrap();
+    fs::create_dir(bench.path("lock")).unwrap();
+    assert!(matches!(store.lock(PATIENCE).unwrap_err(), Error::Io { .. }));
+}
+
+#[test]
+fn fault_046_strange_things_at_an_address_cost_only_that_address() {
+    let bench = Bench::new(r#"{"subnet":"10.1.0.0/28"}"#);
+    drop(bench.store("boot-1").lock(PATIENCE).unwrap());
+    fs::write(bench.path("10.1.0.2"), "").unwrap();
+    fs::create_dir(bench.path("10.1.0.3")).unwrap();
+    symlink("/etc/passwd", bench.path("10.1.0.4")).unwrap();
+    symlink("nowhere", bench.path("10.1.0.5")).unwrap();
+    fs::write(bench.path("10.1.0.6"), [0xff, 0xfe]).unwrap();
+    fs::write(bench.path("10.1.0.7"), "garbage").unwrap();
+    nix::unistd::mkfifo(&bench.path("10.1.0.8"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    fs::write(bench.path("010.1.0.9"), "not an address").unwrap();
+    assert_eq!(bench.add("a").unwrap(), ["10.1.0.2/28"], "an empty lease is nobody's");
+    assert_eq!(bench.add("b").unwrap(), ["10.1.0.9/28"]);
+    assert_eq!(bench.del("a") + bench.del("b"), 2);
+    assert!(fs::read_to_string("/etc/passwd").unwrap().contains("root"));
+}
+
+#[test]
+fn fault_048_a_reboot_frees_our_leases_and_only_ours() {
+    let bench = Bench::new(SMALL);
+    bench.add("old").unwrap();
+    fs::write(bench.path("10.1.0.4"), "theirs\r\neth0").unwrap();
+    assert_eq!(fs::metadata(bench.path("10.1.0.2")).unwrap().permissions().mode() & 0o777, 0o400);
+    assert_eq!(bench.add_at("boot-2", "new", &[]).unwrap(), ["10.1.0.3/29"]);
+    assert!(!bench.path("10.1.0.2").exists(), "what an earlier boot left is free");
+    assert!(bench.path("10.1.0.4").exists(), "what another program left is not ours to free");
+    assert_eq!(bench.files().len(), 3, "{:?}", bench.files());
+}
+
+#[test]
+fn fault_049_the_last_address_may_be_missing_or_nonsense() {
+    let bench = Bench::new(SMALL);
+    for (n, content) in ["", "garbage", "10.9.9.9", "fd00::1", "10.1.0.6"].into_iter().enumerate() {
+        drop(bench.store("boot-1").lock(PATIENCE).unwrap());
+        fs::write(bench.path("last_reserved_ip.0"), content).unwrap();
+        assert_eq!(bench.add(&format!("c{n}")).unwrap(), ["10.1.0.2/29"], "{content:?}");
+        bench.del(&format!("c{n}"));
+    }
+}
+
+#[test]
+fn fault_051_leases_of_the_reference_plugin_are_kept_and_freed() {
+    let bench = Bench::new(SMALL);
+    fs::create_dir(bench.path("")).unwrap();
+    fs::write(bench.path("10.1.0.2"), "abc\r\neth0").unwrap();
+    fs::write(bench.path("10.1.0.3"), "ancient").unwrap();
+    fs::write(bench.path("last_reserved_ip.0"), "10.1.0.2").unwrap();
+    assert_eq!(bench.add("new").unwrap(), ["10.1.0.4/29"]);
+    assert_eq!(bench.del("abc"), 1);
+    assert_eq!(bench.del("ancient"), 1, "before there were interface names in leases");
+    assert_eq!(bench.files().len(), 2);
+}
+
+#[test]
+fn fault_s1_a_network_directory_that_is_a_symlink_is_not_followed() {
+    let bench = Bench::new(SMALL);
+    let elsewhere = tempfile::tempdir().unwrap();
+    symlink(elsewhere.path(), bench.dir.path().join("net")).unwrap();
+    let error = Store::open(bench.dir.path(), &Network::new("net").unwrap(), "boot-1", false).unwrap_err();
+    assert!(matches!(error, Error::Io { .. }), "{error}");
+    assert_eq!(fs::read_dir(elsewhere.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn durable_leases_work_too() {
+    let bench = Bench::new(SMALL);
+    let store = Store::open(bench.dir.path(), &Network::new("net").unwrap(), "boot-1", true).unwrap();
+    let given = store.lock(PATIENCE).unwrap().allocate(&owner("a"), &bench.pool.sets, &[]).unwrap();
+    assert_eq!(given.len(), 1);
+}

@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
-use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
 use crate::addr::{FrontendAddr, Protocol};
@@ -50,9 +49,6 @@ pub struct ServiceNode {
     pub addresses: BTreeSet<IpAddr>,
     /// Its addresses inside the overlay (one a family); the source of `snat` there.
     pub overlay: BTreeSet<IpAddr>,
-    /// Its pod ranges: what comes out of the tunnel from this node must have a source in one of them.
-    #[serde(default)]
-    pub ranges: BTreeSet<IpNetwork>,
     /// The Ethernet address of its VXLAN device. `None`: no overlay there, `tunnel` is impossible.
     pub mac: Option<Mac>,
     /// Its pod ranges. What comes out of its tunnel has its source there; and not with another node.

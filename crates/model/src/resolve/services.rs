@@ -35,7 +35,6 @@ pub fn services(snapshot: &Snapshot, local: &NodeName, vni: u32) -> (ServiceTabl
     let nodes = nodes.accepted.iter().map(|(name, node)| {
         let table = ServiceNode {
             addresses: node.addresses.iter().copied().collect(),
-            ranges: node.ranges.clone(),
             // `vxland` gives its device the first address of each range.
             overlay: node.ranges.iter().map(ipnetwork::IpNetwork::network).collect(),
             mac: (!node.ranges.is_empty()).then(|| vtep_mac(name, vni)),

@@ -93,6 +93,14 @@ impl Cluster {
         for node in lab.nodes() {
             lab.manifests().node(node)?;
         }
+        Self::on(lab, plan)
+    }
+
+    /// The same on a lab that stands, whose manifests declare its nodes.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn on(lab: Lab, plan: Plan) -> Result<Self> {
         let none = || lab.nodes().iter().map(|_| None).collect();
         let mut cluster = Self { vxland: none(), proxyd: none(), plan, lab };
         cluster.start_everywhere("vxland")?;

@@ -82,10 +82,13 @@ fn vanishes_after(signal: Signal) -> Result<()> {
     let mut stranger = lab(&temp, &["shell", "n1", "--", "sleep", "1000"]).spawn().expect("it starts");
     let inside = format!("net:[{}]", description.places[0].net_inode);
     let its_net = format!("/proc/{}/ns/net", stranger.id());
-    eventually("a shell in n1", SOON, || Ok(fs::read_link(&its_net).is_ok_and(|l| l == Path::new(&inside))))?;
+    let arrived = eventually("a shell in n1", SOON, || {
+        Ok(fs::read_link(&its_net).is_ok_and(|l| l == Path::new(&inside)))
+    });
     kill(Pid::from_raw(child.id().try_into().expect("a pid")), signal).expect("it is there");
     child.wait().expect("it is our child");
     stranger.wait().expect("it is our child");
+    arrived?;
     assert_gone(&description)
 }
 

@@ -22,6 +22,21 @@ fn failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
     move |source| Error { what, path, source }
 }
 
+/// Whether an instance of `program` runs, ready or not.
+pub fn is_running(dir: &Path, program: &str) -> Result<bool, Error> {
+    let path = dir.join(format!("{program}.lock"));
+    let file = match OpenOptions::new().append(true).open(&path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(failed("open", &path)(error)),
+    };
+    match Flock::lock(file, FlockArg::LockSharedNonblock) {
+        Ok(_) => Ok(false),
+        Err((_, Errno::EWOULDBLOCK)) => Ok(true),
+        Err((_, error)) => Err(failed("lock", &path)(error.into())),
+    }
+}
+
 /// This program's place in the run directory, held until it is dropped (or the process dies).
 #[derive(Debug)]
 pub struct Instance {
@@ -93,12 +108,14 @@ mod tests {
         fs::create_dir(&run).unwrap();
         let file = run.join("p.ready");
         fs::write(&file, "stale").unwrap();
+        assert!(!is_running(&run, "p").unwrap());
         let instance = Instance::take(&run, "p", || panic!("nobody holds it")).unwrap();
         assert!(!file.exists(), "the one left behind is gone");
+        assert!(is_running(&run, "p").unwrap());
         instance.ready().unwrap();
         assert_eq!(fs::read_to_string(&file).unwrap(), format!("{}\n", std::process::id()));
         drop(instance);
-        assert!(!file.exists());
+        assert!(!file.exists() && !is_running(&run, "p").unwrap());
     }
 
     #[test]

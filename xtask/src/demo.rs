@@ -18,7 +18,7 @@ pub struct Args {
     args: Vec<String>,
 }
 
-/// The commands `demo` and `lab`: build, then hand over to the program `name`.
+/// The commands `demo` and `lab`: build, then hand over to `lab`.
 pub fn run(name: &str, args: &Args) -> Result<()> {
     let programs = build::programs(Profile::Dev)?;
     process::run(command(name, &programs)?.args(&args.args))
@@ -30,13 +30,14 @@ pub fn suite(suite: &mut Suite, programs: &Path) -> Result<()> {
     Ok(())
 }
 
+/// `lab`, or its story `lab demo`.
 fn command(name: &str, programs: &Path) -> Result<Command> {
-    let program = programs.join(name);
+    let program = programs.join("lab");
     if !program.exists() {
         bail!("there is no program {}", program.display());
     }
     let program = program.canonicalize().with_context(|| format!("cannot find {}", program.display()))?;
     let mut command = Command::new(program);
-    command.env("HEDDLE_BIN_DIR", programs);
+    command.env("HEDDLE_BIN_DIR", programs).args((name == "demo").then_some("demo"));
     Ok(command)
 }

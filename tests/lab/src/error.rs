@@ -1,7 +1,7 @@
 //! What can go wrong while a lab is built or used.
 
 use std::fmt;
-use std::io;
+use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
@@ -74,18 +74,10 @@ pub(crate) fn mkdir(path: impl AsRef<Path>) -> Result<()> {
     std::fs::create_dir_all(path).context(|| format!("create directory {}", path.display()))
 }
 
-/// Ends a test that this machine cannot run, by name. Under `CI=true` that is a failure, unless
-/// `HEDDLE_SKIPS=allowed` says that another run (in a VM with another kernel) covers it.
-///
-/// # Errors
-/// As said.
-pub fn skip(reason: &str) -> Result<()> {
+/// Says, past libtest's capture, that this test cannot run on this machine; the test then returns. `./x test`
+/// lists what was skipped, and fails under `CI=true`.
+pub fn skip(reason: &str) {
     let thread = std::thread::current();
-    let name = thread.name().unwrap_or("a test");
-    let set = |variable: &str, value: &str| std::env::var(variable).is_ok_and(|v| v == value);
-    if set("CI", "true") && !set("HEDDLE_SKIPS", "allowed") {
-        return Err(Error::Unsupported(format!("{reason}; and under CI=true nothing is skipped")));
-    }
-    eprintln!("skipped: {name}: {reason}");
-    Ok(())
+    let line = format!("skipped: {}: {reason}\n", thread.name().unwrap_or("a test"));
+    let _ = io::stderr().write_all(line.as_bytes());
 }

@@ -1,0 +1,255 @@
+//! Collects flows that are over: the map `ct` forgets nothing by itself.
+//!
+//! A thread of its own goes through the map every [`INTERVAL`]; the loop never waits for it. Nothing is
+//! lost when it does not run (the daemon is dead): a full map refuses new flows and counts them.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use heddle_bpf::{Maps, Pins};
+use heddle_ebpf_common::{
+    BACKEND_ACTIVE, BACKEND_DRAINING, Backend, CT_ANSWERED, CT_FIN, CT_RST, Flow, Tuple,
+};
+use heddle_model::Protocol;
+use nix::time::{ClockId, clock_gettime};
+
+/// Time between two passes.
+pub const INTERVAL: Duration = Duration::from_secs(5);
+
+/// How long a flow without a packet is kept, by what it is. The programs note the time of a packet in steps of
+/// about a second.
+pub mod idle {
+    use std::time::Duration;
+
+    /// An established TCP connection: one that speaks once a day lives.
+    pub const TCP_ESTABLISHED: Duration = Duration::from_secs(25 * 60 * 60);
+    /// A SYN without an answer: the client's last retry comes after 63 s (tcp_syn_retries 6: 127 s in all).
+    pub const TCP_UNANSWERED: Duration = Duration::from_secs(130);
+    /// One side has sent its FIN: the other may go on sending for as long as it does send.
+    pub const TCP_HALF_CLOSED: Duration = Duration::from_secs(15 * 60);
+    /// Both have: retransmissions of the last segments (TIME_WAIT takes as long).
+    pub const TCP_CLOSED: Duration = Duration::from_secs(60);
+    /// A RST ends it at once; late segments of the other side still find their way.
+    pub const TCP_RESET: Duration = Duration::from_secs(10);
+    /// Its backend is gone: kept to answer the client's next segment with a RST.
+    pub const TCP_STALE: Duration = Duration::from_secs(15 * 60);
+    /// A datagram without an answer, and a conversation (as nf_conntrack_udp_timeout and _stream).
+    pub const UDP_UNANSWERED: Duration = Duration::from_secs(30);
+    pub const UDP_ANSWERED: Duration = Duration::from_secs(180);
+}
+
+/// Whether a flow's backend is no longer what it was.
+fn is_stale(flow: &Flow, backends: &impl Fn(u32) -> Option<Backend>) -> bool {
+    backends(flow.backend).is_none_or(|backend| {
+        backend.generation != flow.generation || !matches!(backend.state, BACKEND_ACTIVE | BACKEND_DRAINING)
+    })
+}
+
+/// How long the flow may be without a packet. `flags` are those of both directions together.
+fn patience(proto: u8, flags: u32, fins: usize, stale: bool) -> Duration {
+    let answered = flags & CT_ANSWERED != 0;
+    match Protocol::from_number(proto) {
+        Some(Protocol::Tcp) if stale => idle::TCP_STALE,
+        _ if stale => Duration::ZERO,
+        Some(Protocol::Tcp) if flags & CT_RST != 0 => idle::TCP_RESET,
+        Some(Protocol::Tcp) if fins == 2 => idle::TCP_CLOSED,
+        Some(Protocol::Tcp) if !answered => idle::TCP_UNANSWERED,
+        Some(Protocol::Tcp) if fins == 1 => idle::TCP_HALF_CLOSED,
+        Some(Protocol::Tcp) => idle::TCP_ESTABLISHED,
+        _ if answered => idle::UDP_ANSWERED,
+        _ => idle::UDP_UNANSWERED,
+    }
+}
+
+/// Of `entries`, those that are over at `now` (nanoseconds of CLOCK_MONOTONIC), both entries of a flow
+/// together. An entry without its other one is over too, if it did not appear this moment.
+pub fn over(
+    entries: &[(Tuple, Flow)],
+    now: u64,
+    backends: impl Fn(u32) -> Option<Backend>,
+) -> Vec<(Tuple, Flow)> {
+    let index: BTreeMap<&Tuple, &Flow> = entries.iter().map(|(key, flow)| (key, flow)).collect();
+    let ended = entries.iter().filter(|(key, flow)| {
+        let peer = index.get(&flow.peer()).filter(|peer| peer.peer() == *key);
+        let both = [Some(flow), peer.copied()];
+        let flags = both.iter().flatten().fold(0, |flags, flow| flags | flow.flags);
+        let fins = both.iter().flatten().filter(|flow| flow.flags & CT_FIN != 0).count();
+        let seen = both.iter().flatten().map(|flow| flow.seen).max().unwrap_or(0);
+        let patience = match peer {
+            Some(_) => patience(key.proto, flags, fins, is_stale(flow, &backends)),
+            None => idle::TCP_RESET,
+        };
+        Duration::from_nanos(now.saturating_sub(seen)) > patience
+    });
+    ended.copied().collect()
+}
+
+/// How full the conntrack maps were at the last pass.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Sizes {
+    /// Entries (two a flow) whose backend has answered, and of flows whose backend has not.
+    pub answered: u64,
+    pub unanswered: u64,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    answered: AtomicU64,
+    unanswered: AtomicU64,
+    collected: AtomicU64,
+    error: Mutex<Option<String>>,
+}
+
+/// The thread; it ends when this is dropped.
+#[derive(Debug)]
+pub struct Collector {
+    stop: Option<mpsc::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+    shared: Arc<Shared>,
+}
+
+impl Collector {
+    /// Starts it over the pinned maps.
+    pub fn start(pins: &Pins) -> Result<Self, heddle_bpf::Error> {
+        let mut maps = Maps::open(pins)?;
+        let shared = Arc::new(Shared::default());
+        let (stop, stopped) = mpsc::channel();
+        let theirs = shared.clone();
+        let work = move || {
+            while stopped.recv_timeout(INTERVAL) == Err(RecvTimeoutError::Timeout) {
+                let error = pass(&mut maps, &theirs).err().map(|error| error.to_string());
+                *theirs.error.lock().unwrap_or_else(PoisonError::into_inner) = error;
+            }
+        };
+        let thread = std::thread::Builder::new().name("collect".into()).spawn(work);
+        let thread = thread.map_err(|source| heddle_bpf::Error::Pin {
+            operation: "start the thread that collects flows of",
+            path: pins.dir(),
+            source,
+        })?;
+        Ok(Self { stop: Some(stop), thread: Some(thread), shared })
+    }
+
+    pub fn sizes(&self) -> Sizes {
+        Sizes {
+            answered: self.shared.answered.load(Ordering::Relaxed),
+            unanswered: self.shared.unanswered.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Flows' entries collected since the start.
+    pub fn collected(&self) -> u64 {
+        self.shared.collected.load(Ordering::Relaxed)
+    }
+
+    /// What the last pass failed of.
+    pub fn error(&self) -> Option<String> {
+        self.shared.error.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Drop for Collector {
+    fn drop(&mut self) {
+        self.stop.take();
+        if let Some(thread) = self.thread.take() {
+            // It panics never; and there is nothing left to do about it here.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn pass(maps: &mut Maps, shared: &Shared) -> Result<(), heddle_bpf::Error> {
+    let now = now();
+    let answered = maps.flows()?;
+    let unanswered = maps.new_flows()?;
+    shared.answered.store(answered.len() as u64, Ordering::Relaxed);
+    shared.unanswered.store(unanswered.len() as u64, Ordering::Relaxed);
+    for (entries, is_new) in [(answered, false), (unanswered, true)] {
+        let backends = |slot: u32| maps.backends.get(&slot, 0).ok();
+        let ended = over(&entries, now, backends);
+        let map = if is_new { &mut maps.ct_new } else { &mut maps.ct };
+        for (key, flow) in ended {
+            // It may have been seen since it was read, or be another flow by now.
+            if map.get(&key, 0).is_ok_and(|again| again == flow) && map.remove(&key).is_ok() {
+                shared.collected.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The clock of `bpf_ktime_get_ns`.
+fn now() -> u64 {
+    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |time| Duration::from(time).as_nanos() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use heddle_ebpf_common::CT_REPLY;
+
+    use super::*;
+
+    const SECOND: u64 = 1_000_000_000;
+
+    fn tuple(sport: u16, proto: u8) -> Tuple {
+        Tuple { sport, proto, dport: 80, ..Tuple::default() }
+    }
+
+    /// The two entries of a flow, last seen at 0.
+    fn flow(sport: u16, proto: u8, request: u32, reply: u32) -> [(Tuple, Flow); 2] {
+        let key = tuple(sport, proto);
+        let to = Tuple { dport: 8080, ..key };
+        let common = Flow { backend: 1, generation: 1, ..Flow::default() };
+        [
+            (key, Flow { to, flags: request, ..common }),
+            (to.reversed(), Flow { to: key.reversed(), flags: reply | CT_REPLY, ..common }),
+        ]
+    }
+
+    fn lives(proto: u8, request: u32, reply: u32, generation: u32, state: u8) -> u64 {
+        let entries = flow(1, proto, request, reply);
+        let backends = |_| Some(Backend { generation, state, ..Backend::default() });
+        let end = (0..200_000).find(|s| !over(&entries, s * SECOND, backends).is_empty());
+        let end = end.expect("every flow ends");
+        assert_eq!(over(&entries, end * SECOND, backends).len(), 2, "both entries go together");
+        end - 1
+    }
+
+    #[test]
+    fn every_flow_has_its_time() {
+        let (tcp, udp) = (6, 17);
+        let life = |proto, request, reply| lives(proto, request, reply, 1, BACKEND_ACTIVE);
+        assert_eq!(life(tcp, CT_ANSWERED, CT_ANSWERED), 25 * 3600);
+        assert_eq!(life(tcp, 0, 0), 130);
+        assert_eq!(life(tcp, CT_ANSWERED | CT_FIN, CT_ANSWERED), 900);
+        assert_eq!(life(tcp, CT_ANSWERED | CT_FIN, CT_ANSWERED | CT_FIN), 60);
+        assert_eq!(life(tcp, CT_ANSWERED, CT_ANSWERED | CT_RST), 10);
+        assert_eq!(life(udp, 0, 0), 30);
+        assert_eq!(life(udp, CT_ANSWERED, CT_ANSWERED), 180);
+        assert_eq!(lives(udp, CT_ANSWERED, CT_ANSWERED, 2, BACKEND_ACTIVE), 0, "another generation");
+        assert_eq!(lives(udp, CT_ANSWERED, CT_ANSWERED, 1, 0), 0, "a free slot");
+        assert_eq!(lives(tcp, CT_ANSWERED, CT_ANSWERED, 2, BACKEND_ACTIVE), 900);
+        assert_eq!(lives(udp, CT_ANSWERED, CT_ANSWERED, 1, BACKEND_DRAINING), 180);
+    }
+
+    #[test]
+    fn a_packet_in_one_direction_keeps_both_entries() {
+        let mut entries = flow(1, 17, CT_ANSWERED, CT_ANSWERED);
+        entries[1].1.seen = 170 * SECOND;
+        let backends = |_| Some(Backend { generation: 1, state: BACKEND_ACTIVE, ..Backend::default() });
+        assert!(over(&entries, 340 * SECOND, backends).is_empty());
+        assert_eq!(over(&entries, 351 * SECOND, backends).len(), 2);
+    }
+
+    #[test]
+    fn an_entry_alone_goes() {
+        let [request, _] = flow(1, 6, CT_ANSWERED, CT_ANSWERED);
+        let backends = |_| Some(Backend { generation: 1, state: BACKEND_ACTIVE, ..Backend::default() });
+        assert!(over(&[request], 9 * SECOND, backends).is_empty());
+        assert_eq!(over(&[request], 11 * SECOND, backends).len(), 1);
+    }
+}

@@ -1,0 +1,201 @@
+//! The dataplane over real maps, in a network namespace and a BPF file system of its own.
+
+use std::path::{Path, PathBuf};
+use std::{fs, process, thread};
+
+use heddle_model::{
+    Backend, BackendState, Effect, Frontend, FrontendAddr, Mac, NodeName, Part, Protocol, ServiceNode, Step,
+    diff,
+};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+
+use super::*;
+use crate::dataplane::Device;
+
+/// A cgroup without processes.
+struct Cgroup(PathBuf);
+
+impl Cgroup {
+    fn new(name: &str) -> Self {
+        let root = place::cgroup_root(None, &fs::read_to_string("/proc/self/mountinfo").unwrap()).unwrap();
+        let dir = root.join(format!("heddle-proxyd-{}-{name}", process::id()));
+        fs::create_dir(&dir).unwrap();
+        Self(dir)
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir(&self.0);
+    }
+}
+
+/// Runs `test` with options of its own; all that it makes goes with its thread.
+fn alone(name: &'static str, test: impl FnOnce(Options) + Send + 'static) {
+    assert!(heddle_bpf::is_embedded(), "built without the eBPF object; run `cargo xtask build-ebpf` first");
+    let work = move || {
+        unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).unwrap();
+        mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let bpf_root = dir.path().join("bpf");
+        fs::create_dir(&bpf_root).unwrap();
+        mount(Some("bpf"), &bpf_root, Some("bpf"), MsFlags::empty(), None::<&str>).unwrap();
+        let cgroup = Cgroup::new(name);
+        let small = heddle_bpf::Sizes { frontends: 32, ring: 512, backends: 64, ..sizes() };
+        let small = heddle_bpf::Sizes { ct: 1024, ct_new: 1024, sockets: 1024, choices: 64, ..small };
+        let cgroup_root = Some(cgroup.0.clone());
+        test(Options { bpf_root: bpf_root.clone(), cgroup_root, sizes: small, ..Options::default() });
+        nix::mount::umount(&bpf_root).unwrap();
+    };
+    if let Err(panic) = thread::spawn(work).join() {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+fn frontend(name: &str, backends: u8, external: bool) -> Frontend {
+    let backend = |host: u8| Backend {
+        ip: [10, 244, host % 2 + 1, host].into(),
+        port: 8080,
+        proto: Protocol::Tcp,
+        node: Some(NodeName(format!("n{}", host % 2 + 1))),
+        state: if host == 3 { BackendState::Draining } else { BackendState::Active },
+    };
+    Frontend { name: name.into(), backends: (1..=backends).map(backend).collect(), external }
+}
+
+fn table() -> ServiceTable {
+    let node = |host: u8| ServiceNode {
+        addresses: [[192, 168, 77, host].into()].into(),
+        overlay: [[10, 244, host, 0].into()].into(),
+        mac: Some(Mac([2, 0, 0, 0, 0, host])),
+        ranges: [
+            format!("10.244.{host}.0/24").parse().unwrap(),
+            format!("fd00::{host}:0/112").parse().unwrap(),
+        ]
+        .into(),
+    };
+    let cluster = FrontendAddr::new([10, 96, 0, 1].into(), 80, Protocol::Tcp);
+    let nodeport = FrontendAddr::new([0, 0, 0, 0].into(), 30080, Protocol::Tcp);
+    ServiceTable {
+        frontends: [
+            (cluster, frontend("default/web:http", 5, false)),
+            (nodeport, frontend("default/web:http", 5, true)),
+        ]
+        .into(),
+        nodes: (1..=2).map(|host| (NodeName(format!("n{host}")), node(host))).collect(),
+        local: Some(NodeName("n1".into())),
+    }
+}
+
+fn reconcile(ebpf: &mut Ebpf, wanted: &ServiceTable) -> usize {
+    let wanted = ebpf.project(wanted).0;
+    let plan = diff(&ebpf.observe().unwrap(), &wanted);
+    assert_eq!(ebpf.apply(&plan), Outcome::done());
+    assert_eq!(ebpf.observe().unwrap(), wanted);
+    plan.len()
+}
+
+fn loopback() -> Devices {
+    let device =
+        Device { index: 1, name: "lo".into(), mtu: 1500, addresses: [[192, 168, 77, 1].into()].into() };
+    Devices { underlay: vec![device], overlay: None }
+}
+
+fn pinned(root: &Path) -> Vec<String> {
+    Pins::new(root).pinned_links().unwrap().iter().map(|link| link.program.clone()).collect()
+}
+
+#[test]
+fn a_restarted_daemon_adopts_everything_and_writes_nothing() {
+    alone("adopt", |options| {
+        let mut first = Ebpf::open(&options).unwrap();
+        first.devices(&loopback()).unwrap();
+        assert_eq!(reconcile(&mut first, &table()), 5);
+        // Something was there before, so that numbers are not those of a first run.
+        let mut smaller = table();
+        smaller.frontends.pop_first();
+        assert_eq!(reconcile(&mut first, &smaller), 1);
+        assert_eq!(reconcile(&mut first, &table()), 1);
+        let before = (first.kernel.dump().unwrap(), first.state.as_ref().unwrap().frontends.clone());
+        let links = pinned(&options.bpf_root);
+        assert_eq!(links.len(), 10, "8 socket hooks and 2 of the underlay: {links:?}");
+        drop(first);
+        assert_eq!(pinned(&options.bpf_root), links, "a daemon that ends leaves its datapath");
+
+        let mut second = Ebpf::open(&options).unwrap();
+        second.devices(&loopback()).unwrap();
+        assert_eq!(reconcile(&mut second, &table()), 0);
+        second.tend().unwrap();
+        assert_eq!(second.kernel.dump().unwrap(), before.0);
+        assert_eq!(second.state.as_ref().unwrap().frontends, before.1);
+        assert_eq!(pinned(&options.bpf_root), links);
+        assert_eq!(second.counters().unwrap().0["flow_new"], 0);
+        drop(second);
+
+        let view = View::read(&options.bpf_root).unwrap().unwrap();
+        assert_eq!(view.table, table());
+        assert_eq!(encode::ip(view.config.underlay4), std::net::IpAddr::from([192, 168, 77, 1]));
+        assert!(remove(&options.bpf_root).unwrap());
+        assert!(!options.bpf_root.join("heddle").exists());
+        assert!(!remove(&options.bpf_root).unwrap());
+        assert!(View::read(&options.bpf_root).unwrap().is_none());
+    });
+}
+
+#[test]
+fn a_service_that_does_not_fit_is_refused_whole_and_others_stand() {
+    alone("full", |options| {
+        let mut ebpf = Ebpf::open(&options).unwrap();
+        reconcile(&mut ebpf, &table());
+        let at = FrontendAddr::new([10, 96, 0, 9].into(), 80, Protocol::Tcp);
+        let big = Step::PutFrontend { at, frontend: frontend("big/one:x", 60, true), effect: Effect::Create };
+        let also = FrontendAddr::new([10, 96, 0, 8].into(), 80, Protocol::Tcp);
+        let fits =
+            Step::PutFrontend { at: also, frontend: frontend("a/b:c", 1, false), effect: Effect::Create };
+        let outcome = ebpf.apply(&vec![big, fits]);
+        let why = "map backends is full: 60 more wanted, 53 of 64 free (raise its size in the configuration)";
+        assert_eq!(outcome.failed.into_iter().collect::<Vec<_>>(), [(Part::Frontend(at), why.into())]);
+        let observed = ebpf.observe().unwrap();
+        assert!(observed.frontends.contains_key(&also) && !observed.frontends.contains_key(&at));
+        assert_eq!(observed.frontends.len(), 3);
+    });
+}
+
+#[test]
+fn what_a_killed_daemon_left_is_put_away() {
+    alone("killed", |options| {
+        let mut first = Ebpf::open(&options).unwrap();
+        reconcile(&mut first, &table());
+        // A frontend removed, and its choices, backends and name not: the daemon died in between.
+        let key = encode::key(table().frontends.keys().next().unwrap()).unwrap();
+        first.kernel.maps.frontends.remove(&key).unwrap();
+        drop(first);
+        let mut second = Ebpf::open(&options).unwrap();
+        let mut wanted = table();
+        let gone = wanted.frontends.keys().copied().find(|at| encode::key(at) == Some(key)).unwrap();
+        wanted.frontends.remove(&gone);
+        assert_eq!(second.observe().unwrap(), wanted);
+        second.tend().unwrap();
+        let dump = second.kernel.dump().unwrap();
+        assert_eq!((dump.choices.len(), dump.services.len()), (5, 1));
+        assert_eq!(dump.backends.iter().filter(|b| b.state != 0).count(), 5);
+        assert_eq!(reconcile(&mut second, &table()), 1);
+    });
+}
+
+#[test]
+fn what_is_missing_is_named() {
+    alone("lacks", |options| {
+        let refused = |options: Options| match Ebpf::open(&options).unwrap_err() {
+            Failure::Unsupported(why) => why.to_string(),
+            other => panic!("{other:?}"),
+        };
+        let text = refused(Options { bpf_root: "/proc".into(), ..options.clone() });
+        assert_eq!(text, "/proc is no BPF file system (mount one: mount -t bpf bpf /proc)");
+        let text = refused(Options { bpf_root: "/nowhere".into(), ..options.clone() });
+        assert!(text.starts_with("no BPF file system at /nowhere"), "{text}");
+        let text = refused(Options { cgroup_root: Some("/proc".into()), ..options });
+        assert_eq!(text, "/proc is no directory of a cgroup2 file system (name one by --cgroup-root)");
+    });
+}

@@ -1,0 +1,321 @@
+//! The dataplane of eBPF programs: its maps say what the programs do.
+//!
+//! What the maps hold outlives the daemon, and so do the programs and their links: a daemon that is killed
+//! leaves a datapath that forwards, and one that starts [reads](state) what is there, and writes only what
+//! differs. [`compile`] holds the order of the writes.
+
+mod collect;
+mod compile;
+mod encode;
+mod extents;
+mod kernel;
+#[cfg(test)]
+mod live;
+mod maglev;
+mod place;
+mod project;
+mod settings;
+#[cfg(test)]
+mod sim;
+mod slots;
+mod state;
+mod write;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use collect::Collector;
+pub use collect::Sizes as FlowCounts;
+use heddle_bpf::{Datapath, Pins, TcHook};
+use heddle_daemon::exit::Failure;
+use heddle_ebpf_common::{Config, Counter, RING_BLOCK};
+use heddle_model::{Plan, ServiceTable};
+use heddle_netlink::{Socket, link, sysctl};
+use kernel::Kernel;
+pub use settings::Remote;
+use state::State;
+
+use crate::dataplane::{Counters, Dataplane, Devices, Error, Outcome, Unsupported};
+
+/// Names of the host sides of pods' veths begin so; `heddle` gives them.
+pub const POD_PREFIX: &str = "hdl";
+
+/// What the dataplane is opened with.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// A mounted BPF file system; `/sys/fs/bpf` unless configured otherwise.
+    pub bpf_root: PathBuf,
+    /// The cgroup2 directory whose processes are served; `None`: the whole hierarchy.
+    pub cgroup_root: Option<PathBuf>,
+    pub remote: Remote,
+    pub vni: u32,
+    /// UDP port of VXLAN.
+    pub vxlan_port: u16,
+    pub sizes: heddle_bpf::Sizes,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            bpf_root: "/sys/fs/bpf".into(),
+            cgroup_root: None,
+            remote: Remote::Tunnel,
+            vni: 1,
+            vxlan_port: 8472,
+            sizes: sizes(),
+        }
+    }
+}
+
+/// Room for some ten thousand frontends with ten backends each; about 60 MB of kernel memory, most of it
+/// for flows.
+pub fn sizes() -> heddle_bpf::Sizes {
+    heddle_bpf::Sizes {
+        frontends: 1 << 15,
+        ring: (1 << 20) / RING_BLOCK,
+        backends: 1 << 17,
+        // Every backend of a service is a choice, wherever it runs: so the table can be read back.
+        choices: 1 << 17,
+        ..heddle_bpf::Sizes::default()
+    }
+}
+
+/// The dataplane.
+#[derive(Debug)]
+pub struct Ebpf {
+    options: Options,
+    cgroup: PathBuf,
+    datapath: Datapath,
+    kernel: Kernel,
+    /// `None` before the first observation.
+    state: Option<State>,
+    collector: Collector,
+    netlink: Socket,
+    /// Interface indices of pods' veths that have their programs.
+    pods: BTreeSet<u32>,
+}
+
+impl Ebpf {
+    /// Loads the programs over the maps that are pinned, or over new ones. Attaches nothing yet. To be called
+    /// in the node's network namespace.
+    ///
+    /// # Errors
+    /// [`Failure::Unsupported`] names what the kernel, its set-up or this build lacks.
+    pub fn open(options: &Options) -> Result<Self, Failure> {
+        let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+        place::check_release(&read("/proc/sys/kernel/osrelease")).map_err(Failure::unsupported)?;
+        let cgroup = place::cgroup_root(options.cgroup_root.as_deref(), &read("/proc/self/mountinfo"))
+            .map_err(Failure::unsupported)?;
+        let pins = Pins::new(&options.bpf_root);
+        let datapath = Datapath::open(pins, &options.sizes).map_err(place::failure)?;
+        match &datapath.opened {
+            heddle_bpf::Opened::Fresh => tracing::info!("new maps"),
+            heddle_bpf::Opened::Adopted => tracing::info!("maps of an earlier run adopted"),
+            heddle_bpf::Opened::Rebuilt(why) => tracing::warn!(%why, "maps of an earlier run replaced"),
+        }
+        let maps = heddle_bpf::Maps::open(&datapath.pins).map_err(place::failure)?;
+        let kernel = Kernel::new(maps, &datapath.pins, &options.sizes);
+        let collector = Collector::start(&datapath.pins).map_err(place::failure)?;
+        Ok(Self {
+            options: options.clone(),
+            cgroup,
+            datapath,
+            kernel,
+            state: None,
+            collector,
+            netlink: Socket::open()?,
+            pods: BTreeSet::new(),
+        })
+    }
+
+    /// The state that the maps are in, read if it is not known.
+    fn state(&mut self) -> Result<&mut State, kernel::Error> {
+        if self.state.as_ref().is_none_or(|state| state.stale) {
+            self.state = Some(State::read(&self.kernel.dump()?, self.kernel.limits));
+        }
+        // It was set just now.
+        Ok(self.state.get_or_insert_with(|| State::read(&write::Dump::default(), self.kernel.limits)))
+    }
+
+    fn write_config(&mut self, devices: &Devices) -> Result<(), heddle_bpf::Error> {
+        let range = sysctl::read(&sysctl::Key::new(["net", "ipv4", "ip_local_port_range"]));
+        let ports = settings::snat_ports(range.ok().as_deref().and_then(settings::parse_port_range));
+        let Options { remote, vni, vxlan_port, .. } = self.options;
+        let wanted = settings::config(devices, remote, vni, vxlan_port, ports);
+        let fail = |source| heddle_bpf::Error::Map { name: "config", source: Box::new(source) };
+        let found: Config = self.kernel.maps.config.get(&0, 0).map_err(fail)?;
+        // Tests hold the clock; a daemon never writes it.
+        let wanted = Config { fixed_time: found.fixed_time, fixed_random: found.fixed_random, ..wanted };
+        if found != wanted {
+            self.kernel.maps.config.set(0, wanted, 0).map_err(fail)?;
+        }
+        Ok(())
+    }
+
+    /// Attaches the pods' programs to veths that do not have them: those that were made while no daemon had
+    /// pinned its programs, or by another plugin. `all`: looks at every one again.
+    fn attach_pods(&mut self, all: bool) -> Result<(), Error> {
+        let links = link::list(&mut self.netlink)?;
+        let pods: BTreeMap<u32, String> = links
+            .into_iter()
+            .filter(|link| link.name.starts_with(POD_PREFIX) && link.kind.as_deref() == Some("veth"))
+            .map(|link| (link.index, link.name))
+            .collect();
+        let gone = self.pods.len();
+        self.pods.retain(|index| pods.contains_key(index));
+        let gone = gone != self.pods.len();
+        let mut failed = None;
+        for (index, name) in &pods {
+            if !all && self.pods.contains(index) {
+                continue;
+            }
+            let attached = [TcHook::PodOut, TcHook::Pod]
+                .into_iter()
+                .try_for_each(|hook| self.datapath.attach_tcx(hook, name, *index).map(drop));
+            match attached {
+                Ok(()) => drop(self.pods.insert(*index)),
+                Err(error) => drop(failed.get_or_insert(error)),
+            }
+        }
+        if all || gone {
+            for hook in [TcHook::Pod, TcHook::PodOut] {
+                let keep = |place: &str| pods.values().any(|name| name == place);
+                self.datapath.retain_links(hook.name(), keep)?;
+            }
+        }
+        failed.map_or(Ok(()), |error| Err(error.into()))
+    }
+
+    /// Attaches `hook` to these devices and to no others.
+    fn attach(&self, hook: TcHook, devices: &[(&str, u32)]) -> Result<(), heddle_bpf::Error> {
+        let mut failed = None;
+        for (name, index) in devices {
+            if let Err(error) = self.datapath.attach_tcx(hook, name, *index) {
+                failed.get_or_insert(error);
+            }
+        }
+        self.datapath.retain_links(hook.name(), |place| devices.iter().any(|(name, _)| *name == place))?;
+        failed.map_or(Ok(()), Err)
+    }
+}
+
+impl Dataplane for Ebpf {
+    fn project(&self, desired: &ServiceTable) -> (ServiceTable, Vec<Unsupported>) {
+        project::project(desired)
+    }
+
+    fn devices(&mut self, devices: &Devices) -> Result<(), Error> {
+        self.write_config(devices)?;
+        let named = |devices: &[crate::dataplane::Device]| -> Vec<(String, u32)> {
+            devices.iter().map(|device| (device.name.clone(), device.index)).collect()
+        };
+        let (underlay, overlay) = (named(&devices.underlay), named(devices.overlay.as_slice()));
+        // What lets replies out is there before what lets requests in. One that fails does not stop the
+        // others.
+        let mut outcome: Result<(), Error> = self.attach_pods(true);
+        for (hook, devices) in
+            [(TcHook::OverlayIn, &overlay), (TcHook::UnderlayOut, &underlay), (TcHook::UnderlayIn, &underlay)]
+        {
+            let devices: Vec<_> = devices.iter().map(|(name, index)| (name.as_str(), *index)).collect();
+            let attached = self.attach(hook, &devices);
+            outcome = outcome.and(attached.map_err(Into::into));
+        }
+        outcome.and(self.datapath.attach_cgroup(&self.cgroup).map(drop).map_err(Into::into))
+    }
+
+    fn observe(&mut self) -> Result<ServiceTable, Error> {
+        self.state = None;
+        Ok(self.state()?.table())
+    }
+
+    fn apply(&mut self, plan: &Plan) -> Outcome {
+        let mut outcome = Outcome::done();
+        if let Err(error) = self.state() {
+            for step in plan {
+                outcome.fail(step.part(), &error);
+            }
+            return outcome;
+        }
+        if let Some(state) = &mut self.state {
+            let (failed, owed) = state.apply(plan, &mut self.kernel);
+            failed.into_iter().for_each(|(part, why)| outcome.fail(part, why));
+            if let Some(error) = owed {
+                tracing::warn!(%error, "what is left over could not be put away; it will be tried again");
+            }
+        }
+        outcome
+    }
+
+    fn counters(&mut self) -> Result<Counters, Error> {
+        let mut counters = counters(&self.kernel.maps)?;
+        let flows = self.collector.sizes();
+        counters.0.insert("ct_entries".into(), flows.answered);
+        counters.0.insert("ct_new_entries".into(), flows.unanswered);
+        counters.0.insert("ct_collected".into(), self.collector.collected());
+        Ok(counters)
+    }
+
+    fn tend(&mut self) -> Result<(), Error> {
+        let pods = self.attach_pods(false);
+        if self.state.as_ref().is_some_and(State::has_remains) {
+            self.state()?;
+            let owed = self.state.as_mut().and_then(|state| state.apply(&[], &mut self.kernel).1);
+            if let Some(error) = owed {
+                return Err(error.into());
+            }
+        }
+        match self.collector.error() {
+            Some(error) => pods.and(Err(format!("cannot collect flows: {error}").into())),
+            None => pods,
+        }
+    }
+}
+
+/// The programs' counters, by name.
+pub fn counters(maps: &heddle_bpf::Maps) -> Result<Counters, heddle_bpf::Error> {
+    let read = |(counter, name): &(Counter, &str)| Ok((name.to_string(), maps.counter(*counter)?));
+    Counter::ALL.iter().map(read).collect::<Result<_, _>>().map(Counters)
+}
+
+/// What is pinned below `bpf_root`, seen without a daemon and without loading or writing anything.
+#[derive(Debug)]
+pub struct View {
+    pub table: ServiceTable,
+    pub counters: Counters,
+    pub flows: FlowCounts,
+    pub config: Config,
+    pub links: Vec<heddle_bpf::PinnedLink>,
+}
+
+impl View {
+    /// Reads it. `None`: nothing is pinned there.
+    pub fn read(bpf_root: &Path) -> Result<Option<Self>, Error> {
+        let pins = Pins::new(bpf_root);
+        if !pins.exist()? {
+            return Ok(None);
+        }
+        let kernel = Kernel::open(&pins)?;
+        let table = State::read(&kernel.dump()?, kernel.limits).table();
+        let fail = |source| heddle_bpf::Error::Map { name: "config", source: Box::new(source) };
+        Ok(Some(Self {
+            table,
+            counters: counters(&kernel.maps)?,
+            flows: FlowCounts {
+                answered: kernel.maps.flows()?.len() as u64,
+                unanswered: kernel.maps.new_flows()?.len() as u64,
+            },
+            config: kernel.maps.config.get(&0, 0).map_err(fail)?,
+            links: pins.pinned_links()?,
+        }))
+    }
+}
+
+/// Detaches and unpins everything below `bpf_root`. True if there was something.
+pub fn remove(bpf_root: &Path) -> Result<bool, Error> {
+    let pins = Pins::new(bpf_root);
+    let there = pins.exist()?;
+    if there {
+        pins.remove()?;
+    }
+    Ok(there)
+}

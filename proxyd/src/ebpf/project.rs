@@ -1,0 +1,181 @@
+//! What of a wanted table the maps can hold.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use heddle_model::{
+    Backend, BackendState, Frontend, FrontendAddr, NodeName, PortMatch, ProtoMatch, Protocol, ServiceNode,
+    ServiceTable,
+};
+
+use super::encode;
+use super::state::Member;
+use crate::dataplane::Unsupported;
+
+/// Bytes of the longest name that a map holds, with one zero behind it.
+const NAME_MAX: usize = 255;
+
+/// The part of `desired` that the maps can hold, in the very form in which it is read back, and what is
+/// left out. Backends that are down are left out in silence: to the programs they are gone.
+pub fn project(desired: &ServiceTable) -> (ServiceTable, Vec<Unsupported>) {
+    let mut unsupported = Vec::new();
+    let nodes = nodes(&desired.nodes);
+    let known = |name: &NodeName| nodes.contains_key(name) || desired.local.as_ref() == Some(name);
+    let mut frontends = BTreeMap::new();
+    for (at, frontend) in &desired.frontends {
+        let mut refuse = |what: String| unsupported.push(Unsupported { frontend: *at, what });
+        if encode::key(at).is_none() {
+            refuse(why_no_key(at));
+            continue;
+        }
+        let wanted = Frontend {
+            name: name(&frontend.name),
+            backends: backends(at, frontend, known, &mut refuse),
+            external: frontend.external,
+        };
+        frontends.insert(*at, wanted);
+    }
+    (ServiceTable { frontends, nodes, local: desired.local.clone() }, unsupported)
+}
+
+fn why_no_key(at: &FrontendAddr) -> String {
+    match (at.port, at.proto) {
+        _ if at.net.0 != 0 => "networks other than the node's own are not supported by --mode ebpf".into(),
+        (PortMatch::Any, _) | (_, ProtoMatch::Any) => {
+            "all ports or protocols at once are not supported by --mode ebpf".into()
+        }
+        (_, ProtoMatch::Proto(Protocol::Sctp)) => "sctp is not supported by --mode ebpf".into(),
+        (PortMatch::Port(0), _) => "port 0 is none".into(),
+        _ => "an IPv4-mapped IPv6 address never stands in a packet".into(),
+    }
+}
+
+/// At most [`NAME_MAX`] bytes, and never empty: that is the mark of a frontend that must be written anew.
+fn name(name: &str) -> String {
+    let mut name = name.replace('\0', "?");
+    name.truncate(name.floor_char_boundary(NAME_MAX));
+    if name.is_empty() { "?".into() } else { name }
+}
+
+/// The mapped form of an IPv4 address is that IPv4 address to the maps.
+fn storable(ip: &IpAddr) -> bool {
+    !matches!(ip, IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some())
+}
+
+/// Nodes as they can be told apart: an address belongs to the first that names it.
+fn nodes(desired: &BTreeMap<NodeName, ServiceNode>) -> BTreeMap<NodeName, ServiceNode> {
+    let mut taken = BTreeSet::new();
+    let mut ranges = BTreeSet::new();
+    let mut nodes = desired.clone();
+    nodes.retain(|name, _| !name.0.is_empty() && name.0.len() <= NAME_MAX && !name.0.contains('\0'));
+    for node in nodes.values_mut() {
+        node.addresses.retain(|ip| storable(ip) && taken.insert(*ip));
+        node.overlay.retain(|ip| storable(ip) && taken.insert(*ip));
+        node.ranges
+            .retain(|range| storable(&range.ip()) && range.ip() == range.network() && ranges.insert(*range));
+    }
+    nodes
+}
+
+fn backends(
+    at: &FrontendAddr,
+    frontend: &Frontend,
+    known: impl Fn(&NodeName) -> bool,
+    refuse: &mut impl FnMut(String),
+) -> BTreeSet<Backend> {
+    let mut kept: BTreeMap<(IpAddr, u16), Backend> = BTreeMap::new();
+    for backend in frontend.backends.iter().filter(|backend| backend.state != BackendState::Down) {
+        let what = if ProtoMatch::Proto(backend.proto) != at.proto {
+            "another protocol than its frontend's"
+        } else if backend.ip.is_ipv4() != at.ip.is_ipv4() {
+            "an address of another family than its frontend's"
+        } else if backend.port == 0 || !storable(&backend.ip) || backend.ip.is_unspecified() {
+            "an address or port that no packet can have"
+        } else {
+            let node = backend.node.clone().filter(&known);
+            let backend = Backend { node, ..backend.clone() };
+            let first = kept.entry((backend.ip, backend.port)).or_insert_with(|| backend.clone());
+            // Named twice, it is as alive as the liveliest says.
+            if backend.state < first.state {
+                *first = backend;
+            }
+            continue;
+        };
+        refuse(format!("backend {}: {what} is not supported by --mode ebpf", backend.ip));
+    }
+    // Of two with one hash, only the first can be found outside a ring, as one that drains must be. It
+    // happens once in four thousand million pairs.
+    let mut hashes = BTreeSet::new();
+    let hash = |b: &Backend| Member { ip: b.ip, port: b.port, proto: b.proto, node: 0 }.backend(0, 0).hash;
+    kept.into_values().filter(|b| hashes.insert(hash(b)) || b.state == BackendState::Active).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv6Addr;
+
+    use heddle_model::NetId;
+
+    use super::*;
+
+    fn backend(ip: &str, port: u16, proto: Protocol, state: BackendState) -> Backend {
+        Backend { ip: ip.parse().unwrap(), port, proto, node: Some(NodeName("gone".into())), state }
+    }
+
+    #[test]
+    fn what_cannot_be_held_is_left_out_and_named() {
+        let at = FrontendAddr::new([10, 96, 0, 1].into(), 80, Protocol::Tcp);
+        let backends = [
+            backend("10.244.1.2", 80, Protocol::Tcp, BackendState::Active),
+            backend("10.244.1.2", 80, Protocol::Tcp, BackendState::Draining),
+            backend("10.244.1.3", 80, Protocol::Tcp, BackendState::Down),
+            backend("10.244.1.4", 80, Protocol::Udp, BackendState::Active),
+            backend("fd00::1", 80, Protocol::Tcp, BackendState::Active),
+            backend("10.244.1.5", 0, Protocol::Tcp, BackendState::Active),
+        ];
+        let frontend = Frontend { name: "a/b:c".into(), backends: backends.into(), external: false };
+        let sctp = FrontendAddr::new([10, 96, 0, 1].into(), 80, Protocol::Sctp);
+        let other = FrontendAddr { net: NetId(7), ..at };
+        let frontends = [(at, frontend.clone()), (sctp, frontend.clone()), (other, frontend)];
+        let desired = ServiceTable { frontends: frontends.into(), ..Default::default() };
+        let (held, unsupported) = project(&desired);
+        let wanted = Backend { node: None, ..backend("10.244.1.2", 80, Protocol::Tcp, BackendState::Active) };
+        assert_eq!(held.frontends.keys().collect::<Vec<_>>(), [&at]);
+        assert_eq!(held.frontends[&at].backends, [wanted].into());
+        let lines: Vec<String> = unsupported.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            lines,
+            [
+                "frontend 10.96.0.1:80/tcp: backend 10.244.1.4: another protocol than its frontend's is not supported by --mode ebpf",
+                "frontend 10.96.0.1:80/tcp: backend 10.244.1.5: an address or port that no packet can have is not supported by --mode ebpf",
+                "frontend 10.96.0.1:80/tcp: backend fd00::1: an address of another family than its frontend's is not supported by --mode ebpf",
+                "frontend 10.96.0.1:80/sctp: sctp is not supported by --mode ebpf",
+                "frontend 10.96.0.1:80/tcp: networks other than the node's own are not supported by --mode ebpf",
+            ]
+        );
+        assert_eq!(project(&held), (held, Vec::new()), "what is held is held");
+    }
+
+    #[test]
+    fn an_address_belongs_to_one_node() {
+        let node = |overlay: &str| ServiceNode {
+            addresses: [IpAddr::from([192, 168, 77, 1])].into(),
+            overlay: [overlay.parse().unwrap()].into(),
+            mac: None,
+            ranges: BTreeSet::new(),
+        };
+        let nodes = [("a", node("10.244.1.0")), ("b", node("10.244.2.0"))];
+        let nodes = nodes.map(|(name, node)| (NodeName(name.into()), node));
+        let desired = ServiceTable { nodes: nodes.into(), ..Default::default() };
+        let (held, _) = project(&desired);
+        assert!(held.nodes[&NodeName("b".into())].addresses.is_empty());
+        assert_eq!(held.nodes[&NodeName("b".into())].overlay.len(), 1);
+    }
+
+    #[test]
+    fn names_fit_and_are_never_empty() {
+        assert_eq!(name(""), "?");
+        assert_eq!(name(&"é".repeat(200)).len(), 254);
+        assert!(storable(&Ipv6Addr::LOCALHOST.into()) && !storable(&"::ffff:1.2.3.4".parse().unwrap()));
+    }
+}

@@ -1,0 +1,390 @@
+//! Maps in memory, written to as the kernel's are, and the tests of everything that decides what is
+//! written: at every moment a program - also one that looked its frontend up long ago - finds only backends
+//! that the frontend had, whatever fails and whenever the daemon is killed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
+
+use heddle_ebpf_common::{
+    BACKEND_FREE, Backend, ChoiceKey, Frontend, FrontendKey, NODE_SELF, NODE_UP, Node, NodeAddr,
+};
+use heddle_model::{
+    self as model, BackendState, FrontendAddr, Mac, NodeName, Protocol, ServiceNode, ServiceTable,
+};
+use ipnetwork::IpNetwork;
+use proptest::prelude::*;
+
+use super::encode;
+use super::project::project;
+use super::state::State;
+use super::write::{Dump, Limits, Maps, Write};
+
+const LIMITS: Limits = Limits { frontends: 64, backends: 256, ring: 1 << 16, nodes: 16 };
+
+/// The maps.
+#[derive(Clone, Debug, Default)]
+struct Sim {
+    frontends: BTreeMap<FrontendKey, Frontend>,
+    ring: Vec<u32>,
+    backends: BTreeMap<u32, Backend>,
+    choices: BTreeMap<ChoiceKey, u32>,
+    services: BTreeMap<u32, String>,
+    nodes: BTreeMap<u32, Node>,
+    node_names: BTreeMap<u32, String>,
+    node_addrs: BTreeMap<heddle_ebpf_common::Addr, NodeAddr>,
+    ranges: BTreeMap<IpNetwork, u32>,
+    writes: usize,
+    /// Which writes from now on fail, in turn; after the last none does.
+    faults: Vec<bool>,
+    /// From this write on all fail: the daemon is dead.
+    killed_at: Option<usize>,
+    /// Programs that copied a frontend and have not ended.
+    readers: BTreeSet<(FrontendKey, [(u32, u32); 2])>,
+    /// Every backend that a frontend ever had, or was about to have.
+    wanted: BTreeMap<FrontendKey, BTreeSet<(IpAddr, u16)>>,
+    /// Who a slot and its generation were.
+    named: BTreeMap<(u32, u32), (IpAddr, u16)>,
+}
+
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("injected")]
+struct Injected;
+
+impl Sim {
+    fn dump(&self) -> Dump {
+        let mut ring = self.ring.clone();
+        ring.resize(LIMITS.ring as usize, 0);
+        let last = self.backends.keys().next_back().map_or(1, |slot| slot + 1);
+        let backend = |slot: u32| self.backends.get(&slot).copied().unwrap_or_default();
+        Dump {
+            frontends: self.frontends.iter().map(|(k, v)| (*k, *v)).collect(),
+            ring,
+            backends: (0..last).map(backend).collect(),
+            choices: self.choices.iter().map(|(k, v)| (*k, *v)).collect(),
+            services: self.services.iter().map(|(k, v)| (*k, v.clone())).collect(),
+            nodes: (0..LIMITS.nodes).map(|n| self.nodes.get(&n).copied().unwrap_or_default()).collect(),
+            node_names: self.node_names.iter().map(|(k, v)| (*k, v.clone())).collect(),
+            node_addrs: self.node_addrs.iter().map(|(k, v)| (*k, *v)).collect(),
+            ranges: self.ranges.iter().map(|(k, v)| (*k, *v)).collect(),
+        }
+    }
+
+    fn write_ring(&mut self, start: u32, slots: &[u32]) {
+        self.ring.resize(LIMITS.ring as usize, 0);
+        self.ring[start as usize..][..slots.len()].copy_from_slice(slots);
+    }
+
+    /// What must hold between any two writes.
+    fn check(&mut self) {
+        for (key, value) in &self.frontends {
+            let lists = [(value.ring, value.ring_len), (value.maglev, value.maglev_len)];
+            self.readers.insert((*key, lists));
+        }
+        for (slot, backend) in &self.backends {
+            if backend.state != BACKEND_FREE {
+                let who = (encode::ip(backend.addr), u16::from_be(backend.port));
+                let known = self.named.entry((*slot, backend.generation)).or_insert(who);
+                assert_eq!(*known, who, "slot {slot} has a new backend under an old generation");
+            }
+        }
+        for (key, lists) in &self.readers {
+            for (start, len) in lists.iter().copied() {
+                let extent = start as usize..(start + len) as usize;
+                let slots: BTreeSet<u32> = self.ring[extent].iter().copied().collect();
+                for slot in slots {
+                    let backend = self.backends.get(&slot).copied().unwrap_or_default();
+                    assert_ne!(backend.state, BACKEND_FREE, "a reader finds a free slot {slot}");
+                    let who = (encode::ip(backend.addr), u16::from_be(backend.port));
+                    assert!(
+                        self.wanted.get(key).is_some_and(|had| had.contains(&who)),
+                        "{key:?} answers with {who:?}, which it never had"
+                    );
+                }
+            }
+        }
+        for (key, slot) in &self.choices {
+            assert_ne!(self.backends.get(slot).map_or(BACKEND_FREE, |b| b.state), BACKEND_FREE, "{key:?}");
+        }
+    }
+}
+
+fn set<K: Ord + Copy, V: Clone>(map: &mut BTreeMap<K, V>, key: &K, value: &Option<V>) {
+    match value {
+        Some(value) => map.insert(*key, value.clone()),
+        None => map.remove(key),
+    };
+}
+
+impl Maps for Sim {
+    type Error = Injected;
+
+    fn write(&mut self, write: &Write) -> Result<(), Injected> {
+        if self.killed_at.is_some_and(|at| self.writes >= at) || self.faults.pop().unwrap_or(false) {
+            return Err(Injected);
+        }
+        self.writes += 1;
+        match write {
+            Write::Backend(slot, backend) => {
+                self.backends.insert(*slot, *backend);
+            }
+            Write::Service(id, name) => set(&mut self.services, id, name),
+            Write::Choice(key, slot) => set(&mut self.choices, key, slot),
+            Write::Ring(start, slots) => {
+                self.write_ring(*start, slots);
+            }
+            Write::Frontend(key, value) => set(&mut self.frontends, key, value),
+            Write::Node(index, node) => {
+                self.nodes.insert(*index, *node);
+            }
+            Write::NodeName(index, name) => set(&mut self.node_names, index, name),
+            Write::NodeAddr(addr, at) => set(&mut self.node_addrs, addr, at),
+            Write::Range(range, node) => set(&mut self.ranges, range, node),
+            Write::Grace => self.readers.clear(),
+        }
+        self.check();
+        Ok(())
+    }
+}
+
+/// Makes `state` and the maps `wanted`, as `apply` does with a plan. The number of failures.
+fn reconcile(state: &mut State, wanted: &ServiceTable, maps: &mut Sim) -> usize {
+    for (at, frontend) in &wanted.frontends {
+        let had = maps.wanted.entry(encode::key(at).unwrap()).or_default();
+        had.extend(frontend.backends.iter().map(|b| (b.ip, b.port)));
+    }
+    if state.stale {
+        *state = State::read(&maps.dump(), LIMITS);
+    }
+    let (failed, owed) = state.apply(&model::diff(&state.table(), wanted), maps);
+    failed.len() + usize::from(owed.is_some())
+}
+
+fn nodes() -> impl Strategy<Value = BTreeMap<NodeName, ServiceNode>> {
+    let node = (any::<bool>(), 1u8..6, 1u8..6).prop_map(|(overlay, host, range)| ServiceNode {
+        addresses: [IpAddr::from([192, 168, 77, host])].into(),
+        overlay: [IpAddr::from([10, 244, range, 0])].into(),
+        mac: overlay.then_some(Mac([2, 0, 0, 0, 0, host])),
+        ranges: [format!("10.244.{range}.0/24").parse().unwrap()].into(),
+    });
+    prop::collection::btree_map((1u8..6).prop_map(|n| NodeName(format!("n{n}"))), node, 0..5)
+}
+
+fn frontend() -> impl Strategy<Value = (FrontendAddr, model::Frontend)> {
+    let state = prop_oneof![
+        6 => Just(BackendState::Active),
+        2 => Just(BackendState::Draining),
+        1 => Just(BackendState::Down),
+    ];
+    let backend = (1u8..12, 0usize..4, state).prop_map(|(host, node, state)| model::Backend {
+        ip: [10, 244, 1, host].into(),
+        port: 80,
+        proto: Protocol::Tcp,
+        node: ["n1", "n2", "n3"].get(node).map(|name| NodeName((*name).into())),
+        state,
+    });
+    let at = prop_oneof![
+        (1u8..6).prop_map(|host| IpAddr::from([10, 96, 0, host])),
+        Just(IpAddr::from(Ipv4Addr::UNSPECIFIED)),
+    ];
+    (at, prop::collection::btree_set(backend, 0..6), any::<bool>(), 0..3).prop_map(
+        |(at, backends, external, n)| {
+            let name = format!("default/web{n}:http");
+            (FrontendAddr::new(at, 80, Protocol::Tcp), model::Frontend { name, backends, external })
+        },
+    )
+}
+
+fn table() -> impl Strategy<Value = ServiceTable> {
+    (nodes(), prop::collection::btree_map(0..5, frontend(), 0..5)).prop_map(|(nodes, frontends)| {
+        let frontends = frontends.into_values().collect();
+        project(&ServiceTable { frontends, nodes, local: Some(NodeName("n1".into())) }).0
+    })
+}
+
+/// The maps are what `wanted` says, whoever reads them, nothing is left over, and nothing more is written.
+fn assert_converged(state: &mut State, wanted: &ServiceTable, maps: &mut Sim) {
+    let mut tries = 0;
+    while reconcile(state, wanted, maps) > 0 {
+        tries += 1;
+        assert!(tries < 200, "never converges");
+    }
+    let writes = maps.writes;
+    assert_eq!(reconcile(state, wanted, maps), 0);
+    assert_eq!(maps.writes, writes, "a second reconciliation writes");
+    assert_eq!(state.table(), *wanted);
+    let mut again = State::read(&maps.dump(), LIMITS);
+    assert_eq!(again.owed, []);
+    assert_eq!(again.table(), *wanted);
+    assert_eq!(reconcile(&mut again, wanted, maps), 0);
+    assert_eq!(maps.writes, writes, "a restarted daemon writes");
+    assert_eq!(again.frontends, state.frontends);
+    assert_eq!(again.nodes, state.nodes);
+    let slots: BTreeSet<u32> = state.frontends.values().flat_map(|e| e.members.values().copied()).collect();
+    for (slot, backend) in &maps.backends {
+        assert_eq!(backend.state != BACKEND_FREE, slots.contains(slot), "slot {slot}");
+    }
+    assert_eq!(maps.services.len(), wanted.frontends.len());
+    assert_eq!(maps.node_names.get(&NODE_SELF).map(String::as_str), Some("n1"));
+    let up = maps.nodes.values().filter(|node| node.state == NODE_UP).count();
+    assert_eq!(up, wanted.nodes.len());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+    #[test]
+    fn every_sequence_of_tables_converges(
+        tables in prop::collection::vec(table(), 1..6),
+        faults in prop::collection::vec(prop::bool::weighted(0.1), 0..400),
+    ) {
+        let mut maps = Sim { faults, ..Sim::default() };
+        let mut state = State::read(&maps.dump(), LIMITS);
+        for wanted in &tables {
+            reconcile(&mut state, wanted, &mut maps);
+        }
+        assert_converged(&mut state, &tables[tables.len() - 1], &mut maps);
+    }
+
+    #[test]
+    fn a_daemon_killed_at_any_write_is_repaired_by_the_next(first in table(), second in table(), third in table()) {
+        let mut before = Sim::default();
+        let mut state = State::read(&before.dump(), LIMITS);
+        prop_assert_eq!(reconcile(&mut state, &first, &mut before), 0);
+        let mut whole = before.clone();
+        prop_assert_eq!(reconcile(&mut state.clone(), &second, &mut whole), 0);
+        for kill in before.writes..=whole.writes {
+            let mut maps = Sim { killed_at: Some(kill), ..before.clone() };
+            reconcile(&mut state.clone(), &second, &mut maps);
+            maps.killed_at = None;
+            let mut next = State::read(&maps.dump(), LIMITS);
+            // It may be told the same, or something new.
+            let wanted = if kill % 2 == 0 { &second } else { &third };
+            assert_converged(&mut next, wanted, &mut maps);
+        }
+    }
+
+    /// Whatever somebody else wrote there, a daemon starts, and makes it right.
+    #[test]
+    fn what_others_wrote_is_repaired(
+        first in table(),
+        hits in prop::collection::vec((0..6, any::<prop::sample::Index>(), 0u32..300), 1..6),
+    ) {
+        let mut maps = Sim::default();
+        let mut state = State::read(&maps.dump(), LIMITS);
+        prop_assert_eq!(reconcile(&mut state, &first, &mut maps), 0);
+        for (what, pick, value) in hits {
+            match what {
+                0 if !maps.backends.is_empty() => {
+                    let slot = *maps.backends.keys().nth(pick.index(maps.backends.len())).unwrap();
+                    maps.backends.get_mut(&slot).unwrap().state = value as u8 % 5;
+                }
+                1 if !maps.ring.is_empty() => {
+                    let at = pick.index(maps.ring.len().min(100));
+                    maps.ring[at] = value;
+                }
+                2 if !maps.frontends.is_empty() => {
+                    let key = *maps.frontends.keys().nth(pick.index(maps.frontends.len())).unwrap();
+                    let hit = maps.frontends.get_mut(&key).unwrap();
+                    match value % 6 {
+                        0 => hit.ring = value,
+                        1 => hit.ring_len = value,
+                        2 => hit.maglev = u32::MAX - value,
+                        3 => hit.maglev_len = value,
+                        4 => hit.service = value % 8,
+                        _ => hit.flags = value,
+                    }
+                    *hit = hit.sealed(&key);
+                }
+                3 if !maps.choices.is_empty() => {
+                    let key = *maps.choices.keys().nth(pick.index(maps.choices.len())).unwrap();
+                    maps.choices.insert(key, value);
+                }
+                4 => { maps.services.remove(&(value % 8)); }
+                _ => { maps.choices.insert(ChoiceKey { service: value, hash: value }, value); }
+            }
+        }
+        maps.readers.clear();
+        maps.named.clear();
+        // The checks between two writes assume maps that only we write: they start when all is right.
+        let mut next = State::read(&maps.dump(), LIMITS);
+        let mut unchecked = Unchecked(maps);
+        for _ in 0..3 {
+            unchecked.reconcile(&mut next, &first);
+        }
+        let Unchecked(mut maps) = unchecked;
+        let mut next = State::read(&maps.dump(), LIMITS);
+        assert_converged(&mut next, &first, &mut maps);
+    }
+}
+
+/// Reconciles without the checks between writes.
+struct Unchecked(Sim);
+
+impl Unchecked {
+    fn reconcile(&mut self, state: &mut State, wanted: &ServiceTable) {
+        state.apply(&model::diff(&state.table(), wanted), self);
+    }
+}
+
+impl Maps for Unchecked {
+    type Error = Injected;
+
+    fn write(&mut self, write: &Write) -> Result<(), Injected> {
+        match write {
+            Write::Backend(slot, backend) => {
+                self.0.backends.insert(*slot, *backend);
+            }
+            Write::Service(id, name) => set(&mut self.0.services, id, name),
+            Write::Choice(key, slot) => set(&mut self.0.choices, key, slot),
+            Write::Ring(start, slots) => self.0.write_ring(*start, slots),
+            Write::Frontend(key, value) => set(&mut self.0.frontends, key, value),
+            Write::Node(..) | Write::NodeName(..) | Write::NodeAddr(..) | Write::Range(..) | Write::Grace => {
+            }
+        }
+        Ok(())
+    }
+}
+
+fn frontend_with(backends: usize, external: bool) -> model::Frontend {
+    let backend = |n: usize| model::Backend {
+        ip: [10, 244, (n >> 8) as u8, n as u8].into(),
+        port: 80,
+        proto: Protocol::Tcp,
+        node: None,
+        state: BackendState::Active,
+    };
+    model::Frontend { name: "a/b:c".into(), backends: (1..=backends).map(backend).collect(), external }
+}
+
+#[test]
+fn a_frontend_that_does_not_fit_is_refused_whole() {
+    let mut maps = Sim::default();
+    let mut state = State::read(&maps.dump(), LIMITS);
+    let at = |host: u8| FrontendAddr::new([10, 96, 0, host].into(), 80, Protocol::Tcp);
+    let fits = ServiceTable { frontends: [(at(1), frontend_with(3, true))].into(), ..Default::default() };
+    assert_eq!(reconcile(&mut state, &fits, &mut maps), 0);
+    maps.wanted.insert(encode::key(&at(2)).unwrap(), BTreeSet::new());
+    let writes = maps.writes;
+    let refused = state.upsert(&at(2), &frontend_with(256, false), &mut maps).unwrap_err();
+    assert_eq!(
+        refused.to_string(),
+        "map backends is full: 256 more wanted, 252 of 256 free (raise its size in the configuration)"
+    );
+    assert_eq!(maps.writes, writes);
+    assert_eq!(state.table().frontends, fits.frontends);
+    assert_eq!(State::read(&maps.dump(), LIMITS).table().frontends, fits.frontends);
+}
+
+#[test]
+fn slots_come_back_after_their_grace() {
+    let mut maps = Sim::default();
+    let mut state = State::read(&maps.dump(), LIMITS);
+    let at = FrontendAddr::new([10, 96, 0, 1].into(), 80, Protocol::Tcp);
+    for round in 0..50 {
+        for backends in [120, 0] {
+            let frontends = [(at, frontend_with(backends, round % 2 == 0))].into();
+            let wanted = ServiceTable { frontends, ..Default::default() };
+            assert_eq!(reconcile(&mut state, &wanted, &mut maps), 0, "round {round}");
+        }
+    }
+}

@@ -1,0 +1,218 @@
+//! The loop.
+//!
+//! It is level-triggered: whatever wakes it (a snapshot, an event of the kernel, a timer, a retry), it looks
+//! at what is and what must be, and does the difference. An error stays in the loop, as status, and is tried
+//! again. Laws:
+//!
+//! - At start the kernel is observed first, and what is there is adopted.
+//! - Before every source has said "synced", nothing that was there at start is changed or removed; new
+//!   things are made, and what was made here may be changed.
+//! - A part that failed waits (longer each time) without holding up the others.
+//! - After a pass without failure only what changed between two desired states is done, without asking the
+//!   kernel. An event of the kernel, a failure and the resync timer make a full pass: observe, diff, apply.
+//! - A full pass over what is already as it must be writes nothing.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use heddle_model::store::Watch;
+use heddle_model::{Effect, Snapshot};
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, sleep_until};
+
+use crate::pace::{Backoff, Pace, Random};
+use crate::status::Status;
+use crate::target::Target;
+
+/// Drives one target.
+#[derive(Debug)]
+pub struct Runner<T: Target> {
+    target: T,
+    pace: Pace,
+    random: Random,
+    backoff: Backoff<Option<T::Part>>,
+    /// What the kernel was made to be by the last pass, if nothing of it failed or waits.
+    settled: Option<T::State>,
+    /// What this process has made, as long as not everything may be changed.
+    own: BTreeSet<T::Part>,
+    status: watch::Sender<Arc<Status>>,
+}
+
+impl<T: Target<Input = Snapshot>> Runner<T> {
+    /// `seed` spreads retries.
+    pub fn new(target: T, pace: Pace, seed: u64) -> Self {
+        Self {
+            target,
+            pace,
+            random: Random::new(seed),
+            backoff: Backoff::default(),
+            settled: None,
+            own: BTreeSet::new(),
+            status: watch::Sender::default(),
+        }
+    }
+
+    /// Follows the status; it changes with every pass.
+    pub fn status(&self) -> watch::Receiver<Arc<Status>> {
+        self.status.subscribe()
+    }
+
+    /// Runs until `stop` resolves. The kernel keeps what it has then. `kernel` is notified when something
+    /// in the kernel changed that the target may care about.
+    pub async fn run(mut self, mut store: Watch, kernel: &Notify, stop: impl Future) -> T {
+        tokio::pin!(stop);
+        let mut snapshot = tokio::select! {
+            biased;
+            _ = &mut stop => return self.target,
+            snapshot = store.changed() => snapshot,
+        };
+        let mut resync = self.pass(&snapshot, true);
+        let mut tend = Instant::now() + self.pace.tend;
+        loop {
+            // Not one of the branches below: in a storm of events it would never have its turn.
+            if Instant::now() >= tend {
+                tend = Instant::now() + self.pace.tend;
+                if let Err(error) = self.target.tend() {
+                    tracing::debug!("housekeeping: {error}");
+                }
+            }
+            let retry = self.backoff.next();
+            let mut full = false;
+            tokio::select! {
+                biased;
+                _ = &mut stop => return self.target,
+                newer = store.changed() => snapshot = newer,
+                () = kernel.notified() => full = true,
+                () = sleep_until(retry.unwrap_or(resync)), if retry.is_some() => full = true,
+                () = sleep_until(resync) => full = true,
+                () = sleep_until(tend) => continue,
+            }
+            // What comes in a burst is done at once.
+            let limit = Instant::now() + self.pace.longest;
+            loop {
+                let quiet = (Instant::now() + self.pace.quiet).min(limit);
+                tokio::select! {
+                    biased;
+                    _ = &mut stop => return self.target,
+                    () = sleep_until(quiet) => break,
+                    newer = store.changed() => snapshot = newer,
+                    () = kernel.notified() => full = true,
+                }
+            }
+            full |= Instant::now() >= resync;
+            let next = self.pass(&snapshot, full);
+            if full || self.settled.is_none() {
+                resync = next;
+            }
+        }
+    }
+
+    /// One pass; says when the next full one is due if nothing happens.
+    fn pass(&mut self, snapshot: &Snapshot, full: bool) -> Instant {
+        let now = Instant::now();
+        let mut status = Status::clone(&self.status.borrow());
+        status.revision = snapshot.revision;
+        status.synced = snapshot.synced;
+        let mut troubles = BTreeMap::new();
+        let mut trouble = |object: String, what: String| {
+            // Several things may be wrong with one object.
+            let all: &mut String = troubles.entry(object).or_default();
+            if !all.is_empty() {
+                all.push_str("; ");
+            }
+            all.push_str(&what);
+        };
+        let (desired, problems) = self.target.desired(snapshot);
+        for problem in snapshot.problems.iter().chain(&problems) {
+            trouble(problem.object.to_string(), problem.what.to_string());
+        }
+        if !snapshot.synced {
+            trouble(
+                "sources".into(),
+                "not synced: what was here before is neither changed nor removed".into(),
+            );
+        }
+        let settled = self.settled.take().filter(|_| !full);
+        let full = settled.is_none();
+        let observed = match settled {
+            Some(settled) => Ok(settled),
+            None => self.target.observe(),
+        };
+        match observed {
+            Err(error) => {
+                trouble("kernel".into(), format!("cannot observe: {error}"));
+                self.backoff.failed(None, now, &self.pace, &mut self.random);
+            }
+            Ok(observed) => {
+                self.backoff.forget(&None);
+                let complete = self.drive(&observed, &desired, snapshot.synced, &mut status, &mut trouble);
+                if complete {
+                    self.settled = Some(desired);
+                }
+                if complete && full && snapshot.synced && !status.ready {
+                    status.ready = true;
+                }
+            }
+        }
+        *if full { &mut status.full_passes } else { &mut status.quick_passes } += 1;
+        status.report(troubles, now);
+        self.status.send_replace(Arc::new(status));
+        Instant::now() + self.random.spread(self.pace.resync)
+    }
+
+    /// Does what may be done now; true if that was everything.
+    fn drive(
+        &mut self,
+        observed: &T::State,
+        desired: &T::State,
+        synced: bool,
+        status: &mut Status,
+        trouble: &mut impl FnMut(String, String),
+    ) -> bool {
+        let now = Instant::now();
+        if synced {
+            self.own.clear();
+        }
+        let mut steps = Vec::new();
+        let mut parts = BTreeMap::new();
+        let mut complete = true;
+        let mut missing = BTreeSet::new();
+        for step in self.target.diff(observed, desired) {
+            let (part, effect) = (T::part(&step), T::effect(&step));
+            missing.insert(Some(part.clone()));
+            if !synced && effect != Effect::Create && !self.own.contains(&part) {
+                complete = false;
+                self.backoff.forget(&Some(part));
+            } else if self.backoff.must_wait(&Some(part.clone()), now) {
+                complete = false;
+                let known = status.troubles.get(&part.to_string());
+                trouble(part.to_string(), known.map_or_else(|| "waits".into(), |known| known.what.clone()));
+            } else {
+                parts.insert(part, effect);
+                steps.push(step);
+            }
+        }
+        // A part that needs no step any more does not fail any more.
+        self.backoff.retain(|part| missing.contains(part));
+        if steps.is_empty() {
+            return complete;
+        }
+        let outcome = self.target.apply(steps);
+        for (part, why) in &outcome.failed {
+            complete = false;
+            status.failed += 1;
+            trouble(part.to_string(), why.clone());
+            self.backoff.failed(Some(part.clone()), now, &self.pace, &mut self.random);
+            parts.remove(part);
+        }
+        status.done += parts.len() as u64;
+        tracing::debug!(done = parts.len(), failed = outcome.failed.len(), "pass");
+        for (part, effect) in parts {
+            self.backoff.forget(&Some(part.clone()));
+            if !synced && effect == Effect::Create {
+                self.own.insert(part);
+            }
+        }
+        complete
+    }
+}

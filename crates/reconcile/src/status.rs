@@ -1,0 +1,63 @@
+//! What the loop knows of its own success.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+use serde::ser::Serializer;
+use tokio::time::Instant;
+
+/// The state of the loop after a pass.
+#[derive(Clone, Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Status {
+    /// Of the snapshot that was worked on.
+    pub revision: u64,
+    /// All sources had told everything.
+    pub synced: bool,
+    /// A full pass has succeeded since the start: what is in the kernel was as desired, then at least.
+    pub ready: bool,
+    /// Passes that asked the kernel, and those that relied on the pass before.
+    pub full_passes: u64,
+    pub quick_passes: u64,
+    /// Steps that were done, and that failed.
+    pub done: u64,
+    pub failed: u64,
+    /// What is wrong now, by what it is wrong with.
+    pub troubles: BTreeMap<String, Trouble>,
+}
+
+/// What is wrong with one thing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Trouble {
+    pub what: String,
+    /// Since when it is, in these words; printed as seconds that have passed.
+    #[serde(rename = "seconds", serialize_with = "seconds_ago")]
+    pub since: Instant,
+}
+
+fn seconds_ago<S: Serializer>(since: &Instant, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_u64(since.elapsed().as_secs())
+}
+
+impl Status {
+    /// Takes the troubles of a pass over. What is new is logged once, and so is what is over.
+    pub(crate) fn report(&mut self, troubles: BTreeMap<String, String>, now: Instant) {
+        let before = std::mem::take(&mut self.troubles);
+        for (object, trouble) in &before {
+            if !troubles.contains_key(object) {
+                tracing::info!(%object, "no longer: {}", trouble.what);
+            }
+        }
+        for (object, what) in troubles {
+            let trouble = match before.get(&object) {
+                Some(known) if known.what == what => known.clone(),
+                _ => {
+                    tracing::warn!("{object}: {what}");
+                    Trouble { what, since: now }
+                }
+            };
+            self.troubles.insert(object, trouble);
+        }
+    }
+}

@@ -5,5 +5,6 @@
 // `forbid` everywhere but in `ebpf`, which allows it for itself.
 #![deny(unsafe_code)]
 
+pub mod ctl;
 pub mod dataplane;
 pub mod ebpf;

@@ -18,7 +18,9 @@ struct Cgroup(PathBuf);
 
 impl Cgroup {
     fn new(name: &str) -> Self {
-        let root = place::cgroup_root(None, &fs::read_to_string("/proc/self/mountinfo").unwrap()).unwrap();
+        let root =
+            place::cgroup_root(None, &fs::read_to_string("/proc/self/mountinfo").unwrap(), place::is_cgroup2)
+                .unwrap();
         let dir = root.join(format!("heddle-proxyd-{}-{name}", process::id()));
         fs::create_dir(&dir).unwrap();
         Self(dir)

@@ -104,8 +104,12 @@ impl Ebpf {
     pub fn open(options: &Options) -> Result<Self, Failure> {
         let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
         place::check_release(&read("/proc/sys/kernel/osrelease")).map_err(Failure::unsupported)?;
-        let cgroup = place::cgroup_root(options.cgroup_root.as_deref(), &read("/proc/self/mountinfo"))
-            .map_err(Failure::unsupported)?;
+        let cgroup = place::cgroup_root(
+            options.cgroup_root.as_deref(),
+            &read("/proc/self/mountinfo"),
+            place::is_cgroup2,
+        )
+        .map_err(Failure::unsupported)?;
         let pins = Pins::new(&options.bpf_root);
         let datapath = Datapath::open(pins, &options.sizes).map_err(place::failure)?;
         match &datapath.opened {

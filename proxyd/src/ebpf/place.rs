@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use heddle_daemon::exit::Failure;
 use nix::libc;
+use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 
 /// The kernel, or how it is set up, lacks something; each says the way out. Exit code 78.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -24,17 +25,26 @@ pub enum Lack {
 
 /// The cgroup2 directory whose processes' sockets are served: the one that is named, else the mount of the
 /// whole hierarchy.
-pub fn cgroup_root(named: Option<&Path>, mountinfo: &str) -> Result<PathBuf, Lack> {
+pub fn cgroup_root(
+    named: Option<&Path>,
+    mountinfo: &str,
+    is_cgroup2: impl Fn(&Path) -> bool,
+) -> Result<PathBuf, Lack> {
     if let Some(dir) = named {
-        let is_cgroup2 = nix::sys::statfs::statfs(dir)
-            .is_ok_and(|stat| stat.filesystem_type() == nix::sys::statfs::CGROUP2_SUPER_MAGIC);
-        return if is_cgroup2 { Ok(dir.to_owned()) } else { Err(Lack::NotCgroup2(dir.to_owned())) };
+        return if is_cgroup2(dir) { Ok(dir.to_owned()) } else { Err(Lack::NotCgroup2(dir.to_owned())) };
     }
     let mut mounts: Vec<(bool, PathBuf)> = mountinfo.lines().filter_map(cgroup2_mount).collect();
+    // Another mount may lie over it.
+    mounts.retain(|(_, dir)| is_cgroup2(dir));
     // The last one lies over those before it; a mount of a part of the hierarchy is only a makeshift.
     mounts.reverse();
     mounts.sort_by_key(|(whole, _)| !*whole);
     mounts.into_iter().next().map(|(_, dir)| dir).ok_or(Lack::NoCgroup2)
+}
+
+/// Whether a path leads into a cgroup2 file system.
+pub fn is_cgroup2(dir: &Path) -> bool {
+    statfs(dir).is_ok_and(|stat| stat.filesystem_type() == CGROUP2_SUPER_MAGIC)
 }
 
 /// proc_pid_mountinfo(5): `id parent device root mount-point options [fields] - type source options`.
@@ -121,11 +131,14 @@ mod tests {
 
     #[test]
     fn the_whole_hierarchy_is_found() {
-        assert_eq!(cgroup_root(None, HYBRID), Ok("/sys/fs/cgroup/uni fied".into()));
+        let find = |mountinfo| cgroup_root(None, mountinfo, |_| true);
+        assert_eq!(find(HYBRID), Ok("/sys/fs/cgroup/uni fied".into()));
+        let hidden = |dir: &Path| !dir.ends_with("uni fied");
+        assert_eq!(cgroup_root(None, HYBRID, hidden), Ok("/mnt/part".into()));
         let part: String = HYBRID.lines().filter(|line| !line.contains("uni")).collect::<Vec<_>>().join("\n");
-        assert_eq!(cgroup_root(None, &part), Ok("/mnt/part".into()));
-        assert_eq!(cgroup_root(None, "25 1 0:22 / /proc rw - proc proc rw"), Err(Lack::NoCgroup2));
-        assert_eq!(cgroup_root(Some(Path::new("/")), ""), Err(Lack::NotCgroup2("/".into())));
+        assert_eq!(find(&part), Ok("/mnt/part".into()));
+        assert_eq!(find("25 1 0:22 / /proc rw - proc proc rw"), Err(Lack::NoCgroup2));
+        assert_eq!(cgroup_root(Some(Path::new("/")), "", is_cgroup2), Err(Lack::NotCgroup2("/".into())));
     }
 
     #[test]

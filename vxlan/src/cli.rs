@@ -1,0 +1,89 @@
+//! The command line. Every option is also a key of the TOML file and a `HEDDLE_*` variable.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+use heddle_control::Spec;
+use heddle_daemon::{Common, Output};
+
+/// The VXLAN overlay agent: every node reaches every other node's pods
+///
+/// Makes the VXLAN device, and a route, a neighbour and an FDB entry for every other node, out of what the
+/// sources say; puts them right when others undo them; writes this node's CNI configuration when pods can be
+/// made. Ends with SIGTERM, which leaves everything in place; `vxland cleanup` removes it.
+#[derive(Debug, Parser)]
+#[command(name = "vxland", version, args_conflicts_with_subcommands = false)]
+pub struct Cli {
+    #[command(flatten)]
+    pub common: Common,
+    /// Where nodes are read from: manifests:DIR; may be given several times
+    #[arg(long, value_name = "KIND:WHERE")]
+    pub source: Vec<Spec>,
+    /// This node's name, as the sources spell it
+    #[arg(long, value_name = "NAME")]
+    pub node_name: Option<String>,
+    /// The device that carries the packets between nodes [default: the one that has this node's address]
+    #[arg(long, value_name = "IFACE", global = true, value_parser = device_name)]
+    pub underlay: Option<String>,
+    /// VXLAN network identifier, the same on all nodes; the device is called heddle.<VNI>
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..0x100_0000), global = true)]
+    pub vni: u32,
+    /// UDP port of VXLAN packets, the same on all nodes
+    #[arg(long, default_value_t = 8472, value_parser = clap::value_parser!(u16).range(1..), global = true)]
+    pub port: u16,
+    /// MTU of the overlay and of pods [default: what the underlay carries, less 50 bytes (IPv4) or 70 (IPv6)]
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(68..=65535))]
+    pub mtu: Option<u32>,
+    /// Where this node's CNI configuration is written
+    #[arg(long, value_name = "DIR", default_value = "/etc/cni/net.d", global = true)]
+    pub cni_conf_dir: PathBuf,
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Show what the kernel holds and what is wrong with it; exit code 1 if something is
+    Status(Output),
+    /// Remove everything of vxland from this node
+    Cleanup(Output),
+}
+
+fn device_name(name: &str) -> Result<String, String> {
+    match heddle_netlink::link::name_is_valid(name) {
+        true => Ok(name.to_owned()),
+        false => Err("no name of a device (1 to 15 characters without `/`, `:`, `%`)".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_option_is_known_to_flag_environment_and_file() {
+        let scratch = tempfile::NamedTempFile::new().unwrap();
+        let samples = [
+            ("log-format", "json"),
+            ("log-level", "debug"),
+            ("run-dir", "/x"),
+            ("source", "manifests:/x"),
+            ("node-name", "n1"),
+            ("underlay", "eth7"),
+            ("vni", "7"),
+            ("port", "4789"),
+            ("mtu", "1400"),
+            ("cni-conf-dir", "/y"),
+        ];
+        heddle_daemon::config::layers_agree::<Cli>(&samples, scratch.path()).unwrap();
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        for bad in
+            [["--vni", "0"], ["--vni", "16777216"], ["--port", "0"], ["--mtu", "67"], ["--underlay", "a/b"]]
+        {
+            assert!(Cli::try_parse_from(["vxland"].iter().chain(&bad)).is_err(), "{bad:?}");
+        }
+    }
+}

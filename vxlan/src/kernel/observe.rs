@@ -1,0 +1,115 @@
+//! Reading the kernel. Only what is vxland's is seen: the device by its name with all that is on it, and
+//! the routes by protocol number and device (or kind).
+
+use std::net::IpAddr;
+
+use heddle_model::Mac;
+use heddle_netlink::addr::{self, Scope};
+use heddle_netlink::link::{self, Link};
+use heddle_netlink::route::{self, Filter, Kind};
+use heddle_netlink::{Error, Result, Socket, fdb, neigh};
+
+use crate::desired::Underlay;
+use crate::state::{
+    Address, Device, Family, FdbEntry, KernelState, Route, RouteKey, UNREACHABLE_METRIC, remote_metric,
+};
+
+/// Reads the state of the device called `name` and of the routes that go with it.
+pub fn observe(socket: &mut Socket, name: &str) -> Result<KernelState> {
+    let mut state = KernelState::default();
+    let device = link::by_name(socket, name)?;
+    let filter =
+        Filter { protocol: Some(route::PROTOCOL_HEDDLE), table: Some(route::TABLE_MAIN), link: None };
+    for found in route::list(socket, &filter)? {
+        let metric = found.priority.unwrap_or(remote_metric(Family::of(found.dst.ip())));
+        let route = match found.kind {
+            Kind::Unicast if device.as_ref().is_some_and(|device| found.link == Some(device.index)) => {
+                Route::Via { gateway: found.gateway, source: found.src, onlink: found.onlink }
+            }
+            Kind::Unreachable if metric == UNREACHABLE_METRIC => Route::Unreachable,
+            _ => continue,
+        };
+        state.routes.insert(RouteKey { range: found.dst, metric }, route);
+    }
+    let Some(device) = device else { return Ok(state) };
+
+    state.addresses = addr::list(socket, Some(device.index))?
+        .into_iter()
+        .filter(|addr| !is_link_local(addr.ip.ip()))
+        .map(|addr| Address {
+            ip: addr.ip.ip(),
+            prefix: addr.ip.prefix(),
+            hidden: if addr.ip.is_ipv4() { addr.scope == Scope::Link } else { addr.deprecated },
+        })
+        .collect();
+    // What the kernel found out by itself is not permanent, and none of ours is not.
+    state.neighbours = neigh::list(socket, Some(device.index))?
+        .into_iter()
+        .filter(|neigh| neigh.permanent)
+        .filter_map(|neigh| Some((neigh.ip, Mac(neigh.mac?))))
+        .collect();
+    state.fdb = fdb::list(socket, device.index)?
+        .into_iter()
+        .filter_map(|entry| {
+            Some(FdbEntry { mac: Mac(entry.mac), dst: entry.dst?, permanent: entry.permanent })
+        })
+        .collect();
+    state.device = Some(describe(&device));
+    Ok(state)
+}
+
+fn describe(link: &Link) -> Device {
+    let vxlan = link.vxlan.clone().unwrap_or_default();
+    Device {
+        kind: link.kind.clone().unwrap_or_default(),
+        vni: vxlan.vni,
+        port: vxlan.port,
+        local: vxlan.local,
+        underlay: vxlan.underlay.unwrap_or(0),
+        learning: vxlan.learning,
+        checksum4: vxlan.udp_csum,
+        no_checksum6: (vxlan.udp6_zero_csum_tx, vxlan.udp6_zero_csum_rx),
+        external: vxlan.external,
+        mac: Mac(link.mac.unwrap_or_default()),
+        mtu: link.mtu,
+        up: link.up,
+    }
+}
+
+/// The kernel gives such addresses by itself, and nothing depends on them.
+fn is_link_local(ip: IpAddr) -> bool {
+    matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local())
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum UnderlayError {
+    #[error(transparent)]
+    Kernel(#[from] Error),
+    #[error("no device has this node's address {0} (is it up? name the device with --underlay)")]
+    NoDevice(IpAddr),
+    #[error(
+        "this node's address {0} is on the loopback device {1}: name the device that carries the packets with --underlay"
+    )]
+    Loopback(IpAddr, String),
+    #[error("there is no device {0} (--underlay)")]
+    Missing(String),
+}
+
+/// The underlay: the device called `named`, or the one that has the address `local`.
+pub fn underlay(
+    socket: &mut Socket,
+    local: IpAddr,
+    named: Option<&str>,
+) -> std::result::Result<Underlay, UnderlayError> {
+    let holder = addr::list(socket, None)?.into_iter().find(|addr| addr.ip.ip() == local);
+    // Packets with a source that the node does not have would be sent, but never answered.
+    let holder = holder.ok_or(UnderlayError::NoDevice(local))?;
+    let device = match named {
+        Some(name) => link::by_name(socket, name)?.ok_or_else(|| UnderlayError::Missing(name.to_owned()))?,
+        None => link::by_index(socket, holder.link)?.ok_or(UnderlayError::NoDevice(local))?,
+    };
+    if device.loopback {
+        return Err(UnderlayError::Loopback(local, device.name));
+    }
+    Ok(Underlay { device: device.name, index: device.index, mtu: device.mtu, local })
+}

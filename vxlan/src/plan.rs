@@ -1,0 +1,402 @@
+//! From what is there to what should be, in an order that never points at something that is not there.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::IpAddr;
+
+use heddle_model::{Effect, Mac};
+
+use crate::state::{Address, Device, Family, FdbEntry, KernelState, Route, RouteKey};
+
+/// One change of one part.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    CreateDevice(Device),
+    /// Deletes the device, and all that is on it, and makes it anew.
+    RecreateDevice(Device),
+    /// MAC, MTU, up: what can be changed under traffic.
+    ChangeDevice {
+        from: Device,
+        to: Device,
+    },
+    RemoveDevice,
+    /// `from`: the same address with another scope, which the kernel cannot change; it goes first.
+    PutAddress {
+        from: Option<Address>,
+        to: Address,
+    },
+    RemoveAddress(Address),
+    /// Has the device hear router advertisements although the node forwards.
+    KeepAdvertisements(String),
+    /// `hearing`: the devices that must be made to hear router advertisements first.
+    SwitchForwarding {
+        family: Family,
+        hearing: BTreeSet<String>,
+    },
+    /// `moved`: the MAC was known, somewhere else or aging.
+    PutFdb {
+        entry: FdbEntry,
+        moved: bool,
+    },
+    RemoveFdb(FdbEntry),
+    PutNeighbour {
+        ip: IpAddr,
+        mac: Mac,
+        moved: bool,
+    },
+    RemoveNeighbour(IpAddr),
+    /// A route that is not there: must not overwrite one that is not ours.
+    AddRoute(RouteKey, Route),
+    /// A route of ours that leads elsewhere: replaced in one step, so that there always is one.
+    ReplaceRoute(RouteKey, Route),
+    RemoveRoute(RouteKey, Route),
+    /// Hands the node to the container runtime.
+    WriteConflist {
+        content: String,
+        replaces: bool,
+    },
+    /// Nothing can be done, for this reason. It fails until something can.
+    Hold(String),
+}
+
+/// What fails, backs off and is retried by itself.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Part {
+    Device,
+    Address(IpAddr, u8),
+    Advertisements(String),
+    Forwarding(Family),
+    Fdb(FdbEntry),
+    Neighbour(IpAddr),
+    Route(RouteKey),
+    Conflist,
+    /// All of it.
+    Overlay,
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Device => f.write_str("device"),
+            Self::Address(ip, prefix) => write!(f, "address {ip}/{prefix}"),
+            Self::Advertisements(device) => write!(f, "router advertisements on {device}"),
+            Self::Forwarding(family) => write!(f, "{family} forwarding"),
+            Self::Fdb(entry) => write!(f, "fdb entry {} to {}", entry.mac, entry.dst),
+            Self::Neighbour(ip) => write!(f, "neighbour {ip}"),
+            Self::Route(key) => write!(f, "route {}", key.range),
+            Self::Conflist => f.write_str("cni configuration"),
+            Self::Overlay => f.write_str("overlay"),
+        }
+    }
+}
+
+impl Step {
+    pub fn part(&self) -> Part {
+        match self {
+            Self::CreateDevice(_)
+            | Self::RecreateDevice(_)
+            | Self::ChangeDevice { .. }
+            | Self::RemoveDevice => Part::Device,
+            Self::PutAddress { to: address, .. } | Self::RemoveAddress(address) => {
+                Part::Address(address.ip, address.prefix)
+            }
+            Self::KeepAdvertisements(device) => Part::Advertisements(device.clone()),
+            Self::SwitchForwarding { family, .. } => Part::Forwarding(*family),
+            Self::PutFdb { entry, .. } | Self::RemoveFdb(entry) => Part::Fdb(*entry),
+            Self::PutNeighbour { ip, .. } | Self::RemoveNeighbour(ip) => Part::Neighbour(*ip),
+            Self::AddRoute(key, _) | Self::ReplaceRoute(key, _) | Self::RemoveRoute(key, _) => {
+                Part::Route(*key)
+            }
+            Self::WriteConflist { .. } => Part::Conflist,
+            Self::Hold(_) => Part::Overlay,
+        }
+    }
+
+    pub const fn effect(&self) -> Effect {
+        match self {
+            Self::CreateDevice(_)
+            | Self::AddRoute(..)
+            | Self::PutAddress { from: None, .. }
+            | Self::PutFdb { moved: false, .. }
+            | Self::PutNeighbour { moved: false, .. }
+            | Self::Hold(_)
+            | Self::WriteConflist { replaces: false, .. } => Effect::Create,
+            Self::RecreateDevice(_)
+            | Self::ChangeDevice { .. }
+            | Self::PutAddress { .. }
+            | Self::KeepAdvertisements(_)
+            | Self::SwitchForwarding { .. }
+            | Self::PutFdb { .. }
+            | Self::PutNeighbour { .. }
+            | Self::ReplaceRoute(..)
+            | Self::WriteConflist { .. } => Effect::Change,
+            Self::RemoveDevice
+            | Self::RemoveAddress(_)
+            | Self::RemoveFdb(_)
+            | Self::RemoveNeighbour(_)
+            | Self::RemoveRoute(..) => Effect::Remove,
+        }
+    }
+}
+
+/// The steps that turn `observed` into `desired`, in the order in which they must be taken: device,
+/// addresses, forwarding, then FDB before neighbours before routes, then the hand-off; what goes, goes in
+/// reverse and last, so that a route that changes hands is never without an owner. Empty: nothing to do.
+pub fn plan(observed: &KernelState, desired: &KernelState) -> Vec<Step> {
+    let mut steps: Vec<Step> =
+        device(observed.device.as_ref(), desired.device.as_ref()).into_iter().collect();
+    let survivors = survivors(observed, steps.first());
+    let observed = survivors.as_ref().unwrap_or(observed);
+
+    for to in desired.addresses.difference(&observed.addresses) {
+        let from = observed.addresses.iter().find(|old| old.ip == to.ip && old.prefix == to.prefix);
+        steps.push(Step::PutAddress { from: from.copied(), to: *to });
+    }
+    for family in desired.forwarding.difference(&observed.forwarding) {
+        let hearing = if *family == Family::V6 { desired.advertisements.clone() } else { BTreeSet::new() };
+        steps.push(Step::SwitchForwarding { family: *family, hearing });
+    }
+    if observed.forwarding.contains(&Family::V6) {
+        let deaf = desired.advertisements.difference(&observed.advertisements);
+        steps.extend(deaf.cloned().map(Step::KeepAdvertisements));
+    }
+    let known: BTreeSet<Mac> = observed.fdb.iter().map(|entry| entry.mac).collect();
+    for entry in desired.fdb.difference(&observed.fdb) {
+        steps.push(Step::PutFdb { entry: *entry, moved: known.contains(&entry.mac) });
+    }
+    for (ip, mac) in &desired.neighbours {
+        let old = observed.neighbours.get(ip);
+        if old != Some(mac) {
+            steps.push(Step::PutNeighbour { ip: *ip, mac: *mac, moved: old.is_some() });
+        }
+    }
+    for (key, route) in &desired.routes {
+        match observed.routes.get(key) {
+            Some(old) if old == route => {}
+            Some(_) => steps.push(Step::ReplaceRoute(*key, *route)),
+            None => steps.push(Step::AddRoute(*key, *route)),
+        }
+    }
+    if let Some(content) = desired.conflist.as_ref().filter(|_| desired.conflist != observed.conflist) {
+        let replaces = observed.conflist.is_some();
+        steps.push(Step::WriteConflist { content: content.clone(), replaces });
+    }
+
+    let gone = observed.routes.iter().filter(|(key, _)| !desired.routes.contains_key(key));
+    steps.extend(gone.map(|(key, route)| Step::RemoveRoute(*key, *route)));
+    let gone = observed.neighbours.keys().filter(|ip| !desired.neighbours.contains_key(ip));
+    steps.extend(gone.copied().map(Step::RemoveNeighbour));
+    // A MAC with a new destination was moved above.
+    let kept: BTreeSet<Mac> = desired.fdb.iter().map(|entry| entry.mac).collect();
+    let gone = observed.fdb.iter().filter(|entry| !kept.contains(&entry.mac));
+    steps.extend(gone.copied().map(Step::RemoveFdb));
+    let kept =
+        |old: &&Address| desired.addresses.iter().any(|new| new.ip == old.ip && new.prefix == old.prefix);
+    steps.extend(observed.addresses.iter().filter(|old| !kept(old)).copied().map(Step::RemoveAddress));
+    steps
+}
+
+fn device(observed: Option<&Device>, desired: Option<&Device>) -> Option<Step> {
+    match (observed, desired) {
+        (None, None) => None,
+        (Some(_), None) => Some(Step::RemoveDevice),
+        (None, Some(to)) => Some(Step::CreateDevice(to.clone())),
+        (Some(from), Some(to)) if from == to => None,
+        (Some(from), Some(to)) if from.can_become(to) => {
+            Some(Step::ChangeDevice { from: from.clone(), to: to.clone() })
+        }
+        (Some(_), Some(to)) => Some(Step::RecreateDevice(to.clone())),
+    }
+}
+
+/// What is left of `observed` once the device's step is done, where that is not all of it.
+fn survivors(observed: &KernelState, step: Option<&Step>) -> Option<KernelState> {
+    match step? {
+        Step::RemoveDevice | Step::RecreateDevice(_) => Some(KernelState {
+            device: None,
+            addresses: BTreeSet::new(),
+            neighbours: BTreeMap::new(),
+            fdb: BTreeSet::new(),
+            // Routes to nowhere are not on the device.
+            routes: observed
+                .routes
+                .clone()
+                .into_iter()
+                .filter(|(_, route)| *route == Route::Unreachable)
+                .collect(),
+            ..observed.clone()
+        }),
+        // The kernel forgets a device's neighbours, permanent ones too, when its MAC changes
+        // (neigh_changeaddr in net/core/neighbour.c).
+        Step::ChangeDevice { from, to } if from.mac != to.mac => {
+            Some(KernelState { neighbours: BTreeMap::new(), ..observed.clone() })
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use heddle_model::{NodeName, OverlayTable, RemoteNode};
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::desired::desired;
+    use crate::fake::{ip, mac, name, net, remote, settings, table, take, underlay};
+
+    fn state_of(table: &OverlayTable) -> KernelState {
+        let desired = desired(table, &underlay(), &settings()).expect("the mtu fits");
+        KernelState { conflist: Some(format!("{:?}", table.local)), ..desired.state }
+    }
+
+    /// Takes the plan in the fake kernel, which refuses a wrong order, and expects what was desired.
+    fn carry_out(observed: &KernelState, desired: &KernelState) -> Vec<Step> {
+        let steps = plan(observed, desired);
+        let mut state = observed.clone();
+        for step in &steps {
+            take(&mut state, step).unwrap_or_else(|why| panic!("{why}\n{steps:#?}"));
+        }
+        assert_eq!(state, *desired, "{steps:#?}");
+        assert_eq!(plan(&state, desired), [], "a second reconcile writes nothing");
+        let parts: BTreeSet<Part> = steps.iter().map(Step::part).collect();
+        assert_eq!(parts.len(), steps.len(), "one step for a part: {steps:#?}");
+        steps
+    }
+
+    #[test]
+    fn from_nothing_to_everything_and_back() {
+        let full = state_of(&table([("n2", remote(2, 2, 2)), ("n3", remote(3, 3, 3))]));
+        let steps = carry_out(&KernelState::default(), &full);
+        assert_eq!(steps.len(), 1 + 2 + 2 + 2 + 4 + 4 + 2 + 1);
+        assert!(matches!(steps[0], Step::CreateDevice(_)));
+        let alone = state_of(&table([]));
+        let steps = carry_out(&full, &alone);
+        assert_eq!(steps.len(), 4 + 4 + 2);
+        assert!(matches!(steps[0], Step::RemoveRoute(..)));
+        assert!(matches!(steps[9], Step::RemoveFdb(_)));
+    }
+
+    #[test]
+    fn a_node_that_rejoins_with_another_mac_address_and_range_changes_in_one_plan() {
+        let before = state_of(&table([("n2", remote(2, 2, 2))]));
+        carry_out(&before, &state_of(&table([("n2", remote(9, 9, 9))])));
+        // Same range at another node: the routes stay, the neighbours turn around.
+        let steps = carry_out(&before, &state_of(&table([("n3", remote(3, 3, 2))])));
+        assert_eq!(
+            steps,
+            [
+                Step::PutFdb { entry: FdbEntry::new(mac(3), ip("192.168.77.3")), moved: false },
+                Step::PutNeighbour { ip: ip("10.244.2.0"), mac: mac(3), moved: true },
+                Step::PutNeighbour { ip: ip("fd00:10:244:2::"), mac: mac(3), moved: true },
+                Step::RemoveFdb(FdbEntry::new(mac(2), ip("192.168.77.2"))),
+            ]
+        );
+        // Another underlay address: the FDB entry alone.
+        let steps = carry_out(&before, &state_of(&table([("n2", remote(5, 2, 2))])));
+        let entry = FdbEntry::new(mac(2), ip("192.168.77.5"));
+        assert_eq!(steps, [Step::PutFdb { entry, moved: true }]);
+    }
+
+    #[test]
+    fn two_nodes_that_exchange_their_addresses_change_in_place() {
+        let before = state_of(&table([("n2", remote(2, 2, 2)), ("n3", remote(3, 3, 3))]));
+        let after = state_of(&table([("n2", remote(3, 2, 2)), ("n3", remote(2, 3, 3))]));
+        assert_eq!(carry_out(&before, &after).len(), 2);
+    }
+
+    #[test]
+    fn attributes_that_cannot_change_recreate_the_device_and_all_that_was_on_it() {
+        let full = state_of(&table([("n2", remote(2, 2, 2))]));
+        for spoil in [
+            |device: &mut Device| device.vni = 2,
+            |device: &mut Device| device.port = 4789,
+            |device: &mut Device| device.learning = true,
+            |device: &mut Device| device.local = None,
+            |device: &mut Device| device.underlay = 0,
+            |device: &mut Device| device.external = true,
+            |device: &mut Device| device.checksum4 = true,
+            |device: &mut Device| device.no_checksum6 = (true, false),
+            |device: &mut Device| device.kind = "dummy".into(),
+        ] {
+            let mut observed = full.clone();
+            spoil(observed.device.as_mut().unwrap());
+            let steps = carry_out(&observed, &full);
+            assert_eq!(steps[0], Step::RecreateDevice(full.device.clone().unwrap()));
+        }
+        for spoil in [
+            |device: &mut Device| device.mtu = 1400,
+            |device: &mut Device| device.up = false,
+            |device: &mut Device| device.mac = mac(77),
+        ] {
+            let mut observed = full.clone();
+            spoil(observed.device.as_mut().unwrap());
+            let steps = carry_out(&observed, &full);
+            assert!(matches!(steps[0], Step::ChangeDevice { .. }));
+        }
+    }
+
+    #[test]
+    fn what_somebody_planted_is_removed() {
+        let full = state_of(&table([("n2", remote(2, 2, 2))]));
+        let mut observed = full.clone();
+        observed.fdb.insert(FdbEntry::new(Mac([0; 6]), ip("192.168.77.66")));
+        observed.fdb.insert(FdbEntry::new(Mac([0; 6]), ip("192.168.77.67")));
+        observed.neighbours.insert(ip("10.244.9.0"), mac(9));
+        let key = RouteKey { range: net("10.244.9.0/24"), metric: 0 };
+        let to_it = Route::Via { gateway: Some(ip("10.244.9.0")), source: None, onlink: true };
+        observed.routes.insert(key, to_it);
+        observed.addresses.insert(Address { ip: ip("10.244.7.0"), prefix: 32, hidden: false });
+        assert_eq!(carry_out(&observed, &full).len(), 5);
+        // An address of ours with the wrong scope is taken off and put back.
+        let mut observed = full.clone();
+        observed.addresses.remove(&Address { ip: ip("10.244.1.0"), prefix: 32, hidden: true });
+        observed.addresses.insert(Address { ip: ip("10.244.1.0"), prefix: 32, hidden: false });
+        assert_eq!(carry_out(&observed, &full).len(), 1);
+    }
+
+    fn any_table() -> impl Strategy<Value = OverlayTable> {
+        let node = (0..6_u8, 2..6_u8, 2..6_u8, 3..9_u8);
+        (proptest::collection::vec(node, 0..5), 1..3_u8).prop_map(|(nodes, own)| {
+            let mut taken = BTreeSet::new();
+            let remotes: BTreeMap<NodeName, RemoteNode> = nodes
+                .into_iter()
+                .filter(|(.., range)| taken.insert(*range))
+                .map(|(number, host, last, range)| (name(&format!("r{number}")), remote(host, last, range)))
+                .collect();
+            OverlayTable {
+                underlay: Some(ip("192.168.77.1")),
+                local: [net(&format!("10.244.{own}.0/24")), net(&format!("fd00:10:244:{own}::/64"))].into(),
+                remotes,
+            }
+        })
+    }
+
+    proptest! {
+        /// Whatever the cluster was and becomes, and whatever is lost from the kernel in between: one plan
+        /// leads there, in an order that the fake kernel accepts.
+        #[test]
+        fn any_state_leads_to_any_other(
+            from in any_table(), to in any_table(), lost in any::<[prop::sample::Index; 4]>(), spoil in any::<bool>()
+        ) {
+            let mut observed = state_of(&from);
+            let desired = state_of(&to);
+            if spoil {
+                let [fdb, neighbour, route, address] = lost;
+                let drop_fdb = (!observed.fdb.is_empty())
+                    .then(|| *observed.fdb.iter().nth(fdb.index(observed.fdb.len())).expect("in range"));
+                drop_fdb.map(|entry| observed.fdb.remove(&entry));
+                let drop_neighbour = (!observed.neighbours.is_empty()).then(|| {
+                    *observed.neighbours.keys().nth(neighbour.index(observed.neighbours.len())).expect("in range")
+                });
+                drop_neighbour.map(|ip| observed.neighbours.remove(&ip));
+                let key = *observed.routes.keys().nth(route.index(observed.routes.len())).expect("in range");
+                observed.routes.remove(&key);
+                let gone = *observed.addresses.iter().nth(address.index(observed.addresses.len())).expect("in range");
+                observed.addresses.remove(&gone);
+            }
+            carry_out(&observed, &desired);
+        }
+    }
+}

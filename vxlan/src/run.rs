@@ -1,0 +1,113 @@
+//! The daemon: sources, loop, events, readiness.
+
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use heddle_daemon::Failure;
+use heddle_daemon::run_dir::Instance;
+use heddle_daemon::signal::Stop;
+use heddle_model::NodeName;
+use heddle_model::store::Store;
+use heddle_netlink::monitor::Monitor;
+use heddle_netlink::{Socket, link};
+use heddle_reconcile::{Pace, Runner};
+use tokio::sync::Notify;
+
+use crate::agent::{Options, Overlay};
+use crate::cli::Cli;
+use crate::desired::Settings;
+use crate::events::Filter;
+use crate::kernel;
+
+/// Runs until SIGTERM or SIGINT. What stands in the kernel then, stands.
+pub fn run(cli: &Cli) -> Result<(), Failure> {
+    let Some(node) = cli.node_name.clone().map(NodeName) else {
+        return Err(Failure::usage("--node-name is missing: this node's name, as the sources spell it"));
+    };
+    if cli.source.is_empty() {
+        return Err(Failure::usage("--source is missing: where nodes are read from, as in manifests:DIR"));
+    }
+    heddle_daemon::log::init(&cli.common);
+    let options = Options {
+        settings: Settings { node, vni: cli.vni, port: cli.port, mtu: cli.mtu },
+        underlay: cli.underlay.clone(),
+        cni_conf_dir: cli.cni_conf_dir.clone(),
+        run_dir: cli.common.run_dir.clone(),
+    };
+    // The loop blocks its thread while the kernel works; sources and events need another.
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    let instance = Instance::take(&options.run_dir, "vxland", || {
+        tracing::info!("another vxland runs on this node: waiting for it to end");
+    })?;
+    runtime.block_on(serve(cli, options, instance))
+}
+
+async fn serve(cli: &Cli, options: Options, instance: Instance) -> Result<(), Failure> {
+    let mut stop = Stop::listen()?;
+    let store = Store::new();
+    for source in &cli.source {
+        source.start(&store);
+    }
+    let wake = Arc::new(Notify::new());
+    let device = kernel::device_name(options.settings.vni);
+    // Listening begins before the first look: nothing can happen in between.
+    let monitor = Monitor::open()?;
+    let index = link::by_name(&mut Socket::open()?, &device)?.map(|link| link.index);
+    tokio::spawn(listen(monitor, Filter::new(device, index), Arc::clone(&wake)));
+
+    tracing::info!(node = %options.settings.node, vni = options.settings.vni, "started");
+    let overlay = Overlay::new(options)?;
+    let mut unsupported = overlay.unsupported();
+    let runner = Runner::new(overlay, Pace::default(), u64::from(std::process::id()));
+    let mut status = runner.status();
+    let announced = tokio::spawn(async move {
+        if status.wait_for(|status| status.ready).await.is_ok() {
+            match instance.ready() {
+                Ok(()) => tracing::info!("ready"),
+                Err(error) => tracing::error!("{error}"),
+            }
+        }
+        // Held for as long as the program runs.
+        std::future::pending::<()>().await;
+        drop(instance);
+    });
+    let mut failure = None;
+    let end = async {
+        tokio::select! {
+            signal = stop.wait() => tracing::info!("{signal}: ending, the overlay stays as it is"),
+            lacking = unsupported.wait_for(Option::is_some) => failure = lacking.ok().and_then(|why| why.clone()),
+        }
+    };
+    runner.run(store.watch(), &wake, end).await;
+    // Takes the ready file with it.
+    announced.abort();
+    let _ = announced.await;
+    match failure {
+        None => Ok(()),
+        Some(why) => {
+            Err(Failure::unsupported(format!("{why}; the kernel needs CONFIG_VXLAN (module vxlan)")))
+        }
+    }
+}
+
+/// Wakes the loop when something happens to what is ours.
+async fn listen(mut monitor: Monitor, mut filter: Filter, wake: Arc<Notify>) {
+    loop {
+        match monitor.next().await {
+            Ok(event) if filter.concerns(&event) => {
+                tracing::trace!(?event, "the kernel's state changed");
+                wake.notify_one();
+            }
+            Ok(_) => {}
+            Err(error) => {
+                // The regular look goes on without it.
+                tracing::error!("events of the kernel are no longer heard: {error}");
+                return;
+            }
+        }
+    }
+}

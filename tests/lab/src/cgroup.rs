@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::{Context, Error, Result};
-use crate::owner::{kill_hard, poll_until};
+use crate::owner::{self, kill_hard, poll_until};
 
 /// A group and the right to put tasks into it.
 #[derive(Clone, Debug)]
@@ -137,18 +137,31 @@ fn tasks(dir: &Path, found: &mut Vec<i32>) {
 
 /// The tasks of the group `dir` and all below it, without the threads of this process.
 pub(crate) fn tasks_of(dir: &Path) -> Vec<i32> {
-    let own = format!("/proc/{}/task", std::process::id());
     let mut found = Vec::new();
     tasks(dir, &mut found);
-    // A thread of ours is there only for as long as its closure runs.
-    found.retain(|task| !Path::new(&own).join(task.to_string()).exists());
+    found.retain(|task| !is_own_thread(*task));
     found
 }
 
-/// Kills the processes in the group `dir` and below, except this one, and removes it when they are gone.
+fn is_own_thread(task: i32) -> bool {
+    Path::new("/proc/self/task").join(task.to_string()).exists()
+}
+
+/// Kills the processes in the group `dir` and below, moves threads of this process out, and removes it.
 pub(crate) fn kill_and_remove(dir: &Path, limit: Duration) {
+    // The group above the lab's.
+    let out = dir.ancestors().find(|above| !above.to_string_lossy().contains(owner::PREFIX));
+    let out = out.unwrap_or(dir).join("cgroup.threads");
     poll_until(limit, || {
-        tasks_of(dir).into_iter().for_each(kill_hard);
+        let mut found = Vec::new();
+        tasks(dir, &mut found);
+        for task in found {
+            if is_own_thread(task) {
+                let _ = fs::write(&out, task.to_string());
+            } else {
+                kill_hard(task);
+            }
+        }
         remove_tree(dir)
     });
 }

@@ -23,7 +23,8 @@ use nix::unistd::{ForkResult, Pid, fork, setsid};
 use crate::cgroup;
 use crate::error::{Context, Result};
 
-const PREFIX: &str = "heddle-lab.";
+/// What the names of labs begin with.
+pub(crate) const PREFIX: &str = "heddle-lab.";
 
 /// `heddle-lab.<pid>-<start time>.`: the start of the names of everything that this process owns.
 fn own_prefix() -> &'static str {

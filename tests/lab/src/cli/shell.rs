@@ -30,7 +30,10 @@ impl Shell {
             let names: Vec<_> = lab.places.iter().map(|door| door.name.as_str()).collect();
             anyhow!("there is no `{}`; there are {}", self.place, names.join(", "))
         })?;
+        let directory = std::env::current_dir();
         go_in(door).with_context(|| format!("cannot enter {}", door.name))?;
+        // Where we were, if that is there too.
+        let _ = directory.and_then(std::env::set_current_dir);
         let mut words = self.command.into_iter();
         let mut command = match words.next() {
             Some(program) => Command::new(program),

@@ -5,7 +5,7 @@ use core::ffi::c_void;
 use aya_ebpf::helpers::generated::bpf_loop;
 use heddle_ebpf_common::{
     Addr, BACKEND_ACTIVE, BACKEND_FREE, Backend, Frontend, FrontendKey, NODE_ADDR_UNDERLAY, NODE_DOWN,
-    NODE_SELF, NodeAddr, RING_BLOCK,
+    NODE_SELF, NodeAddr, RING_BLOCK, Tuple,
 };
 
 use crate::maps::{BACKENDS, FRONTENDS, NODE_ADDRS, NODES, RING};
@@ -16,17 +16,18 @@ const LONGEST: u32 = 1 << 16;
 /// Times that a torn value is read again. A writer is done after a few instructions.
 const TORN: u32 = 4;
 
-/// The frontend under exactly this key.
+/// Copies the frontend under exactly this key. False: there is none.
 #[inline(always)]
-fn exact(key: &FrontendKey) -> Option<Frontend> {
+fn exact(key: &FrontendKey, copy: &mut Frontend) -> bool {
     for _ in 0..TORN {
-        // SAFETY: `Frontend` is copied out and its check compared before it is used.
-        let value = unsafe { *FRONTENDS.get(key)? };
-        if value.check == value.sum(key) {
-            return Some(value);
+        // SAFETY: copied out, and its check compared before it is used.
+        let Some(value) = (unsafe { FRONTENDS.get(key) }) else { return false };
+        *copy = *value;
+        if copy.check == copy.sum(key) {
+            return true;
         }
     }
-    None
+    false
 }
 
 /// The address, if it is one of a node's.
@@ -45,19 +46,26 @@ pub enum Nodes {
     Own,
 }
 
-/// The frontend of an address: its own entry, or the node port's if it is an underlay address of a node.
+/// Copies the frontend of an address: its own entry, or the node port's if it is an underlay address of a node.
+/// False: there is none.
 #[inline(always)]
-pub fn find(addr: &Addr, port: u16, proto: u8, nodes: Nodes) -> Option<Frontend> {
+pub fn find(addr: &Addr, port: u16, proto: u8, nodes: Nodes, copy: &mut Frontend) -> bool {
     let mut key = FrontendKey { addr: *addr, net: 0, port, proto, zero: 0 };
-    if let Some(frontend) = exact(&key) {
-        return Some(frontend);
+    if exact(&key, copy) {
+        return true;
     }
-    let owner = node_addr(addr)?;
+    let Some(owner) = node_addr(addr) else { return false };
     if owner.kind != NODE_ADDR_UNDERLAY || (nodes == Nodes::Own && owner.node != NODE_SELF) {
-        return None;
+        return false;
     }
     key.addr = if addr.is_v4() { Addr::ANY4 } else { Addr::ANY6 };
-    exact(&key)
+    exact(&key, copy)
+}
+
+/// The frontend that a packet is for.
+#[inline(never)]
+pub fn of(to: &Tuple, nodes: Nodes, copy: &mut Frontend) -> bool {
+    find(&to.dst, to.dport, to.proto, nodes, copy)
 }
 
 /// What a choice may fall on.
@@ -176,9 +184,8 @@ pub fn from_maglev(frontend: &Frontend, hash: u32, v4: bool) -> u32 {
     if index != 0 { index } else { from_ring(frontend, hash, v4, Scope::Cluster) }
 }
 
-/// A backend in use: its slot has another generation once it is given to another.
+/// A backend in use. It stays as it is while the program runs (grace period), but for its state.
 #[inline(always)]
-pub fn backend(index: u32) -> Option<Backend> {
-    let backend = BACKENDS.get(index)?;
-    (backend.state != BACKEND_FREE).then_some(*backend)
+pub fn backend(index: u32) -> Option<&'static Backend> {
+    BACKENDS.get(index).filter(|backend| backend.state != BACKEND_FREE)
 }

@@ -2,33 +2,21 @@
 #![no_std]
 #![no_main]
 
+mod ct;
 mod frontend;
+mod hooks;
+mod icmp;
 mod maps;
+mod mss;
+mod nat;
+mod out;
+mod packet;
+mod reject;
+mod serve;
+mod skb;
 mod socket;
 mod time;
-
-use aya_ebpf::bindings::TC_ACT_UNSPEC;
-use aya_ebpf::macros::classifier;
-use aya_ebpf::programs::TcContext;
-
-macro_rules! hooks { ($($(#[$doc:meta])* $name:ident;)*) => { $(
-    $(#[$doc])*
-    #[classifier]
-    pub fn $name(_ctx: TcContext) -> i32 {
-        TC_ACT_UNSPEC
-    }
-)* } }
-
-hooks! {
-    /// What a pod sends: ingress of the host side of its veth.
-    pod;
-    /// What the host sends to a pod: egress of the same.
-    pod_out;
-    underlay_in;
-    underlay_out;
-    /// What the VXLAN device has unwrapped.
-    overlay_in;
-}
+mod vxlan;
 
 /// The kernel takes these words as the programs' licence.
 #[unsafe(no_mangle)]

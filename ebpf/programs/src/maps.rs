@@ -1,5 +1,6 @@
 //! The maps, under their pinned names. Sizes are defaults; the loader sets those of the configuration.
 
+use aya_ebpf::bindings::bpf_fib_lookup;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::lpm_trie::LpmTrie;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
@@ -7,6 +8,8 @@ use heddle_ebpf_common::{
     Addr, Backend, ChoiceKey, Config, Counter, Flow, FragKey, FragPorts, Frontend, FrontendKey, Name, Node,
     NodeAddr, RingBlock, SockChoice, SockKey, SockPeer, Tuple,
 };
+
+use crate::packet::Packet;
 
 macro_rules! maps { ($($(#[$doc:meta])* $name:literal $ident:ident: $kind:ident<$($param:ty),*> = $size:expr;)*) => { $(
     $(#[$doc])*
@@ -32,6 +35,58 @@ maps! {
     "node_names" NODE_NAMES: HashMap<u32, Name> = 1 << 13;
     "counters" COUNTERS: PerCpuArray<u64> = Counter::COUNT;
     "config" CONFIG: Array<Config> = 1;
+}
+
+/// Where the tc programs work, one on each processor (they run with bottom halves off, so that none meets
+/// another's). On the stack there is no room for it (512 bytes for all calls), and the verifier would follow each
+/// byte.
+#[map(name = "work")]
+static WORK: PerCpuArray<Work> = PerCpuArray::with_max_entries(1, 0);
+
+pub struct Work {
+    pub packet: Packet,
+    /// The entry that was found.
+    pub found: Flow,
+    /// The entry that is made.
+    pub fresh: Flow,
+    pub frontend: Frontend,
+}
+
+/// The same for the work on flows: each for the one function that is named.
+#[map(name = "ct_work")]
+static CT_WORK: PerCpuArray<CtWork> = PerCpuArray::with_max_entries(1, 0);
+
+pub struct CtWork {
+    /// `ct::insert`, `ct::answered`, `ct::restore_peer`.
+    mirror: Flow,
+    /// `ct::occupied`, `ct::answered`.
+    other: Flow,
+    /// `ct::is_over`.
+    peer: Flow,
+    /// `out::leave`, `out::owns_source`.
+    fib: bpf_fib_lookup,
+    /// `reject::quote`.
+    quote: [u32; QUOTE],
+}
+
+/// Words of a packet that an ICMP error quotes, at most.
+const QUOTE: usize = 12;
+
+macro_rules! ct_work { ($($name:ident: $type:ty),*) => { $(
+    #[inline(always)]
+    pub fn $name() -> Option<&'static mut $type> {
+        // SAFETY: as in `work`; each field is used by one function at a time.
+        CT_WORK.get_ptr_mut(0).map(|work| unsafe { &mut (*work).$name })
+    }
+)* } }
+
+ct_work!(mirror: Flow, other: Flow, peer: Flow, fib: bpf_fib_lookup, quote: [u32; QUOTE]);
+
+/// To be called once in a run of a program.
+#[inline(always)]
+pub fn work() -> Option<&'static mut Work> {
+    // SAFETY: nobody else has this processor's element, see `WORK`.
+    WORK.get_ptr_mut(0).map(|work| unsafe { &mut *work })
 }
 
 /// Count one event.

@@ -133,7 +133,7 @@ fn taken(key: &SockKey, addr: &Addr, port: u16) -> bool {
 }
 
 #[inline(always)]
-fn choose(frontend: &Frontend, v4: bool) -> Option<(u32, Backend)> {
+fn choose(frontend: &Frontend, v4: bool) -> Option<(u32, &'static Backend)> {
     let index = frontend::from_ring(frontend, random(config()?), v4, Scope::Cluster);
     if index == 0 {
         return None;
@@ -145,7 +145,10 @@ fn choose(frontend: &Frontend, v4: bool) -> Option<(u32, Backend)> {
 fn connect<F: Family>(ctx: *mut bpf_sock_addr) -> i32 {
     let Some(proto) = proto(ctx) else { return ALLOW };
     let (addr, port) = (F::addr(ctx), port(ctx));
-    let Some(found) = frontend::find(&addr, port, proto, Nodes::All) else { return ALLOW };
+    let mut found = Frontend::default();
+    if !frontend::find(&addr, port, proto, Nodes::All, &mut found) {
+        return ALLOW;
+    }
     let Some((_, backend)) = choose(&found, addr.is_v4()) else { return refuse() };
     remember(
         &SockKey { cookie: cookie(ctx), addr: backend.addr, port: backend.port, proto, zero: [0; 5] },
@@ -160,7 +163,7 @@ fn connect<F: Family>(ctx: *mut bpf_sock_addr) -> i32 {
 
 /// The backend that this socket has for this frontend, if it still takes datagrams.
 #[inline(always)]
-fn kept(key: &SockKey, service: u32) -> Option<Backend> {
+fn kept(key: &SockKey, service: u32) -> Option<&'static Backend> {
     // SAFETY: copied out and checked.
     let choice = unsafe { *SOCK_UDP.get(key)? };
     if choice.check != choice.sum(key) || choice.service != service {
@@ -178,7 +181,10 @@ fn kept(key: &SockKey, service: u32) -> Option<Backend> {
 fn sendmsg<F: Family>(ctx: *mut bpf_sock_addr) -> i32 {
     let (addr, port) = (F::addr(ctx), port(ctx));
     let proto = UDP as u8;
-    let Some(found) = frontend::find(&addr, port, proto, Nodes::All) else { return ALLOW };
+    let mut found = Frontend::default();
+    if !frontend::find(&addr, port, proto, Nodes::All, &mut found) {
+        return ALLOW;
+    }
     let cookie = cookie(ctx);
     let key = SockKey { cookie, addr, port, proto, zero: [0; 5] };
     let mut rev = SockKey { cookie, addr, port, proto, zero: [0; 5] };

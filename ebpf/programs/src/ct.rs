@@ -1,0 +1,250 @@
+//! The flows. Two maps: `ct_new` (LRU) for what has not been answered, so that a flood of new flows displaces
+//! only its like; `ct` for what has. A flow moves with its first reply.
+
+use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
+use heddle_ebpf_common::{BACKEND_FREE, CT_ANSWERED, CT_FIN, CT_REPLY, CT_RST, Config, Counter, Flow, Tuple};
+
+use crate::maps::{self, BACKENDS, CT, CT_NEW, count};
+use crate::packet::{FIN, Kind, Packet, RST};
+use crate::time::{coarse_now, random};
+
+/// Source ports tried when another flow has the tuple of the replies.
+const PORTS: u32 = 16;
+/// The source ports that a flow may get.
+pub struct Ports {
+    /// Host byte order.
+    pub first: u32,
+    pub count: u32,
+    /// The client's own cannot be kept.
+    pub always: bool,
+}
+
+impl Ports {
+    /// The client's own, and any other if that is taken.
+    pub const OWN: Self = Self { first: 1024, count: 65536 - 1024, always: false };
+}
+
+/// An entry: what it said when it was read, and where it is.
+pub struct Entry<'a> {
+    pub flow: &'a mut Flow,
+    place: *mut Flow,
+}
+
+impl Entry<'_> {
+    #[inline(always)]
+    pub fn is_reply(&self) -> bool {
+        self.flow.flags & CT_REPLY != 0
+    }
+
+    /// Is the backend gone, its slot free or another's?
+    #[inline(always)]
+    pub fn is_stale(&self) -> bool {
+        is_stale(self.flow)
+    }
+
+    /// Notes what this packet says about the flow.
+    #[inline(always)]
+    pub fn touch(&mut self, packet: &Packet, config: &Config) {
+        if packet.kind == Kind::Error {
+            return;
+        }
+        let now = coarse_now(config);
+        let mut flags = self.flow.flags;
+        if packet.flags & FIN != 0 {
+            flags |= CT_FIN;
+        }
+        if packet.flags & RST != 0 {
+            flags |= CT_RST;
+        }
+        // SAFETY: the place of an element of a map. If it was given to another flow meanwhile, that one looks
+        // younger than it is, or closed before its time: the harm of a lost packet.
+        unsafe {
+            if self.flow.seen != now {
+                self.flow.seen = now;
+                (&raw mut (*self.place).seen).write(now);
+            }
+            if self.flow.flags != flags {
+                self.flow.flags = flags;
+                (&raw mut (*self.place).flags).write(flags);
+            }
+        }
+    }
+
+    /// Notes which pod sends this direction.
+    #[inline(always)]
+    pub fn set_ifindex(&mut self, ifindex: u32) {
+        self.flow.ifindex = ifindex;
+        // SAFETY: as in `touch`; a wrong owner is checked again by its next packet.
+        unsafe { (&raw mut (*self.place).ifindex).write(ifindex) };
+    }
+}
+
+#[inline(always)]
+fn is_stale(flow: &Flow) -> bool {
+    match BACKENDS.get(flow.backend) {
+        Some(backend) => backend.generation != flow.generation || backend.state == BACKEND_FREE,
+        None => true,
+    }
+}
+
+/// Copies what is at `place`, then asks whether it is all of one piece.
+#[inline(always)]
+fn sound<'a>(place: Option<*mut Flow>, key: &Tuple, copy: &'a mut Flow) -> Option<Entry<'a>> {
+    let place = place?;
+    // SAFETY: the place of an element of a map.
+    *copy = unsafe { *place };
+    if copy.check == copy.sum(key) { Some(Entry { flow: copy, place }) } else { None }
+}
+
+/// The entry under `key`, copied to `copy`.
+#[inline(always)]
+pub fn find<'a>(key: &Tuple, copy: &'a mut Flow) -> Option<Entry<'a>> {
+    let place = match CT.get_ptr_mut(key) {
+        Some(place) => place,
+        None => CT_NEW.get_ptr_mut(key)?,
+    };
+    sound(Some(place), key, copy)
+}
+
+/// The flags of the entry under `key`, and the key of the other one.
+#[inline(never)]
+fn peek(key: &Tuple, copy: &mut Flow) -> bool {
+    find(key, copy).is_some()
+}
+
+/// Has the connection ended: both sides have said all, or one has broken it off?
+#[inline(always)]
+fn closed(ours: u32, peers: u32) -> bool {
+    (ours | peers) & CT_RST != 0 || ours & peers & CT_FIN != 0
+}
+
+/// May a new connection take the place of this one?
+#[inline(never)]
+pub fn is_over(flow: &Flow) -> bool {
+    if is_stale(flow) || flow.flags & CT_RST != 0 {
+        return true;
+    }
+    let Some(peer) = maps::peer() else { return true };
+    peek(&flow.peer(), peer) && closed(flow.flags, peer.flags)
+}
+
+/// Forgets the flow whose entry under `key` is `flow`.
+#[inline(never)]
+pub fn remove(key: &Tuple, flow: &Flow) {
+    let peer = flow.peer();
+    let _ = CT.remove(key);
+    let _ = CT.remove(&peer);
+    let _ = CT_NEW.remove(key);
+    let _ = CT_NEW.remove(&peer);
+}
+
+/// An unanswered flow's reply entry may have been displaced: puts it back. The key of the requests is `key`.
+#[inline(never)]
+pub fn restore_peer(key: &Tuple, flow: &Flow) {
+    let peer = flow.peer();
+    if CT_NEW.get_ptr(&peer).is_some() {
+        return;
+    }
+    let Some(reply) = maps::mirror() else { return };
+    mirror(key, flow, CT_REPLY, reply);
+    let _ = CT_NEW.insert(&peer, &*reply, BPF_NOEXIST.into());
+}
+
+/// Fills in `check`. Not inlined: with all words of two tuples at hand the compiler needs 300 bytes of stack.
+#[inline(never)]
+fn seal(key: &Tuple, flow: &mut Flow) {
+    flow.check = flow.sum(key);
+}
+
+/// Makes `other` the other entry of the flow whose entry under `key` is `flow`.
+#[inline(never)]
+fn mirror(key: &Tuple, flow: &Flow, flags: u32, other: &mut Flow) {
+    other.to = key.reversed();
+    other.backend = flow.backend;
+    other.generation = flow.generation;
+    other.service = flow.service;
+    other.flags = flow.flags & !(CT_REPLY | CT_FIN | CT_RST) | flags;
+    other.node = flow.node;
+    other.ifindex = 0;
+    other.seen = flow.seen;
+    seal(&flow.peer(), other);
+}
+
+/// The first reply of a flow: moves it to `ct`. False: there is no room.
+#[inline(never)]
+pub fn answered(key: &Tuple, reply: &mut Flow) -> bool {
+    let Some(request) = maps::mirror() else { return false };
+    let Some(old) = maps::other() else { return false };
+    let request_key = reply.peer();
+    reply.flags |= CT_ANSWERED;
+    mirror(key, reply, 0, request);
+    if let Some(entry) = sound(CT_NEW.get_ptr_mut(&request_key), &request_key, old) {
+        request.flags |= entry.flow.flags & (CT_FIN | CT_RST);
+        request.ifindex = entry.flow.ifindex;
+        request.seen = entry.flow.seen;
+    }
+    if CT.insert(&request_key, &*request, BPF_ANY.into()).is_err() {
+        count(Counter::DropCtFull);
+        return false;
+    }
+    if CT.insert(key, &*reply, BPF_ANY.into()).is_err() {
+        let _ = CT.remove(&request_key);
+        count(Counter::DropCtFull);
+        return false;
+    }
+    let _ = CT_NEW.remove(key);
+    let _ = CT_NEW.remove(&request_key);
+    true
+}
+
+/// Is the tuple of the replies another living flow's? One that is over is forgotten.
+#[inline(never)]
+fn occupied(reply_key: &Tuple, key: &Tuple) -> bool {
+    let Some(other) = maps::other() else { return true };
+    if !peek(reply_key, other) {
+        return false;
+    }
+    if other.flags & CT_REPLY != 0 && other.peer() == *key {
+        // What was left of a flow of this very client.
+        return false;
+    }
+    if is_over(other) {
+        remove(reply_key, other);
+        return false;
+    }
+    true
+}
+
+/// Enters a flow: its packets under `key` become `flow.to`. If another flow has the tuple of the replies, the
+/// source port of `flow.to` is changed to one of `ports` (law 4: the client's address stays). False: none was
+/// free.
+#[inline(never)]
+pub fn insert(key: &Tuple, flow: &mut Flow, ports: &Ports, config: &Config) -> bool {
+    let Some(reply) = maps::mirror() else { return false };
+    let hash = random(config);
+    flow.seen = coarse_now(config);
+    for i in 0..PORTS {
+        if ports.always || i > 0 {
+            let at = hash.wrapping_add(i.wrapping_mul(0x9e37_79b9));
+            let port = ports.first + ((u64::from(at) * u64::from(ports.count)) >> 32) as u32;
+            flow.to.sport = (port as u16).to_be();
+        }
+        let reply_key = flow.peer();
+        if occupied(&reply_key, key) {
+            continue;
+        }
+        seal(key, flow);
+        mirror(key, flow, CT_REPLY, reply);
+        if CT_NEW.insert(&reply_key, &*reply, BPF_NOEXIST.into()).is_err() {
+            // Ours of earlier, or another's of this very moment.
+            if occupied(&reply_key, key) || CT_NEW.insert(&reply_key, &*reply, BPF_ANY.into()).is_err() {
+                continue;
+            }
+        }
+        if CT_NEW.insert(key, &*flow, BPF_ANY.into()).is_ok() {
+            count(Counter::FlowNew);
+            return true;
+        }
+    }
+    false
+}

@@ -1,0 +1,176 @@
+//! The ways out of the datapath: [`leave`] by the route (to a pod of this node, to a client, to another node),
+//! [`tunnel`] as a mesh packet, [`to_host`] into this node's stack. Nothing else sends a packet on its way, but
+//! for what is rejected.
+//!
+//! A translated packet with an address of ours as its source must not enter the stack (martian); what is
+//! redirected from hook to device passes netfilter in neither direction.
+
+use aya_ebpf::bindings::{
+    BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup,
+    bpf_redir_neigh,
+};
+use aya_ebpf::helpers::generated::{
+    bpf_fib_lookup as fib_lookup, bpf_redirect as redirect, bpf_redirect_neigh as redirect_neigh,
+};
+use heddle_ebpf_common::{Config, Counter, MESH_REPLY, MESH_REQUEST, Tuple};
+
+use crate::maps::{self, NODES, config, count};
+use crate::mss;
+use crate::nat;
+use crate::packet::Packet;
+use crate::reject;
+use crate::skb::{MARK_HOST, PASS, Skb};
+
+const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
+const F_INGRESS: u64 = 1;
+/// Bytes of an IP and a TCP header without options.
+const HEADERS4: u32 = 40;
+const HEADERS6: u32 = 60;
+
+/// Asks the kernel for the route from `tuple.src` to `tuple.dst`. `len`: 0, or the size that must fit.
+#[inline(always)]
+fn fib(skb: Skb, tuple: &Tuple, v4: bool, len: u32, params: &mut bpf_fib_lookup) -> i64 {
+    // SAFETY: numbers and unions of numbers.
+    *params = unsafe { core::mem::zeroed() };
+    params.ifindex = skb.ifindex();
+    params.l4_protocol = tuple.proto;
+    params.__bindgen_anon_1.tot_len = len as u16;
+    // SAFETY: plain fields of unions; `params` outlives the call.
+    unsafe {
+        if v4 {
+            params.family = AF_INET;
+            params.__bindgen_anon_3.ipv4_src = tuple.src.as_v4();
+            params.__bindgen_anon_4.ipv4_dst = tuple.dst.as_v4();
+        } else {
+            params.family = AF_INET6;
+            params.__bindgen_anon_3.ipv6_src = tuple.src.0;
+            params.__bindgen_anon_4.ipv6_dst = tuple.dst.0;
+        }
+        fib_lookup(skb.0.cast(), params, size_of::<bpf_fib_lookup>() as i32, 0)
+    }
+}
+
+#[inline(always)]
+fn found(result: i64) -> bool {
+    // Without a neighbour the kernel asks for it when the packet is sent.
+    result == i64::from(BPF_FIB_LKUP_RET_SUCCESS) || result == i64::from(BPF_FIB_LKUP_RET_NO_NEIGH)
+}
+
+/// Is `skb` from the interface that its source address lives behind? The way back decides.
+#[inline(never)]
+pub fn owns_source(skb: Skb, packet: &Packet) -> bool {
+    let Some(params) = maps::fib() else { return false };
+    found(fib(skb, &packet.tuple.reversed(), packet.v4, 0, params)) && params.ifindex == skb.ifindex()
+}
+
+/// Translates the packet to `to` and sends it by the route.
+#[inline(never)]
+pub fn leave(skb: Skb, packet: &mut Packet, to: &Tuple) -> i32 {
+    let Some(params) = maps::fib() else { return skb.drop(Counter::DropNoRoute) };
+    let result = fib(skb, to, packet.v4, packet.largest(skb), params);
+    if result == i64::from(BPF_FIB_LKUP_RET_FRAG_NEEDED) {
+        // SAFETY: a number.
+        let mtu = unsafe { params.__bindgen_anon_1.mtu_result };
+        return reject::too_big(skb, packet, mtu.into());
+    }
+    if !found(result) {
+        return skb.drop(Counter::DropNoRoute);
+    }
+    // SAFETY: a number.
+    let mtu = u32::from(unsafe { params.__bindgen_anon_1.mtu_result });
+    mss::clamp(skb, packet, mtu.saturating_sub(if packet.v4 { HEADERS4 } else { HEADERS6 }));
+    packet.note_fragment();
+    if !nat::translate(skb, packet, to) {
+        return skb.drop(Counter::DropMalformed);
+    }
+    if !nat::decrement_ttl(skb, packet) {
+        return skb.drop(Counter::DropTtl);
+    }
+    skb.set_done(params.ifindex);
+    // SAFETY: plain fields of unions; `next` outlives the call.
+    unsafe {
+        let mut next: bpf_redir_neigh = core::mem::zeroed();
+        next.nh_family = params.family.into();
+        if params.family == AF_INET {
+            next.__bindgen_anon_1.ipv4_nh = params.__bindgen_anon_4.ipv4_dst;
+        } else {
+            next.__bindgen_anon_1.ipv6_nh = params.__bindgen_anon_4.ipv6_dst;
+        }
+        redirect_neigh(params.ifindex, &raw mut next, size_of::<bpf_redir_neigh>() as i32, 0) as i32
+    }
+}
+
+/// In place of the hash of a chosen backend (never 0): the packet is a reply.
+pub const REPLY: u32 = 0;
+
+/// Translates the packet to `to` and sends it to a node as a mesh packet: a request with the hash of the chosen
+/// backend, or a [`REPLY`].
+#[inline(never)]
+pub fn tunnel(skb: Skb, packet: &mut Packet, to: &Tuple, node: u32, hash: u32) -> i32 {
+    let Some(config) = config() else { return skb.drop(Counter::DropNoOverlay) };
+    let Some(mac) = mac_of(node, config) else { return skb.drop(Counter::DropNoOverlay) };
+    // Without "don't fragment" the outer packet is fragmented.
+    if packet.whole_only && packet.largest(skb) > config.tunnel_mtu {
+        return reject::too_big(skb, packet, config.tunnel_mtu);
+    }
+    mss::clamp(skb, packet, config.tunnel_mtu.saturating_sub(if packet.v4 { HEADERS4 } else { HEADERS6 }));
+    packet.note_fragment();
+    if !nat::translate(skb, packet, to) {
+        return skb.drop(Counter::DropMalformed);
+    }
+    if !nat::decrement_ttl(skb, packet) {
+        return skb.drop(Counter::DropTtl);
+    }
+    skb.set_done(config.vxlan_ifindex);
+    into_tunnel(skb, mac, hash, config)
+}
+
+/// The Ethernet address of a node's VXLAN device, if the node can be reached by it.
+#[inline(always)]
+pub fn mac_of(node: u32, config: &Config) -> Option<[u8; 6]> {
+    let node = NODES.get(node)?;
+    (node.overlay != 0 && config.vxlan_ifindex != 0).then_some(node.mac)
+}
+
+#[inline(always)]
+pub fn into_tunnel(skb: Skb, dst: [u8; 6], hash: u32, config: &Config) -> i32 {
+    let mark = if hash == REPLY { MESH_REPLY } else { MESH_REQUEST };
+    let [a, b, c, d] = hash.to_be_bytes();
+    if !skb.store(0, &[dst, [mark[0], mark[1], a, b, c, d]]) {
+        return skb.drop(Counter::DropMalformed);
+    }
+    count(Counter::TunnelSent);
+    // SAFETY: numbers.
+    unsafe { redirect(config.vxlan_ifindex, 0) as i32 }
+}
+
+/// Back the way it came, as it is now.
+#[inline(always)]
+pub fn send_back(skb: Skb) -> i32 {
+    skb.set_done(skb.ifindex());
+    // SAFETY: numbers.
+    unsafe { redirect(skb.ifindex(), 0) as i32 }
+}
+
+/// Translates the packet to `to`, for a process in the host network.
+#[inline(never)]
+pub fn to_host(skb: Skb, packet: &mut Packet, to: &Tuple) -> i32 {
+    packet.note_fragment();
+    if nat::translate(skb, packet, to) { PASS } else { skb.drop(Counter::DropMalformed) }
+}
+
+/// The same for what came out of the tunnel: a client's address is at home behind the underlay device, and
+/// rp_filter would not take it from another.
+#[inline(never)]
+pub fn to_host_by_underlay(skb: Skb, packet: &mut Packet, to: &Tuple) -> i32 {
+    let Some(config) = config() else { return skb.drop(Counter::DropNoOverlay) };
+    packet.note_fragment();
+    if !nat::translate(skb, packet, to) {
+        return skb.drop(Counter::DropMalformed);
+    }
+    skb.set_mark(MARK_HOST);
+    skb.set_done(config.underlay_ifindex);
+    // SAFETY: numbers.
+    unsafe { redirect(config.underlay_ifindex, F_INGRESS) as i32 }
+}

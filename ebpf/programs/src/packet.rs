@@ -1,0 +1,282 @@
+//! What a packet is: its tuple, and where its headers lie. One form for both families.
+
+use heddle_ebpf_common::{Addr, FragKey, FragPorts, Tuple};
+
+use crate::icmp;
+use crate::maps::FRAGS;
+use crate::skb::{ETH_LEN, ETH_P_IP, ETH_P_IPV6, ICMP, ICMP6, IP4_LEN, IP6_LEN, Skb, TCP, UDP};
+
+/// Extension headers looked at; a packet with more is dropped (RFC 8504 section 5.3 allows a limit).
+const EXTENSIONS: u32 = 8;
+
+pub const FIN: u8 = 1 << 0;
+pub const SYN: u8 = 1 << 1;
+pub const RST: u8 = 1 << 2;
+pub const ACK: u8 = 1 << 4;
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Kind {
+    /// With its transport header.
+    Whole = 0,
+    /// The first fragment: with its transport header, but the checksum counts the others too.
+    First,
+    /// Another fragment: the ports are those that its first one had.
+    Later,
+    /// An ICMP error. The tuple is that of the flow's packets in the direction in which the error travels, the
+    /// reverse of what is quoted.
+    Error,
+}
+
+#[derive(Clone, Copy)]
+pub struct Packet {
+    pub tuple: Tuple,
+    /// Offset of the transport header from the start of the frame.
+    pub l4: u32,
+    /// Length of the IP packet by its own header.
+    pub len: u32,
+    pub frag_id: u32,
+    pub kind: Kind,
+    /// TCP: the flags and the header's length.
+    pub flags: u8,
+    pub header: u8,
+    pub ttl: u8,
+    pub v4: bool,
+    /// IPv4: "don't fragment" is set. IPv6: true.
+    pub whole_only: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Parsed {
+    /// TCP or UDP, or an error about them.
+    Flow,
+    /// Something else, none of our business.
+    Other,
+    Malformed,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Ip4 {
+    version_len: u8,
+    tos: u8,
+    len: [u8; 2],
+    id: [u8; 2],
+    fragment: [u8; 2],
+    ttl: u8,
+    proto: u8,
+    sum: [u8; 2],
+    src: [u8; 4],
+    dst: [u8; 4],
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Ip6 {
+    version: [u8; 4],
+    len: [u8; 2],
+    next: u8,
+    hops: u8,
+    src: [u32; 4],
+    dst: [u32; 4],
+}
+
+impl Packet {
+    /// The frame that starts at offset 0.
+    #[inline(never)]
+    pub fn parse(&mut self, skb: Skb) -> Parsed {
+        self.kind = Kind::Whole;
+        self.flags = 0;
+        self.header = 0;
+        self.tuple.sport = 0;
+        self.tuple.dport = 0;
+        self.tuple.zero = [0; 3];
+        let protocol = skb.protocol() as u16;
+        let parsed = if protocol == ETH_P_IP {
+            self.parse4(skb)
+        } else if protocol == ETH_P_IPV6 {
+            self.parse6(skb)
+        } else {
+            Parsed::Other
+        };
+        if parsed == Parsed::Flow { self.transport(skb) } else { parsed }
+    }
+
+    #[inline(always)]
+    fn parse4(&mut self, skb: Skb) -> Parsed {
+        let Some(ip) = skb.at::<Ip4>(ETH_LEN) else { return Parsed::Malformed };
+        let header = u32::from(ip.version_len & 0xf) * 4;
+        self.len = u16::from_be_bytes(ip.len).into();
+        if ip.version_len >> 4 != 4 || header < IP4_LEN || self.len < header || self.len > skb.len() - ETH_LEN
+        {
+            return Parsed::Malformed;
+        }
+        self.v4 = true;
+        self.ttl = ip.ttl;
+        self.l4 = ETH_LEN + header;
+        self.tuple.src = Addr::v4(u32::from_ne_bytes(ip.src));
+        self.tuple.dst = Addr::v4(u32::from_ne_bytes(ip.dst));
+        self.tuple.proto = ip.proto;
+        let fragment = u16::from_be_bytes(ip.fragment);
+        self.whole_only = fragment & 0x4000 != 0;
+        self.frag_id = u16::from_ne_bytes(ip.id).into();
+        if fragment & 0x1fff != 0 {
+            self.kind = Kind::Later;
+        } else if fragment & 0x2000 != 0 {
+            self.kind = Kind::First;
+        }
+        Parsed::Flow
+    }
+
+    #[inline(always)]
+    fn parse6(&mut self, skb: Skb) -> Parsed {
+        let Some(ip) = skb.at::<Ip6>(ETH_LEN) else { return Parsed::Malformed };
+        self.len = u32::from(u16::from_be_bytes(ip.len)) + IP6_LEN;
+        if ip.version[0] >> 4 != 6 || self.len > skb.len() - ETH_LEN {
+            return Parsed::Malformed;
+        }
+        self.v4 = false;
+        self.whole_only = true;
+        self.frag_id = 0;
+        self.ttl = ip.hops;
+        self.tuple.src = Addr(ip.src);
+        self.tuple.dst = Addr(ip.dst);
+        self.l4 = ETH_LEN + IP6_LEN;
+        self.tuple.proto = ip.next;
+        if ip.next == TCP || ip.next == UDP || ip.next == ICMP6 {
+            return Parsed::Flow;
+        }
+        extensions(self, skb)
+    }
+
+    /// Ports and flags.
+    #[inline(always)]
+    fn transport(&mut self, skb: Skb) -> Parsed {
+        let proto = self.tuple.proto;
+        if proto == TCP || proto == UDP {
+            if self.kind == Kind::Later {
+                return if self.ports_of_first() { Parsed::Flow } else { Parsed::Other };
+            }
+        } else if (proto == ICMP && self.v4 || proto == ICMP6 && !self.v4) && self.kind == Kind::Whole {
+            return icmp::parse(self, skb);
+        } else {
+            return Parsed::Other;
+        }
+        // Constant offsets are read straight from the packet.
+        let words: Option<[u32; 2]> = match self.l4 {
+            34 => skb.at(34),
+            54 => skb.at(54),
+            other => skb.load(other),
+        };
+        let Some([ports, second]) = words else { return Parsed::Malformed };
+        self.tuple.sport = ports as u16;
+        self.tuple.dport = (ports >> 16) as u16;
+        let inside = self.len + ETH_LEN - self.l4;
+        if proto == UDP {
+            self.header = 8;
+            let len = u32::from((second as u16).swap_bytes());
+            // 0 over IPv6: a jumbogram, or a lie.
+            if len < 8 || inside < 8 || (self.kind == Kind::Whole && len > inside) {
+                return Parsed::Malformed;
+            }
+            return Parsed::Flow;
+        }
+        let words: Option<[u8; 8]> = match self.l4 {
+            34 => skb.at(34 + 12),
+            54 => skb.at(54 + 12),
+            other => skb.load(other + 12),
+        };
+        let Some(bytes) = words else { return Parsed::Malformed };
+        self.flags = bytes[1];
+        self.header = (bytes[0] >> 4) * 4;
+        if self.header < 20 || u32::from(self.header) > inside {
+            return Parsed::Malformed;
+        }
+        Parsed::Flow
+    }
+
+    fn frag_key(&self) -> FragKey {
+        FragKey {
+            src: self.tuple.src,
+            dst: self.tuple.dst,
+            id: self.frag_id,
+            proto: self.tuple.proto,
+            zero: [0; 3],
+        }
+    }
+
+    #[inline(always)]
+    fn ports_of_first(&mut self) -> bool {
+        // SAFETY: copied at once; a value of another datagram finds another flow or none.
+        let Some(ports) = (unsafe { FRAGS.get(self.frag_key()) }).copied() else { return false };
+        self.tuple.sport = ports.sport;
+        self.tuple.dport = ports.dport;
+        true
+    }
+
+    /// Keeps the ports for the fragments that follow. Only those of flows that we translate; a fragment that
+    /// overtakes its first one is lost with its datagram.
+    #[inline(always)]
+    pub fn note_fragment(&self) {
+        if self.kind == Kind::First {
+            let ports = FragPorts { sport: self.tuple.sport, dport: self.tuple.dport };
+            let _ = FRAGS.insert(self.frag_key(), ports, 0);
+        }
+    }
+
+    #[inline(always)]
+    pub fn is_tcp(&self) -> bool {
+        self.tuple.proto == TCP
+    }
+
+    /// A TCP segment that asks for a new connection.
+    #[inline(always)]
+    pub fn is_syn(&self) -> bool {
+        self.flags & (SYN | ACK | RST) == SYN
+    }
+
+    /// The largest IP packet that this one is or will be cut into (segmentation offload).
+    #[inline(always)]
+    pub fn largest(&self, skb: Skb) -> u32 {
+        let segment = skb.gso_size();
+        if segment == 0 { self.len } else { self.l4 - ETH_LEN + u32::from(self.header) + segment }
+    }
+}
+
+/// Walks the extension headers. Apart from the rest, for it is rare and long.
+#[inline(never)]
+fn extensions(packet: &mut Packet, skb: Skb) -> Parsed {
+    let mut next = packet.tuple.proto;
+    let mut at = packet.l4;
+    for _ in 0..EXTENSIONS {
+        if !matches!(next, 0 | 43 | 44 | 51 | 60) {
+            packet.tuple.proto = next;
+            packet.l4 = at;
+            return if at > packet.len + ETH_LEN { Parsed::Malformed } else { Parsed::Flow };
+        }
+        let Some([after, len]) = skb.load::<[u8; 2]>(at) else { return Parsed::Malformed };
+        if next == 44 {
+            let Some([offset, id]) = skb.load::<[u32; 2]>(at) else { return Parsed::Malformed };
+            let offset = ((offset >> 16) as u16).swap_bytes();
+            packet.frag_id = id;
+            at += 8;
+            if offset & 0xfff8 != 0 {
+                packet.kind = Kind::Later;
+                packet.tuple.proto = after;
+                packet.l4 = at;
+                return Parsed::Flow;
+            }
+            if offset & 1 != 0 {
+                packet.kind = Kind::First;
+            }
+        } else if next == 51 {
+            // Authentication (RFC 4302).
+            at += (u32::from(len) + 2) * 4;
+        } else {
+            // Hop-by-hop, routing, destination options.
+            at += (u32::from(len) + 1) * 8;
+        }
+        next = after;
+    }
+    Parsed::Malformed
+}

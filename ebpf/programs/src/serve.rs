@@ -1,0 +1,225 @@
+//! What becomes of a packet of a service: of a flow that is known ([`request`], [`reply`]), and of one that
+//! begins ([`begin`]).
+
+use heddle_ebpf_common::{
+    Addr, BACKEND_ACTIVE, BACKEND_DRAINING, Backend, CT_ANSWERED, CT_ENTRY, CT_HOST, CT_TUNNEL, ChoiceKey,
+    Config, Counter, Flow, Frontend, HAIRPIN4, HAIRPIN6, NODE_ADDR_UNDERLAY, NODE_SELF, REMOTE_TUNNEL, Tuple,
+};
+
+use crate::ct::{self, Entry, Ports};
+use crate::frontend::{self, Scope};
+use crate::maps::{BACKENDS, CHOICES, NODES, config, count};
+use crate::out::{self, REPLY};
+use crate::packet::{Kind, Packet};
+use crate::reject::{self, From};
+use crate::skb::Skb;
+use crate::time::random;
+
+/// Where a request was met.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// A pod of this node sent it.
+    Pod,
+    /// It came in by an underlay device.
+    Outside,
+    /// Another node sent it through the tunnel.
+    Tunnel { entry: u32, hash: u32 },
+}
+
+impl Origin {
+    #[inline(always)]
+    fn from(self) -> From {
+        match self {
+            Self::Tunnel { entry, .. } => entry,
+            _ => 0,
+        }
+    }
+}
+
+/// A request of a flow that is known. `None`: it begins a new one.
+#[inline(always)]
+pub fn request(
+    skb: Skb,
+    packet: &mut Packet,
+    entry: &mut Entry<'_>,
+    origin: Origin,
+    config: &Config,
+) -> Option<i32> {
+    if packet.is_syn() && packet.is_tcp() && ct::is_over(entry.flow) {
+        ct::remove(&packet.tuple, entry.flow);
+        return None;
+    }
+    if entry.is_stale() {
+        // TCP cannot move to another backend; a datagram can.
+        if packet.is_tcp() || packet.kind == Kind::Error {
+            return Some(reject::unreachable(skb, packet, origin.from(), Counter::RejectStale));
+        }
+        ct::remove(&packet.tuple, entry.flow);
+        return None;
+    }
+    entry.touch(packet, config);
+    let flow = &*entry.flow;
+    if flow.flags & CT_ANSWERED == 0 {
+        ct::restore_peer(&packet.tuple, flow);
+    }
+    count(Counter::Request);
+    Some(forward(skb, packet, flow))
+}
+
+/// Sends a request on.
+#[inline(never)]
+fn forward(skb: Skb, packet: &mut Packet, flow: &Flow) -> i32 {
+    if flow.flags & CT_HOST != 0 {
+        return if flow.flags & CT_TUNNEL != 0 {
+            out::to_host_by_underlay(skb, packet, &flow.to)
+        } else {
+            out::to_host(skb, packet, &flow.to)
+        };
+    }
+    if flow.flags & CT_ENTRY != 0 {
+        let hash = match BACKENDS.get(flow.backend) {
+            Some(backend) => backend.hash,
+            None => 0,
+        };
+        return out::tunnel(skb, packet, &flow.to, flow.node, hash);
+    }
+    out::leave(skb, packet, &flow.to)
+}
+
+/// Is it a reply that may go on? `Err`: what became of it. Moves a flow with its first reply to `ct`.
+#[inline(always)]
+pub fn known_reply(skb: Skb, packet: &Packet, entry: &mut Entry<'_>, config: &Config) -> Result<(), i32> {
+    if entry.is_stale() {
+        return Err(reject::unreachable(skb, packet, 0, Counter::RejectStale));
+    }
+    entry.touch(packet, config);
+    if entry.flow.flags & CT_ANSWERED == 0 && packet.kind != Kind::Error {
+        if !ct::answered(&packet.tuple, entry.flow) {
+            return Err(aya_ebpf::bindings::TC_ACT_SHOT);
+        }
+    }
+    count(Counter::Reply);
+    Ok(())
+}
+
+/// A reply of a backend on its way to the client.
+#[inline(always)]
+pub fn reply(skb: Skb, packet: &mut Packet, entry: &mut Entry<'_>, config: &Config) -> i32 {
+    if let Err(verdict) = known_reply(skb, packet, entry, config) {
+        return verdict;
+    }
+    let flow = &*entry.flow;
+    if flow.flags & CT_TUNNEL != 0 {
+        return out::tunnel(skb, packet, &flow.to, flow.node, REPLY);
+    }
+    out::leave(skb, packet, &flow.to)
+}
+
+/// The first packet of a flow, for a frontend that was found. `flow`: where its entry is made.
+#[inline(never)]
+pub fn begin(skb: Skb, packet: &mut Packet, flow: &mut Flow, frontend: &Frontend, origin: &Origin) -> i32 {
+    let Some(config) = config() else { return skb.drop(Counter::DropNoFlow) };
+    if packet.kind == Kind::Error || packet.kind == Kind::Later {
+        return skb.drop(Counter::DropNoFlow);
+    }
+    if packet.is_tcp() && !packet.is_syn() {
+        // The rest of a connection that nobody here knows.
+        return reject::unreachable(skb, packet, origin.from(), Counter::RejectStale);
+    }
+    let index = match *origin {
+        Origin::Pod => frontend::from_ring(frontend, random(config), packet.v4, Scope::Cluster),
+        Origin::Outside => frontend::from_maglev(frontend, packet.tuple.client_hash(), packet.v4),
+        Origin::Tunnel { hash, .. } => chosen(frontend, hash, packet, config),
+    };
+    let backend = match frontend::backend(index) {
+        Some(backend) if index != 0 => backend,
+        _ => return reject::unreachable(skb, packet, origin.from(), Counter::RejectNoBackend),
+    };
+    flow.to = packet.tuple;
+    flow.backend = index;
+    flow.generation = backend.generation;
+    flow.service = frontend.service;
+    flow.flags = 0;
+    flow.node = 0;
+    flow.ifindex = if *origin == Origin::Pod { skb.ifindex() } else { 0 };
+    let Some(ports) = route(flow, backend, *origin, packet.v4, config) else {
+        return skb.drop(Counter::DropNoOverlay);
+    };
+    if !ct::insert(&packet.tuple, flow, &ports, config) {
+        return skb.drop(Counter::DropNoPort);
+    }
+    count(Counter::Request);
+    forward(skb, packet, flow)
+}
+
+/// The backend that the entry node chose, if it is here and lives; else another one of this node.
+#[inline(always)]
+fn chosen(frontend: &Frontend, hash: u32, packet: &Packet, config: &Config) -> u32 {
+    // SAFETY: four bytes, written at once.
+    if let Some(&index) = unsafe { CHOICES.get(ChoiceKey { service: frontend.service, hash }) }
+        && let Some(backend) = BACKENDS.get(index)
+        && backend.node == NODE_SELF
+        && backend.hash == hash
+        && (backend.state == BACKEND_ACTIVE || backend.state == BACKEND_DRAINING)
+        && backend.addr.is_v4() == packet.v4
+    {
+        return index;
+    }
+    frontend::from_ring(frontend, random(config), packet.v4, Scope::Local)
+}
+
+/// Decides how the flow reaches its backend: what its packets become, by which way. Returns the source ports that
+/// it may get; `None`: this node has no address to give to packets that need one.
+#[inline(always)]
+fn route(flow: &mut Flow, backend: &Backend, origin: Origin, v4: bool, config: &Config) -> Option<Ports> {
+    let client = flow.to.src;
+    let frontend = flow.to;
+    flow.to.dst = backend.addr;
+    flow.to.dport = backend.port;
+    let host = frontend::node_addr(&backend.addr).is_some_and(|addr| addr.kind == NODE_ADDR_UNDERLAY);
+    if let Origin::Tunnel { entry, .. } = origin {
+        flow.flags |= CT_TUNNEL;
+        flow.node = entry;
+    }
+    if backend.node == NODE_SELF {
+        if host {
+            flow.flags |= CT_HOST;
+        } else if backend.addr == client {
+            flow.to.src = if v4 { HAIRPIN4 } else { HAIRPIN6 };
+        }
+        return Some(Ports::OWN);
+    }
+    let overlay = NODES.get(backend.node).is_some_and(|node| node.overlay != 0) && config.vxlan_ifindex != 0;
+    let inside = backend.node != 0 && overlay && !host;
+    if origin == Origin::Pod {
+        // Pod to pod, as if the pod had asked for that one.
+        if inside {
+            return Some(Ports::OWN);
+        }
+    } else if config.remote == REMOTE_TUNNEL && backend.node != 0 && overlay {
+        flow.flags |= CT_ENTRY;
+        flow.node = backend.node;
+        flow.to = frontend;
+        return Some(Ports::OWN);
+    }
+    // snat: the answers must come back here.
+    flow.to.src = match (inside, v4) {
+        (true, true) => config.overlay4,
+        (true, false) => config.overlay6,
+        (false, true) => config.underlay4,
+        (false, false) => config.underlay6,
+    };
+    if flow.to.src == Addr([0; 4]) || config.snat_port_max < config.snat_port_min {
+        return None;
+    }
+    let first = u32::from(config.snat_port_min);
+    Some(Ports { first, count: u32::from(config.snat_port_max) - first + 1, always: true })
+}
+
+/// Is this the source that `snat` gives to packets into the underlay (`overlay`: into the overlay)?
+#[inline(always)]
+pub fn is_snat(tuple: &Tuple, overlay: bool, config: &Config) -> bool {
+    let [v4, v6] =
+        if overlay { [&config.overlay4, &config.overlay6] } else { [&config.underlay4, &config.underlay6] };
+    tuple.dst == *if tuple.dst.is_v4() { v4 } else { v6 }
+}

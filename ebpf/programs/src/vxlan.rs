@@ -1,0 +1,76 @@
+//! VXLAN packets before the kernel unwraps them: only here is the sender to be seen.
+
+use heddle_ebpf_common::{Addr, Config, Counter, MESH_REPLY, MESH_REQUEST, NODE_ADDR_UNDERLAY, NODE_SELF};
+
+use crate::frontend::node_addr;
+use crate::maps::{RANGES, count};
+use crate::packet::Packet;
+use crate::skb::{ETH_LEN, ETH_P_IP, ETH_P_IPV6, PASS, Skb};
+
+use aya_ebpf::maps::lpm_trie::Key;
+
+/// UDP and VXLAN header (RFC 7348 section 5).
+const OUTER: u32 = 8 + 8;
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Inner {
+    dst: [u8; 6],
+    src: [u8; 6],
+    protocol: u16,
+}
+
+/// Passes the packet if a node sent it and has a right to what is inside: from its pods, or from itself, to ours
+/// or to this node; a request for a frontend of that node; a reply of a frontend of this node (whether the flow is
+/// known is asked when it is unwrapped). Other networks (VNI) are not ours to judge.
+#[inline(never)]
+pub fn check(skb: Skb, packet: &Packet, config: &Config) -> i32 {
+    let at = packet.l4 + 8;
+    let Some([flags, vni]) = skb.load::<[u32; 2]>(at) else { return skb.drop(Counter::DropMalformed) };
+    if flags.to_ne_bytes()[0] & 0x08 == 0 || u32::from_be(vni) >> 8 != config.vni {
+        return PASS;
+    }
+    let sender = match node_addr(&packet.tuple.src) {
+        Some(owner) if owner.kind == NODE_ADDR_UNDERLAY && owner.node != NODE_SELF => owner.node,
+        _ => return skb.drop(Counter::DropUnknownTunnel),
+    };
+    if allowed(skb, packet.l4 + OUTER, sender) {
+        count(Counter::TunnelReceived);
+        PASS
+    } else {
+        skb.drop(Counter::DropUnknownTunnel)
+    }
+}
+
+#[inline(always)]
+fn allowed(skb: Skb, at: u32, sender: u32) -> bool {
+    let Some(inner) = skb.load::<Inner>(at) else { return false };
+    let ip = at + ETH_LEN;
+    let (src, dst) = if inner.protocol == ETH_P_IP {
+        let Some([src, dst]) = skb.load::<[u32; 2]>(ip + 12) else { return false };
+        (Addr::v4(src), Addr::v4(dst))
+    } else if inner.protocol == ETH_P_IPV6 {
+        let Some([src, dst]) = skb.load::<[[u32; 4]; 2]>(ip + 8) else { return false };
+        (Addr(src), Addr(dst))
+    } else {
+        return false;
+    };
+    let mark = [inner.src[0], inner.src[1]];
+    if mark == MESH_REQUEST {
+        // An address of no node: an external one of a service, looked for when it is unwrapped.
+        return node_addr(&dst).is_none_or(|owner| owner.node == sender);
+    }
+    if mark == MESH_REPLY {
+        return node_addr(&src).is_none_or(|owner| owner.node == NODE_SELF);
+    }
+    owner(&src) == sender && owner(&dst) == NODE_SELF
+}
+
+/// Whose pod or own address is this? 0: nobody's.
+#[inline(always)]
+fn owner(addr: &Addr) -> u32 {
+    if let Some(owner) = node_addr(addr) {
+        return owner.node;
+    }
+    RANGES.get(Key::new(128, *addr)).copied().unwrap_or(0)
+}

@@ -247,6 +247,15 @@ fn kill_proxyd(show: &mut Show, stage: &mut Stage) -> Result<()> {
     Ok(())
 }
 
+/// What may stay: directories, lock files, and the note which address was given last, so that it is not given
+/// again at once. A lease has the name of an address.
+fn stays(change: &str) -> bool {
+    let path = change.split_once(" files: ").map(|(_, path)| path).unwrap_or_default();
+    let ours = ["/run/heddle/", "/var/lib/heddle/", "/var/lib/cni/"].iter().any(|dir| path.starts_with(dir));
+    let name = path.rsplit('/').next().unwrap_or_default();
+    ours && (name.is_empty() || name.ends_with("lock") || name.starts_with("last_reserved_ip"))
+}
+
 fn end(show: &mut Show, mut stage: Stage, before: &Snapshot) -> Result<()> {
     show.step("end: pods deleted, daemons stopped, `vxland cleanup`, `proxyd cleanup`");
     let foreign = stage.cluster.switch().foreign()?;
@@ -261,7 +270,8 @@ fn end(show: &mut Show, mut stage: Stage, before: &Snapshot) -> Result<()> {
             stage.cluster.node(node).run(command)?;
         }
     }
-    let changes = before.changes(&Snapshot::of(&stage.cluster)?);
+    let mut changes = before.changes(&Snapshot::of(&stage.cluster)?);
+    changes.retain(|change| !stays(change));
     for change in changes.iter().take(20) {
         show.say(change);
     }

@@ -5,6 +5,11 @@
 // `forbid` everywhere but in `ebpf`, which allows it for itself.
 #![deny(unsafe_code)]
 
+pub mod cli;
 pub mod ctl;
 pub mod dataplane;
+pub mod devices;
 pub mod ebpf;
+mod events;
+pub mod run;
+pub mod target;

@@ -1,3 +1,43 @@
 //! The service proxy and routing mesh.
+#![forbid(unsafe_code)]
 
-fn main() {}
+use std::process::ExitCode;
+
+use heddle_daemon::run_dir::Instance;
+use heddle_daemon::{Failure, Output};
+use proxyd::cli::{Cli, Command};
+use proxyd::{ctl, run};
+
+fn main() -> ExitCode {
+    let cli = heddle_daemon::config::parse::<Cli>();
+    heddle_daemon::exit::report("proxyd", act(&cli))
+}
+
+fn act(cli: &Cli) -> Result<(), Failure> {
+    match &cli.command {
+        None => run::run(cli),
+        Some(Command::Status(output)) => {
+            output.print(&ctl::status(&cli.bpf_root)?, ctl::Status::text)?;
+            Ok(())
+        }
+        Some(Command::Cleanup(output)) => cleanup(cli, *output),
+    }
+}
+
+fn cleanup(cli: &Cli, output: Output) -> Result<(), Failure> {
+    // Held until the end, so that none is started meanwhile.
+    let Some(_instance) = Instance::try_take(&cli.common.run_dir, "proxyd")? else {
+        return Err(Failure::usage("proxyd runs on this node and would make it all again: stop it first"));
+    };
+    let removed = ctl::cleanup(&cli.bpf_root)?;
+    let text = |removed: &Removed| match removed.removed {
+        true => "removed".to_owned(),
+        false => "there was nothing to remove".to_owned(),
+    };
+    Ok(output.print(&Removed { removed }, text)?)
+}
+
+#[derive(serde::Serialize)]
+struct Removed {
+    removed: bool,
+}

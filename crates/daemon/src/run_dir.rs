@@ -37,6 +37,18 @@ pub fn is_running(dir: &Path, program: &str) -> Result<bool, Error> {
     }
 }
 
+/// The lock, or the file if somebody else has it.
+fn lock(dir: &Path, path: &Path) -> Result<Result<Flock<File>, File>, Error> {
+    DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed("create directory", dir))?;
+    let open = || OpenOptions::new().create(true).append(true).mode(0o600).open(path);
+    let file = open().map_err(failed("open", path))?;
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => Ok(Ok(lock)),
+        Err((file, Errno::EWOULDBLOCK)) => Ok(Err(file)),
+        Err((_, error)) => Err(failed("lock", path)(error.into())),
+    }
+}
+
 /// This program's place in the run directory, held until it is dropped (or the process dies).
 #[derive(Debug)]
 pub struct Instance {
@@ -50,24 +62,29 @@ impl Instance {
     /// may still run. A ready file that an instance left behind (SIGKILL) is removed. Blocks the thread;
     /// `waiting` is called once if it must wait.
     pub fn take(dir: &Path, program: &str, waiting: impl FnOnce()) -> Result<Self, Error> {
-        DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed("create directory", dir))?;
         let path = dir.join(format!("{program}.lock"));
-        let open = || OpenOptions::new().create(true).append(true).mode(0o600).open(&path);
-        let file = open().map_err(failed("open", &path))?;
-        let lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => lock,
-            Err((mut file, Errno::EWOULDBLOCK)) => {
+        match lock(dir, &path)? {
+            Ok(lock) => Self::with(lock, dir, program),
+            Err(mut file) => {
                 waiting();
                 loop {
                     match Flock::lock(file, FlockArg::LockExclusive) {
-                        Ok(lock) => break lock,
+                        Ok(lock) => return Self::with(lock, dir, program),
                         Err((same, Errno::EINTR)) => file = same,
                         Err((_, error)) => return Err(failed("lock", &path)(error.into())),
                     }
                 }
             }
-            Err((_, error)) => return Err(failed("lock", &path)(error.into())),
-        };
+        }
+    }
+
+    /// As [`take`](Self::take), but `None` while another instance runs.
+    pub fn try_take(dir: &Path, program: &str) -> Result<Option<Self>, Error> {
+        let path = dir.join(format!("{program}.lock"));
+        lock(dir, &path)?.ok().map(|lock| Self::with(lock, dir, program)).transpose()
+    }
+
+    fn with(lock: Flock<File>, dir: &Path, program: &str) -> Result<Self, Error> {
         let ready = dir.join(format!("{program}.ready"));
         match fs::remove_file(&ready) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", &ready)(error)),
@@ -123,6 +140,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let first = Instance::take(dir.path(), "p", || panic!("nobody holds it")).unwrap();
         first.ready().unwrap();
+        assert!(Instance::try_take(dir.path(), "p").unwrap().is_none());
         let (waits, waiting) = mpsc::channel();
         let (takes, taken) = mpsc::channel();
         std::thread::scope(|scope| {

@@ -1,0 +1,119 @@
+//! The command line. Every option is also a key of the TOML file and a `HEDDLE_*` variable.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand, ValueEnum};
+use heddle_control::Spec;
+use heddle_daemon::{Common, Output};
+
+use crate::ebpf::Remote;
+
+/// The service proxy and routing mesh: every service address reaches a living backend, from every node
+///
+/// Makes the services and endpoints that the sources name true in the kernel, and puts right what others
+/// undo. Ends with SIGTERM, which leaves the datapath in place and working; `proxyd cleanup` removes it.
+#[derive(Debug, Parser)]
+#[command(name = "proxyd", version)]
+pub struct Cli {
+    #[command(flatten)]
+    pub common: Common,
+    /// The mechanism of the kernel that services are made with
+    #[arg(long, default_value = "ebpf", global = true)]
+    pub mode: Mode,
+    /// Where services, endpoints and nodes are read from: manifests:DIR; may be given several times
+    #[arg(long, value_name = "KIND:WHERE")]
+    pub source: Vec<Spec>,
+    /// This node's name, as the sources spell it
+    #[arg(long, value_name = "NAME")]
+    pub node_name: Option<String>,
+    /// The device where traffic from outside arrives [default: those that have this node's addresses]
+    #[arg(long, value_name = "IFACE", value_parser = device_name)]
+    pub underlay: Option<String>,
+    /// The cgroup2 directory whose processes are served [default: the whole hierarchy]
+    #[arg(long, value_name = "DIR")]
+    pub cgroup_root: Option<PathBuf>,
+    /// The BPF file system that programs and maps are pinned in
+    #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf", global = true)]
+    pub bpf_root: PathBuf,
+    /// How a backend on another node is reached by clients from outside
+    #[arg(long, default_value = "tunnel")]
+    pub remote: Remote,
+    /// VXLAN network identifier of the overlay; its device is called heddle.<VNI>
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..0x100_0000))]
+    pub vni: u32,
+    /// UDP port of the overlay's VXLAN packets
+    #[arg(long, default_value_t = 8472, value_parser = clap::value_parser!(u16).range(1..))]
+    pub port: u16,
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// `--mode`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Mode {
+    /// eBPF programs at sockets and devices
+    Ebpf,
+    /// IPVS and nf_tables, for kernels without tcx (not built yet)
+    Ipvs,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Show frontends, backends and counters, as the kernel has them
+    Status(Output),
+    /// Remove everything of proxyd from this node
+    Cleanup(Output),
+}
+
+fn device_name(name: &str) -> Result<String, String> {
+    match heddle_netlink::link::name_is_valid(name) {
+        true => Ok(name.to_owned()),
+        false => Err("no name of a device (1 to 15 characters without `/`, `:`, `%`)".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_option_is_known_to_flag_environment_and_file() {
+        let scratch = tempfile::NamedTempFile::new().unwrap();
+        let samples = [
+            ("log-format", "json"),
+            ("log-level", "debug"),
+            ("run-dir", "/x"),
+            ("mode", "ipvs"),
+            ("source", "manifests:/x"),
+            ("node-name", "n1"),
+            ("underlay", "eth7"),
+            ("cgroup-root", "/c"),
+            ("bpf-root", "/b"),
+            ("remote", "snat"),
+            ("vni", "7"),
+            ("port", "4789"),
+        ];
+        heddle_daemon::config::layers_agree::<Cli>(&samples, scratch.path()).unwrap();
+    }
+
+    #[test]
+    fn the_documented_command_lines_parse() {
+        for line in [
+            "proxyd --mode ebpf --source manifests:/m --node-name n1",
+            "proxyd --mode ipvs --source manifests:/m --node-name n1 --underlay eth0 --cgroup-root /c --bpf-root /b --remote snat --config /dev/null",
+            "proxyd status",
+            "proxyd status -o json --bpf-root /b",
+            "proxyd --bpf-root /b cleanup -o text",
+        ] {
+            Cli::try_parse_from(line.split(' ')).unwrap();
+        }
+        for bad in [
+            "proxyd --mode iptables",
+            "proxyd --underlay a/b",
+            "proxyd --source etcd:x",
+            "proxyd status -o xml",
+        ] {
+            assert!(Cli::try_parse_from(bad.split(' ')).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! The daemon: sources, loop, events, readiness.
+
+use std::fmt::Debug;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use heddle_daemon::Failure;
+use heddle_daemon::run_dir::Instance;
+use heddle_daemon::signal::Stop;
+use heddle_model::NodeName;
+use heddle_model::store::Store;
+use heddle_netlink::Socket;
+use heddle_netlink::monitor::Monitor;
+use heddle_reconcile::{Pace, Runner};
+use tokio::sync::Notify;
+
+use crate::cli::{Cli, Mode};
+use crate::dataplane::Dataplane;
+use crate::devices::Wanted;
+use crate::ebpf::{self, Ebpf};
+use crate::events;
+use crate::target::{Finder, Services};
+
+/// Runs until SIGTERM or SIGINT. The datapath in the kernel goes on.
+///
+/// # Errors
+/// [`Failure::Usage`] for what is missing on the command line, [`Failure::Unsupported`] for what the kernel
+/// lacks, or this program.
+pub fn run(cli: &Cli) -> Result<(), Failure> {
+    let Some(node) = cli.node_name.clone().map(NodeName) else {
+        return Err(Failure::usage("--node-name is missing: this node's name, as the sources spell it"));
+    };
+    if cli.source.is_empty() {
+        return Err(Failure::usage("--source is missing: where services are read from, as in manifests:DIR"));
+    }
+    if cli.mode == Mode::Ipvs {
+        return Err(Failure::unsupported(
+            "mode ipvs is not built yet (use --mode ebpf; it needs Linux 6.6 or newer)",
+        ));
+    }
+    heddle_daemon::log::init(&cli.common);
+    // The loop blocks its thread while the kernel works; sources and events need another.
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    // Before anything of the kernel's is opened: the instance before us may be writing there.
+    let instance = Instance::take(&cli.common.run_dir, "proxyd", || {
+        tracing::info!("another proxyd runs on this node: waiting for it to end");
+    })?;
+    let dataplane = Ebpf::open(&ebpf::Options {
+        bpf_root: cli.bpf_root.clone(),
+        cgroup_root: cli.cgroup_root.clone(),
+        remote: cli.remote,
+        vni: cli.vni,
+        vxlan_port: cli.port,
+        ..ebpf::Options::default()
+    })?;
+    runtime.block_on(serve(cli, node, dataplane, instance))
+}
+
+async fn serve<D: Dataplane + Debug>(
+    cli: &Cli,
+    node: NodeName,
+    dataplane: D,
+    instance: Instance,
+) -> Result<(), Failure> {
+    let mut stop = Stop::listen()?;
+    let store = Store::new();
+    for source in &cli.source {
+        source.start(&store);
+    }
+    let wake = Arc::new(Notify::new());
+    // Listening begins before the first look: nothing can happen in between.
+    let monitor = Monitor::open()?;
+    let events = tokio::spawn({
+        let wake = Arc::clone(&wake);
+        async move { events::listen(monitor, &wake).await }
+    });
+    tracing::info!(%node, mode = ?cli.mode, "started");
+    let wanted = Wanted { underlay: cli.underlay.clone(), overlay: format!("heddle.{}", cli.vni) };
+    let services = Services::new(dataplane, finder(wanted, Socket::open()?), node, cli.vni);
+    let runner = Runner::new(services, Pace::default(), u64::from(std::process::id()));
+    let mut status = runner.status();
+    let announced = tokio::spawn(async move {
+        if status.wait_for(|status| status.ready).await.is_ok() {
+            match instance.ready() {
+                Ok(()) => tracing::info!("ready"),
+                Err(error) => tracing::error!("{error}"),
+            }
+        }
+        // Held for as long as the program runs.
+        std::future::pending::<()>().await;
+        drop(instance);
+    });
+    let end = async {
+        let signal = stop.wait().await;
+        tracing::info!("{signal}: ending, the datapath stays as it is");
+    };
+    runner.run(store.watch(), &wake, end).await;
+    events.abort();
+    // Takes the ready file with it.
+    announced.abort();
+    let _ = announced.await;
+    Ok(())
+}
+
+fn finder(wanted: Wanted, mut socket: Socket) -> Finder {
+    Box::new(move |node: &[IpAddr]| match wanted.find(&mut socket, node) {
+        Ok(found) => found,
+        Err(error) => Err(error.to_string()),
+    })
+}

@@ -1,0 +1,149 @@
+//! A dataplane as a target of the reconcile loop.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use heddle_model::resolve::{self, Nodes};
+use heddle_model::{
+    Effect, NodeName, Object, Part as TablePart, Problem, ServiceTable, Snapshot, Step as TableStep, What,
+};
+use heddle_reconcile::{Error, Outcome, Target};
+
+use crate::dataplane::{Dataplane, Devices};
+use crate::devices::Found;
+
+/// Finds the devices, given this node's addresses. The kernel's error is a reason like any other.
+pub type Finder = Box<dyn FnMut(&[IpAddr]) -> Found + Send>;
+
+/// The services of this node, made by a dataplane.
+pub struct Services<D> {
+    pub dataplane: D,
+    find: Finder,
+    node: NodeName,
+    vni: u32,
+}
+
+/// What the loop compares.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct State {
+    /// `None`: not known. It never is after an observation: that the devices are as they must be is asserted
+    /// in every full pass, by the dataplane, which knows best what is missing.
+    pub devices: Option<Found>,
+    pub table: ServiceTable,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// A part of the table.
+    Table(TableStep),
+    /// Work on these devices; or fail, because they cannot be told.
+    Devices(Found),
+}
+
+/// What fails and is retried by itself.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Part {
+    Table(TablePart),
+    Devices,
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Table(part) => part.fmt(f),
+            Self::Devices => f.write_str("devices"),
+        }
+    }
+}
+
+impl<D: Dataplane> Services<D> {
+    pub fn new(dataplane: D, find: Finder, node: NodeName, vni: u32) -> Self {
+        Self { dataplane, find, node, vni }
+    }
+
+    fn take_devices(&mut self, devices: &Found) -> Result<(), Error> {
+        // As long as they cannot be told, the dataplane keeps those that it has.
+        let devices: &Devices = devices.as_ref().map_err(Clone::clone)?;
+        self.dataplane.devices(devices)
+    }
+}
+
+impl<D: fmt::Debug> fmt::Debug for Services<D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Services").field("dataplane", &self.dataplane).field("node", &self.node).finish()
+    }
+}
+
+impl<D: Dataplane> Target for Services<D> {
+    type Input = Snapshot;
+    type State = State;
+    type Step = Step;
+    type Part = Part;
+
+    fn desired(&mut self, snapshot: &Snapshot) -> (State, Vec<Problem>) {
+        let (table, mut problems) = resolve::services(snapshot, &self.node, self.vni);
+        let (table, unsupported) = self.dataplane.project(&table);
+        problems.extend(
+            unsupported
+                .into_iter()
+                .map(|lack| Problem::new(Object::Frontend(lack.frontend), What::Said(lack.what))),
+        );
+        let nodes = Nodes::new(snapshot);
+        let addresses = nodes.accepted.get(&self.node).map(|node| node.addresses.as_slice());
+        let devices = (self.find)(addresses.unwrap_or_default());
+        (State { devices: Some(devices), table }, problems)
+    }
+
+    fn observe(&mut self) -> Result<State, Error> {
+        Ok(State { devices: None, table: self.dataplane.observe()? })
+    }
+
+    fn diff(&self, observed: &State, desired: &State) -> Vec<Step> {
+        let table = heddle_model::diff(&observed.table, &desired.table).into_iter().map(Step::Table);
+        // Last: hooks come when the tables that they look into are as they must be.
+        let changed = desired.devices.clone().filter(|_| desired.devices != observed.devices);
+        table.chain(changed.map(Step::Devices)).collect()
+    }
+
+    fn part(step: &Step) -> Part {
+        match step {
+            Step::Table(step) => Part::Table(step.part()),
+            Step::Devices(_) => Part::Devices,
+        }
+    }
+
+    fn effect(step: &Step) -> Effect {
+        match step {
+            Step::Table(step) => step.effect(),
+            // Devices are found here and not told by sources: there is no reason to wait for those.
+            Step::Devices(_) => Effect::Create,
+        }
+    }
+
+    fn apply(&mut self, steps: Vec<Step>) -> Outcome<Part> {
+        let mut plan = Vec::new();
+        let mut devices = None;
+        for step in steps {
+            match step {
+                Step::Table(step) => plan.push(step),
+                Step::Devices(found) => devices = Some(found),
+            }
+        }
+        let mut outcome = Outcome::done();
+        if !plan.is_empty() {
+            for (part, why) in self.dataplane.apply(&plan).failed {
+                outcome.fail(Part::Table(part), why);
+            }
+        }
+        if let Some(devices) = devices
+            && let Err(error) = self.take_devices(&devices)
+        {
+            outcome.fail(Part::Devices, heddle_daemon::exit::chain(error.as_ref()));
+        }
+        outcome
+    }
+
+    fn tend(&mut self) -> Result<(), Error> {
+        self.dataplane.tend()
+    }
+}

@@ -38,12 +38,12 @@ pub struct Sizes {
 impl Default for Sizes {
     fn default() -> Self {
         Self {
-            frontends: 1 << 14,
-            ring: 1 << 14,
-            backends: 1 << 16,
+            frontends: 1 << 16,
+            ring: 1 << 17,
+            backends: 1 << 17,
             nodes: 1 << 13,
-            node_addrs: 1 << 14,
-            choices: 1 << 14,
+            node_addrs: 1 << 15,
+            choices: 1 << 17,
             ct_new: 1 << 16,
             ct: 1 << 18,
             sockets: 1 << 16,

@@ -11,28 +11,31 @@ use heddle_ebpf_common::{
 
 use crate::packet::Packet;
 
-macro_rules! maps { ($($(#[$doc:meta])* $name:literal $ident:ident: $kind:ident<$($param:ty),*> = $size:expr;)*) => { $(
+/// Elements take memory only when they are there: for what no program reads.
+const LAZY: u32 = aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+
+macro_rules! maps { ($($(#[$doc:meta])* $name:literal $ident:ident: $kind:ident<$($param:ty),*> = $size:expr $(, $flags:expr)?;)*) => { $(
     $(#[$doc])*
     #[map(name = $name)]
-    pub static $ident: $kind<$($param),*> = $kind::with_max_entries($size, 0);
+    pub static $ident: $kind<$($param),*> = $kind::with_max_entries($size, 0 $(| $flags)?);
 )* } }
 
 maps! {
-    "frontends" FRONTENDS: HashMap<FrontendKey, Frontend> = 1 << 14;
-    "ring" RING: Array<RingBlock> = 1 << 14;
-    "backends" BACKENDS: Array<Backend> = 1 << 16;
+    "frontends" FRONTENDS: HashMap<FrontendKey, Frontend> = 1 << 16;
+    "ring" RING: Array<RingBlock> = 1 << 17;
+    "backends" BACKENDS: Array<Backend> = 1 << 17;
     "nodes" NODES: Array<Node> = 1 << 13;
-    "node_addrs" NODE_ADDRS: HashMap<Addr, NodeAddr> = 1 << 14;
+    "node_addrs" NODE_ADDRS: HashMap<Addr, NodeAddr> = 1 << 15;
     /// Whose pods live in an address range: index into `nodes`.
-    "ranges" RANGES: LpmTrie<Addr, u32> = 1 << 14;
-    "choices" CHOICES: HashMap<ChoiceKey, u32> = 1 << 14;
+    "ranges" RANGES: LpmTrie<Addr, u32> = 1 << 15;
+    "choices" CHOICES: HashMap<ChoiceKey, u32> = 1 << 17;
     "ct_new" CT_NEW: LruHashMap<Tuple, Flow> = 1 << 16;
     "ct" CT: HashMap<Tuple, Flow> = 1 << 18;
     "frags" FRAGS: LruHashMap<FragKey, FragPorts> = 1 << 12;
     "sock_rev" SOCK_REV: LruHashMap<SockKey, SockPeer> = 1 << 16;
     "sock_udp" SOCK_UDP: LruHashMap<SockKey, SockChoice> = 1 << 16;
-    "services" SERVICES: HashMap<u32, Name> = 1 << 14;
-    "node_names" NODE_NAMES: HashMap<u32, Name> = 1 << 13;
+    "services" SERVICES: HashMap<u32, Name> = 1 << 16, LAZY;
+    "node_names" NODE_NAMES: HashMap<u32, Name> = 1 << 13, LAZY;
     "counters" COUNTERS: PerCpuArray<u64> = Counter::COUNT;
     "config" CONFIG: Array<Config> = 1;
 }

@@ -20,7 +20,7 @@ const DENY: i32 = 0;
 const ECONNREFUSED: i32 = 111;
 const TCP: u32 = 6;
 const UDP: u32 = 17;
-/// Other backends tried when the socket already has this one under another frontend.
+/// Backends tried when the socket already has this one under another frontend.
 const OTHER: u32 = 4;
 
 /// The address fields of `struct bpf_sock_addr` (include/uapi/linux/bpf.h) for one family. The verifier
@@ -191,17 +191,18 @@ fn sendmsg<F: Family>(ctx: *mut bpf_sock_addr) -> i32 {
     let backend = match kept(&key, found.service) {
         Some(backend) => backend,
         None => {
-            let Some((mut index, mut backend)) = choose(&found, addr.is_v4()) else { return refuse() };
+            let mut chosen = None;
             // Two frontends of one socket at one backend: its answers could not be told apart.
             for _ in 0..OTHER {
+                chosen = choose(&found, addr.is_v4());
+                let Some((_, backend)) = chosen else { break };
                 rev.addr = backend.addr;
                 rev.port = backend.port;
                 if !taken(&rev, &addr, port) {
                     break;
                 }
-                let Some(other) = choose(&found, addr.is_v4()) else { break };
-                (index, backend) = other;
             }
+            let Some((index, backend)) = chosen else { return refuse() };
             let mut choice = SockChoice {
                 backend: index,
                 generation: backend.generation,

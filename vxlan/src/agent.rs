@@ -203,7 +203,9 @@ impl Target for Overlay {
             }
             Err(error) => {
                 self.wanted = None;
-                State::Hold(chain(error.as_ref()))
+                let hold = State::Hold(chain(error.as_ref()));
+                // The sources have just begun to tell: nothing is wrong yet.
+                if snapshot.synced { hold } else { self.observe().unwrap_or(hold) }
             }
         };
         self.report.failed.remove(&Part::Overlay.to_string());

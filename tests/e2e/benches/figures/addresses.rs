@@ -7,6 +7,7 @@ use aya::maps::{Array, HashMap};
 use aya::{Ebpf, Pod};
 use heddle_ebpf_common::{Addr, FrontendKey, Tuple};
 
+use crate::mapped::{above, addr};
 use crate::samples::{Case, Samples, interleaved};
 use crate::table::Table;
 use crate::{cpu, object, packet};
@@ -63,7 +64,7 @@ fn lookups() -> Result<()> {
 }
 
 fn measure(ebpf: &mut Ebpf, v4: bool, heat: &str, table: &mut Table) -> Result<()> {
-    let packets = |port| packet::tcp(client(v4), service(v4, port), false);
+    let packets = |port| packet::tcp(client(v4), service(v4, port), packet::Flags::Ack);
     let (known, unknown) = (packets(DPORT)?, packets(NO_SERVICE)?);
     let designs = ["one", "two"];
     let names = STEPS.iter().flat_map(|(_, step, ..)| designs.map(|design| format!("{design}_{step}")));
@@ -161,29 +162,18 @@ fn base6(net: u32) -> Ipv6Addr {
     Ipv6Addr::from_bits(0xfd00 << 112 | u128::from(net) << 64)
 }
 
-/// The address `n` above, in the form of the maps.
-fn above(ip: IpAddr, n: u32) -> Addr {
-    let mapped = match ip {
-        IpAddr::V4(ip) => Ipv4Addr::from_bits(ip.to_bits() + n).to_ipv6_mapped(),
-        IpAddr::V6(ip) => Ipv6Addr::from_bits(ip.to_bits() + u128::from(n)),
-    };
-    let bytes = mapped.octets();
-    let (words, _) = bytes.as_chunks::<4>();
-    Addr([0, 1, 2, 3].map(|word| u32::from_ne_bytes(words[word])))
-}
-
 /// Every service and every flow, into the maps of both designs. A value is zero but for the bit that tells
 /// the programs that they found it.
 fn fill(ebpf: &mut Ebpf, v4: bool) -> Result<()> {
     let service = service(v4, DPORT);
     let port = DPORT.to_be();
-    let frontends = || (0..FRONTENDS).map(|n| above(service.ip(), n));
+    let frontends = || (0..FRONTENDS).map(|n| addr(above(service.ip(), n)));
     let key = |addr| FrontendKey { addr, net: 0, port, proto: TCP, zero: 0 };
     let value: [u32; 8] = marked(0, 1);
     insert(ebpf, "one_frontends", frontends().map(|addr| (key(addr), value)))?;
     let flow = |n: u32| Tuple {
-        src: above(client(v4).ip(), n),
-        dst: above(service.ip(), n / SHARE),
+        src: addr(above(client(v4).ip(), n)),
+        dst: addr(above(service.ip(), n / SHARE)),
         sport: SPORT.to_be(),
         dport: port,
         proto: TCP,

@@ -6,11 +6,17 @@
 
 mod addresses;
 mod cni;
+mod connections;
 mod cpu;
 mod machine;
+mod mapped;
 mod object;
+mod outside;
 mod packet;
+mod packets;
 mod samples;
+mod sockets;
+mod stage;
 mod table;
 
 use std::process::ExitCode;
@@ -29,6 +35,21 @@ const SECTIONS: &[Section] = &[
         name: "addresses",
         about: "16-byte addresses in all maps, against a second set of maps for IPv4",
         run: addresses::run,
+    },
+    Section {
+        name: "packets",
+        about: "the product's programs on network devices, by packet",
+        run: packets::run,
+    },
+    Section {
+        name: "sockets",
+        about: "connect(2) with the socket hooks, against connect(2) without",
+        run: sockets::run,
+    },
+    Section {
+        name: "connections",
+        about: "new TCP connections through a service, against connections to its backend",
+        run: connections::run,
     },
     Section { name: "cni", about: "ADD and DEL of heddle, against ptp with host-local", run: cni::run },
 ];

@@ -3,19 +3,44 @@
 use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Result, bail};
-use etherparse::PacketBuilder;
+use etherparse::{PacketBuilder, PacketBuilderStep};
 
-/// A TCP segment without payload from `src` to `dst`; `syn` or else `ack` is set.
-pub fn tcp(src: SocketAddr, dst: SocketAddr, syn: bool) -> Result<Vec<u8>> {
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Flags {
+    Syn,
+    Ack,
+}
+
+fn ip(src: IpAddr, dst: IpAddr) -> Result<PacketBuilderStep<etherparse::IpHeaders>> {
     let ethernet = PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]);
-    let ip = match (src.ip(), dst.ip()) {
-        (IpAddr::V4(src), IpAddr::V4(dst)) => ethernet.ipv4(src.octets(), dst.octets(), 64),
-        (IpAddr::V6(src), IpAddr::V6(dst)) => ethernet.ipv6(src.octets(), dst.octets(), 64),
+    match (src, dst) {
+        (IpAddr::V4(src), IpAddr::V4(dst)) => Ok(ethernet.ipv4(src.octets(), dst.octets(), 64)),
+        (IpAddr::V6(src), IpAddr::V6(dst)) => Ok(ethernet.ipv6(src.octets(), dst.octets(), 64)),
         _ => bail!("{src} and {dst} are of two families"),
-    };
-    let tcp = ip.tcp(src.port(), dst.port(), 1, 64_000);
-    let tcp = if syn { tcp.syn() } else { tcp.ack(1) };
+    }
+}
+
+/// A TCP segment without options and payload.
+pub fn tcp(src: SocketAddr, dst: SocketAddr, flags: Flags) -> Result<Vec<u8>> {
+    let tcp = ip(src.ip(), dst.ip())?.tcp(src.port(), dst.port(), 1, 64_000);
+    let tcp = if flags == Flags::Syn { tcp.syn() } else { tcp.ack(1) };
     let mut packet = Vec::with_capacity(tcp.size(0));
     tcp.write(&mut packet, &[])?;
+    Ok(packet)
+}
+
+/// The packet with the source MAC of mesh packets.
+pub fn from_mac(mut packet: Vec<u8>, kind: [u8; 2], hash: u32) -> Vec<u8> {
+    packet[6..8].copy_from_slice(&kind);
+    packet[8..12].copy_from_slice(&hash.to_be_bytes());
+    packet
+}
+
+/// A frame in VXLAN (RFC 7348), VNI 1.
+pub fn vxlan(src: IpAddr, dst: IpAddr, port: u16, frame: &[u8]) -> Result<Vec<u8>> {
+    let udp = ip(src, dst)?.udp(50_000, port);
+    let payload = [&[8, 0, 0, 0, 0, 0, 1, 0], frame].concat();
+    let mut packet = Vec::with_capacity(udp.size(payload.len()));
+    udp.write(&mut packet, &payload)?;
     Ok(packet)
 }

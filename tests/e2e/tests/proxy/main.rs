@@ -1,0 +1,13 @@
+//! `proxyd --mode ebpf` between three nodes, with real packets.
+//!
+//! Every scenario about packets runs on nodes without a default route, with `ct state invalid drop` and policy
+//! DROP in FORWARD; those of [`everywhere`] with every value of rp_filter.
+
+mod everywhere;
+mod large;
+mod life;
+mod ports;
+mod snat;
+mod status;
+mod unhooked;
+mod world;

@@ -1,0 +1,84 @@
+//! One client port, many ways.
+
+use std::io::{self, BufRead, BufReader, Write};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use heddle_lab::traffic::{connect, datagram_socket};
+use heddle_lab::{Error, Result};
+
+use crate::world::{SOLO, World, strict};
+
+/// One port of one client, through all three nodes at once, to one backend: the same five-tuple there. All
+/// three connections work, side by side.
+#[test]
+fn proxy_one_client_port_through_all_nodes_at_once() -> Result<()> {
+    const PORT: u16 = 45000;
+    let world = World::start(strict())?;
+    let client = world.cluster.client();
+    for v4 in [true, false] {
+        let targets: Vec<_> = world.cluster.nodes().iter().map(|node| SOLO.published(node.ip(v4))).collect();
+        let talk = || -> io::Result<Vec<Vec<String>>> {
+            let mut streams: Vec<TcpStream> = Vec::new();
+            for to in &targets {
+                streams.push(connect(*to, Some(PORT), Duration::from_secs(3))?);
+            }
+            let mut heard = Vec::new();
+            for round in 0..5 {
+                let mut lines = Vec::new();
+                for (number, stream) in streams.iter_mut().enumerate() {
+                    writeln!(stream, "round {round} stream {number}")?;
+                }
+                for stream in &streams {
+                    let mut line = String::new();
+                    BufReader::new(stream).read_line(&mut line)?;
+                    lines.push(line);
+                }
+                heard.push(lines);
+            }
+            Ok(heard)
+        };
+        let heard = client.enter(talk)?;
+        let heard = heard.map_err(|e| Error::Oracle(format!("streams of one port, v4 {v4}: {e}")))?;
+        for (round, lines) in heard.iter().enumerate() {
+            for (number, line) in lines.iter().enumerate() {
+                let end = format!(" round {round} stream {number}\n");
+                assert!(line.starts_with("web-1 ") && line.ends_with(&end), "{line:?}");
+                assert!(line.contains(&client.ip(v4).to_string()), "the client's address is kept: {line:?}");
+            }
+        }
+
+        let talk = || -> io::Result<Vec<String>> {
+            let socket = datagram_socket(targets[0], Some(PORT), Duration::from_secs(3))?;
+            let mut heard = Vec::new();
+            for to in targets.iter().chain(&targets) {
+                socket.send_to(b"hello", to)?;
+                let mut buffer = [0; 256];
+                let (length, from) = socket.recv_from(&mut buffer)?;
+                assert_eq!(from, *to, "the answer comes from where it was asked");
+                heard.push(String::from_utf8_lossy(&buffer[..length]).into_owned());
+            }
+            Ok(heard)
+        };
+        let heard = client.enter(talk)?;
+        let heard = heard.map_err(|e| Error::Oracle(format!("datagrams of one port, v4 {v4}: {e}")))?;
+        assert!(heard.iter().all(|answer| answer.starts_with("web-1 ")), "{heard:?}");
+    }
+    Ok(())
+}
+
+/// A port that is used again at once, over and over: the old connection is in TIME_WAIT or gone, the new
+/// one must not wait.
+#[test]
+fn proxy_a_port_used_again_at_once() -> Result<()> {
+    let world = World::start(strict())?;
+    let client = world.cluster.client();
+    for node in world.cluster.nodes() {
+        for _ in 0..20 {
+            let to = SOLO.published(node.ip4());
+            let reply = heddle_lab::Ask::new(to).from_port(46000).limit(Duration::from_millis(900)).tcp(client)?;
+            assert_eq!(reply.server, "web-1", "through {}", node.name());
+        }
+    }
+    Ok(())
+}

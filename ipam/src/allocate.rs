@@ -188,6 +188,14 @@ impl Locked<'_> {
         Ok(freed)
     }
 
+    /// Whether every set has an address left.
+    ///
+    /// # Errors
+    /// [`Error::Exhausted`] for the first that has none.
+    pub fn check_room(&self, sets: &[RangeSet]) -> Result<()> {
+        sets.iter().enumerate().try_for_each(|(n, set)| self.choose(n, set).map(drop))
+    }
+
     /// What `owner` holds.
     pub fn held(&self, owner: &Owner) -> Result<Vec<IpAddr>> {
         let ips = match self.noted(owner) {

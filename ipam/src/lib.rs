@@ -33,7 +33,7 @@ mod range;
 mod store;
 
 pub use allocate::Allocation;
-pub use config::{Config, Pool, Route};
+pub use config::{Config, DEFAULT_DATA_DIR, Pool, Route};
 pub use error::{Error, Result};
 pub use owner::{Network, Owner};
 pub use range::{Range, RangeConfig, RangeSet};

@@ -288,7 +288,7 @@ pub fn ct_state(bits: u32) -> Vec<Expr> {
 pub fn source_is_spoofed() -> Vec<Expr> {
     vec![
         Expr::Fib { flags: FIB_SADDR | FIB_IIF | FIB_PRESENT, result: FIB_RESULT_OIF },
-        Expr::Cmp { op: Op::Eq, data: vec![0] },
+        Expr::Cmp { op: Op::Eq, data: vec![0; 4] },
     ]
 }
 

@@ -1,0 +1,128 @@
+//! ADD: gives a pod its interface, its addresses, its routes.
+//!
+//! All that can be checked is checked before the first change; what fails after it is taken back.
+
+use std::net::IpAddr;
+use std::path::Path;
+
+use heddle_ipam::{Allocation, Store};
+use heddle_netlink::{NetNs, Socket};
+
+use super::{PATIENCE, boot_id};
+use crate::conf::{Conf, Mode};
+use crate::mode::{self, bridge, ptp};
+use crate::spec::{Environment, Failure, Ip, Success, code};
+use crate::veth::{self, Pair};
+use crate::{forwarding, guard};
+
+/// Wires the pod.
+pub fn add(environment: &Environment, conf: &Conf) -> Result<Success, Failure> {
+    let path = environment.netns.as_deref().unwrap_or(Path::new(""));
+    let ns = open_namespace(path)?;
+    if conf.mode == Mode::Ptp {
+        check_ptp(conf)?;
+    }
+    let mut requested = conf.requested.clone();
+    requested.extend(environment.requested);
+    let pair = Pair::new(&conf.network, &environment.owner);
+    let mut host = Socket::open()?;
+    let mut pod = Socket::open_in(&ns)?;
+    let store = Store::open(&conf.pool.data_dir, &conf.network, &boot_id()?, conf.pool.durable)?;
+    pair.clear(&mut host, &mut pod)?;
+
+    let allocations = store.lock(PATIENCE)?.allocate(&environment.owner, &conf.pool.sets, &requested)?;
+    let result = wire(conf, path, &ns, &pair, (&mut host, &mut pod), &allocations);
+    result.inspect_err(|_| take_back(environment, conf, &pair, &mut host, &store))
+}
+
+/// Takes back what a failed ADD did. The failure itself is what is told.
+fn take_back(environment: &Environment, conf: &Conf, pair: &Pair, host: &mut Socket, store: &Store) {
+    drop(heddle_bpf::detach_pod(&conf.bpf_root, &pair.host));
+    drop(pair.delete(host));
+    drop(store.lock(PATIENCE).and_then(|locked| locked.release(&environment.owner)));
+}
+
+fn open_namespace(path: &Path) -> Result<NetNs, Failure> {
+    let ns = NetNs::open(path).map_err(|error| {
+        let code = if error.not_found() { code::UNKNOWN_CONTAINER } else { code::INVALID_ENVIRONMENT };
+        Failure::new(code, format!("CNI_NETNS: {error}"))
+    })?;
+    if ns == NetNs::current()? {
+        return Err(Failure::new(
+            code::INVALID_ENVIRONMENT,
+            format!("CNI_NETNS: {} is the host's own network namespace", path.display()),
+        ));
+    }
+    Ok(ns)
+}
+
+fn check_ptp(conf: &Conf) -> Result<(), Failure> {
+    let gateways: Vec<IpAddr> = conf
+        .pool
+        .sets
+        .iter()
+        .filter_map(|set| set.ranges().first())
+        .map(|range| if range.subnet.is_ipv4() { range.gateway } else { mode::GATEWAY6.into() })
+        .collect();
+    ptp::check_routes(&gateways, &conf.pool.routes)
+}
+
+fn wire(
+    conf: &Conf,
+    path: &Path,
+    ns: &NetNs,
+    pair: &Pair,
+    (host, pod): (&mut Socket, &mut Socket),
+    allocations: &[Allocation],
+) -> Result<Success, Failure> {
+    guard::ensure()?;
+    let has = |v4| mode::has_family(allocations, v4);
+    let mut success =
+        Success { dns: conf.dns.clone(), routes: conf.pool.routes.clone(), ..Success::default() };
+    match &conf.mode {
+        Mode::Ptp => {
+            forwarding::ensure(has(true), has(false))?;
+            pair.create(host, ns, conf.mtu)?;
+            let near = veth::find(host, &pair.host)?;
+            pair.harden_host(host, near.index)?;
+            heddle_bpf::attach_pod(&conf.bpf_root, &pair.host, near.index)?;
+            ptp::wire_host(host, pair, near.index, allocations)?;
+            ptp::wire_pod(pod, ns, pair, allocations, &conf.pool.routes)?;
+            pair.complete(host, near.index)?;
+            success.interfaces.extend(pair.interfaces(&near, path));
+            success.ips = allocations
+                .iter()
+                .map(|allocation| Ip {
+                    address: mode::alone(allocation.ip.ip()),
+                    gateway: Some(ptp::gateway(allocation)),
+                    interface: 1,
+                })
+                .collect();
+        }
+        Mode::Bridge(wanted) => {
+            let routes = bridge::routes(wanted, allocations, &conf.pool.routes)?;
+            if wanted.is_gateway {
+                forwarding::ensure(has(true), has(false))?;
+            }
+            let device = bridge::ensure(host, wanted, conf.mtu, allocations)?;
+            pair.create(host, ns, conf.mtu)?;
+            let near = veth::find(host, &pair.host)?;
+            pair.harden_host(host, near.index)?;
+            bridge::wire_host(host, near.index, &device)?;
+            bridge::wire_pod(pod, ns, pair, (wanted, &device), allocations, &routes)?;
+            pair.complete(host, near.index)?;
+            success.interfaces.push(bridge::interface(&device));
+            success.interfaces.extend(pair.interfaces(&near, path));
+            success.routes = routes;
+            success.ips = allocations
+                .iter()
+                .map(|allocation| Ip {
+                    address: allocation.ip,
+                    gateway: Some(allocation.gateway),
+                    interface: 2,
+                })
+                .collect();
+        }
+    }
+    Ok(success)
+}

@@ -1,0 +1,26 @@
+//! How a pod is wired.
+
+pub mod bridge;
+pub mod ptp;
+
+use std::net::{IpAddr, Ipv6Addr};
+
+use heddle_ipam::Allocation;
+use ipnetwork::IpNetwork;
+
+/// The IPv6 gateway of pods in mode ptp, on every host side: link-local, so that it is nobody's address and
+/// nothing has to be reserved for it.
+pub const GATEWAY6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
+
+/// An address alone: /32 or /128.
+pub fn alone(ip: IpAddr) -> IpNetwork {
+    match ip {
+        IpAddr::V4(ip) => IpNetwork::V4(ip.into()),
+        IpAddr::V6(ip) => IpNetwork::V6(ip.into()),
+    }
+}
+
+/// Whether there is an address of this family among the allocations.
+pub fn has_family(allocations: &[Allocation], v4: bool) -> bool {
+    allocations.iter().any(|allocation| allocation.ip.is_ipv4() == v4)
+}

@@ -1,0 +1,148 @@
+//! Mode `ptp`: the pod has its address alone (/32, /128), the host a route to it, and both know each other's
+//! Ethernet address before the first packet. No ARP, no neighbour discovery, nothing shared with other pods.
+//!
+//! ```text
+//! pod    eth0  10.244.1.5/32       default via 10.244.1.1     10.244.1.1 is at <host side>
+//!              fd00:10:244:1::5    default via fe80::1        fe80::1    is at <host side>
+//! host   hdl*  10.244.1.1 (link)   10.244.1.5 dev hdl*        10.244.1.5 is at <pod side>
+//!              fe80::1             fd00:10:244:1::5 dev hdl*
+//! ```
+//!
+//! The IPv4 gateway is the range's, on every host side with link scope: the pod can ping it, and nothing
+//! else on the host takes it for a source address.
+
+use std::net::IpAddr;
+
+use heddle_ipam::{Allocation, Route as Wanted};
+use heddle_netlink::addr::{self, Addr, Scope};
+use heddle_netlink::link;
+use heddle_netlink::neigh::{self, Neigh};
+use heddle_netlink::route::{self, Route, TABLE_MAIN};
+use heddle_netlink::{NetNs, Socket};
+use ipnetwork::IpNetwork;
+
+use super::{GATEWAY6, alone};
+use crate::spec::{Failure, code};
+use crate::veth::Pair;
+
+/// The gateway that a pod with this address uses.
+pub fn gateway(allocation: &Allocation) -> IpAddr {
+    if allocation.ip.is_ipv4() { allocation.gateway } else { GATEWAY6.into() }
+}
+
+/// What the host knows of the pod. Its side is up afterwards.
+pub fn wire_host(
+    socket: &mut Socket,
+    pair: &Pair,
+    index: u32,
+    allocations: &[Allocation],
+) -> Result<(), Failure> {
+    for allocation in allocations {
+        let own = match gateway(allocation) {
+            IpAddr::V4(gateway) => {
+                Addr { scope: Scope::Link, no_prefix_route: true, ..Addr::new(index, alone(gateway.into())) }
+            }
+            // With the route fe80::/64, so that the pod's link-local address is known to be there.
+            IpAddr::V6(gateway) => {
+                let prefix = IpNetwork::new(gateway.into(), 64)
+                    .map_err(|error| Failure::new(code::INTERNAL, error.to_string()))?;
+                Addr { nodad: true, ..Addr::new(index, prefix) }
+            }
+        };
+        addr::replace(socket, &own)?;
+    }
+    link::set_up(socket, index)?;
+    for allocation in allocations {
+        let pod = allocation.ip.ip();
+        neigh::replace(socket, &Neigh::new(index, pod, pair.pod_mac))?;
+        // In place of the route of a pod that had the address and was not taken down.
+        route::replace(socket, &Route::on_link(alone(pod), index))?;
+    }
+    Ok(())
+}
+
+/// What the pod knows of the host. Its side is up afterwards.
+pub fn wire_pod(
+    socket: &mut Socket,
+    ns: &NetNs,
+    pair: &Pair,
+    allocations: &[Allocation],
+    routes: &[Wanted],
+) -> Result<(), Failure> {
+    ns.run(|| pair.harden_pod())??;
+    let index = crate::veth::find(socket, &pair.pod)?.index;
+    for allocation in allocations {
+        let own = Addr { nodad: true, no_prefix_route: true, ..Addr::new(index, alone(allocation.ip.ip())) };
+        addr::add(socket, &own)?;
+    }
+    link::set_up(socket, index)?;
+    for allocation in allocations {
+        let gateway = gateway(allocation);
+        neigh::replace(socket, &Neigh::new(index, gateway, pair.host_mac))?;
+        if gateway.is_ipv4() {
+            route::add(socket, &pod_route(Route::on_link(alone(gateway), index)))?;
+        }
+        // Without a default route the pod still knows where its neighbours of the range are.
+        let own = routes.iter().filter(|route| route.dst.is_ipv4() == gateway.is_ipv4());
+        if !own.clone().any(|route| route.dst.prefix() == 0) {
+            let range = IpNetwork::new(allocation.ip.network(), allocation.ip.prefix())
+                .map_err(|error| Failure::new(code::INTERNAL, error.to_string()))?;
+            route::add(socket, &pod_route(Route::via(range, gateway, index)))?;
+        }
+        for wanted in own {
+            route::add(socket, &from_wanted(wanted, gateway, index))?;
+        }
+    }
+    Ok(())
+}
+
+/// A route that an administrator of the pod would recognise as an ordinary one.
+fn pod_route(route: Route) -> Route {
+    Route { protocol: route::PROTOCOL_BOOT, ..route }
+}
+
+/// A configured route; `gateway` unless it names one itself.
+pub fn from_wanted(wanted: &Wanted, gateway: IpAddr, index: u32) -> Route {
+    let to = wanted.gw.unwrap_or(gateway);
+    let scope = match wanted.scope {
+        Some(253) => Scope::Link,
+        Some(254) => Scope::Host,
+        _ => Scope::Universe,
+    };
+    let mut route = Route::via(wanted.dst, to, index);
+    if scope != Scope::Universe {
+        // Nothing of such a scope is behind a gateway.
+        route = Route { gateway: None, onlink: false, scope, ..route };
+    }
+    pod_route(Route {
+        mtu: wanted.mtu,
+        priority: wanted.priority,
+        table: wanted.table.unwrap_or(TABLE_MAIN),
+        ..route
+    })
+}
+
+/// Refuses routes that this mode cannot mean: behind the pod's interface there is the host and no other gateway.
+pub fn check_routes(allocated: &[IpAddr], routes: &[Wanted]) -> Result<(), Failure> {
+    for (n, route) in routes.iter().enumerate() {
+        let refused =
+            |reason: String| Err(Failure::new(code::INVALID_CONFIG, format!("ipam.routes[{n}]: {reason}")));
+        let own = allocated.iter().find(|gateway| gateway.is_ipv4() == route.dst.is_ipv4());
+        match (own, route.gw) {
+            (None, _) => {
+                let family = if route.dst.is_ipv4() { "IPv4" } else { "IPv6" };
+                return refused(format!(
+                    "{} is an {family} route, and there is no {family} range",
+                    route.dst
+                ));
+            }
+            (Some(own), Some(gw)) if gw != *own => {
+                return refused(format!(
+                    "{gw} is not the gateway of a pod in mode ptp, which is {own}; leave gw out"
+                ));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}

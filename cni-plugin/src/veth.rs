@@ -1,0 +1,203 @@
+//! The pod's veth pair: names, Ethernet addresses, birth, hardening, end.
+
+use std::path::Path;
+
+use heddle_ipam::{Network, Owner};
+use heddle_netlink::link::{self, AddrGen, Change, Link, VethEnd};
+use heddle_netlink::sysctl::{self, Key};
+use heddle_netlink::{DisplayMac, MacAddr, NetNs, Socket};
+
+use crate::spec::{Failure, Interface, code};
+
+/// What the names of all host sides begin with; the spoofing rule knows pods by it.
+pub const PREFIX: &str = "hdl";
+
+/// The names and addresses of a pod's pair, computed from what it belongs to, so that DEL finds it
+/// without having been told anything.
+#[derive(Clone, Debug)]
+pub struct Pair {
+    /// `hdl` and 12 hexadecimal digits: 15 characters, as long as a name can be.
+    pub host: String,
+    pub host_mac: MacAddr,
+    pub pod: String,
+    pub pod_mac: MacAddr,
+    /// Written on the host side last: a pair that carries it is complete.
+    pub mark: String,
+}
+
+impl Pair {
+    pub fn new(network: &Network, owner: &Owner) -> Self {
+        let hash = hash(owner);
+        let [_, _, a, b, c, d, e, f] = hash.to_be_bytes();
+        Self {
+            host: format!("{PREFIX}{:012x}", hash & 0xffff_ffff_ffff),
+            // Locally administered, unicast; the two differ in the first byte.
+            host_mac: [0x06, b, c, d, e, f ^ a],
+            pod: owner.ifname().to_owned(),
+            pod_mac: [0x02, b, c, d, e, f ^ a],
+            mark: format!("{} {} {}", network.as_str(), owner.container(), owner.ifname()),
+        }
+    }
+
+    /// Creates the pair, the pod's side directly in its namespace. Both sides are down.
+    pub fn create(&self, host: &mut Socket, pod_ns: &NetNs, mtu: Option<u32>) -> Result<(), Failure> {
+        let near = VethEnd { name: &self.host, mac: Some(self.host_mac), mtu, ns: None };
+        let far = VethEnd { name: &self.pod, mac: Some(self.pod_mac), mtu, ns: Some(pod_ns) };
+        link::create_veth(host, &near, &far).map_err(|error| {
+            let code = if error.already_exists() { code::EXISTS } else { code::KERNEL };
+            Failure::new(code, error.to_string())
+        })
+    }
+
+    /// Clears away what an earlier ADD for the same interface left when it was killed.
+    ///
+    /// # Errors
+    /// Code 102 if there is a complete pair, or the pod has an interface of this name from elsewhere.
+    pub fn clear(&self, host: &mut Socket, pod: &mut Socket) -> Result<(), Failure> {
+        let near = link::by_name(host, &self.host)?;
+        let far = link::by_name(pod, &self.pod)?;
+        if let Some(near) = &near
+            && near.alias.is_some()
+        {
+            return Err(Failure::new(code::EXISTS, format!("{} is attached already", self.mark))
+                .with_details(format!("its host side is {}; DEL comes before another ADD", self.host)));
+        }
+        if let Some(far) = far
+            && !near.as_ref().is_some_and(|near| near.peer == Some(far.index))
+        {
+            return Err(Failure::new(
+                code::EXISTS,
+                format!("the namespace has an interface {} already", self.pod),
+            ));
+        }
+        match near {
+            Some(near) => Ok(link::delete(host, near.index)?),
+            None => Ok(()),
+        }
+    }
+
+    /// The host side, hardened before it is up: whatever a pod sends, it configures nothing here. It gets
+    /// no address by itself either.
+    pub fn harden_host(&self, host: &mut Socket, index: u32) -> Result<(), Failure> {
+        let change = Change { addr_gen: Some(AddrGen::None), ..Change::default() };
+        if let Err(error) = link::change(host, index, &change)
+            // A kernel without IPv6, or with IPv6 off: nothing to harden.
+            && ipv6_is_there()
+        {
+            return Err(error.into());
+        }
+        set(&Key::ipv4_conf(&self.host, "accept_redirects"), "0")?;
+        for name in ["accept_ra", "autoconf", "accept_redirects"] {
+            set_ipv6(&self.host, name, "0")?;
+        }
+        Ok(())
+    }
+
+    /// The pod's side: it listens to the host, not to router advertisements of other pods. To be called
+    /// inside the namespace.
+    pub fn harden_pod(&self) -> Result<(), Failure> {
+        for name in ["accept_ra", "autoconf", "accept_redirects"] {
+            set_ipv6(&self.pod, name, "0")?;
+        }
+        Ok(())
+    }
+
+    /// Marks the pair as complete.
+    pub fn complete(&self, host: &mut Socket, index: u32) -> Result<(), Failure> {
+        Ok(link::change(host, index, &Change { alias: Some(&self.mark), ..Change::default() })?)
+    }
+
+    /// Deletes the pair, if it is there and ours.
+    pub fn delete(&self, host: &mut Socket) -> Result<bool, Failure> {
+        let Some(near) = link::by_name(host, &self.host)? else { return Ok(false) };
+        if near.alias.as_ref().is_some_and(|mark| *mark != self.mark) {
+            return Ok(false);
+        }
+        match link::delete(host, near.index) {
+            Ok(()) => Ok(true),
+            // The namespace died in between, and the pair with it.
+            Err(error) if error.not_found() => Ok(true),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// What ADD answers of both sides.
+    pub fn interfaces(&self, near: &Link, sandbox: &Path) -> [Interface; 2] {
+        let side = |name: &str, mac: MacAddr, sandbox: Option<String>| Interface {
+            name: name.to_owned(),
+            mac: DisplayMac(mac).to_string(),
+            mtu: Some(near.mtu),
+            sandbox,
+        };
+        [
+            side(&self.host, self.host_mac, None),
+            side(&self.pod, self.pod_mac, Some(sandbox.display().to_string())),
+        ]
+    }
+}
+
+/// The device called `name`, which was just made.
+pub fn find(socket: &mut Socket, name: &str) -> Result<Link, Failure> {
+    link::by_name(socket, name)?
+        .ok_or_else(|| Failure::new(code::KERNEL, format!("cannot find link {name}: it is gone again")))
+}
+
+/// FNV-1a over id and name, its bits mixed (the finalizer of MurmurHash3): FNV alone hardly moves the upper
+/// bits of the last characters.
+fn hash(owner: &Owner) -> u64 {
+    let bytes = owner.container().bytes().chain([0]).chain(owner.ifname().bytes());
+    let mut hash = bytes
+        .fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
+    hash = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
+    hash = (hash ^ (hash >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+    hash ^ (hash >> 33)
+}
+
+fn set(key: &Key, value: &str) -> Result<(), Failure> {
+    Ok(sysctl::write(key, value)?)
+}
+
+/// Sets a parameter of IPv6, if there is IPv6.
+fn set_ipv6(device: &str, name: &str, value: &str) -> Result<(), Failure> {
+    match sysctl::write(&Key::ipv6_conf(device, name), value) {
+        Err(error) if sysctl::is_missing(&error) && !ipv6_is_there() => Ok(()),
+        other => Ok(other?),
+    }
+}
+
+fn ipv6_is_there() -> bool {
+    sysctl::read(&Key::ipv6_conf("all", "disable_ipv6")).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    fn pair(container: &str, ifname: &str) -> Pair {
+        Pair::new(&Network::new("net").unwrap(), &Owner::new(container, ifname).unwrap())
+    }
+
+    #[test]
+    fn fault_060_names_of_a_million_containers_differ() {
+        let mut seen = HashSet::new();
+        for n in 0..1_000_000u32 {
+            let owner = Owner::new(&format!("{n:x}"), "eth0").unwrap();
+            assert!(seen.insert(hash(&owner) & 0xffff_ffff_ffff), "{n}");
+        }
+    }
+
+    #[test]
+    fn a_pair_is_named_as_the_kernel_allows() {
+        let a = pair("abc", "eth0");
+        assert_eq!(a.host.len(), 15);
+        assert!(link::name_is_valid(&a.host) && a.host.starts_with(PREFIX));
+        assert_eq!(a.host, pair("abc", "eth0").host, "the same every time");
+        assert_ne!(a.host, pair("abc", "eth1").host);
+        assert_ne!(a.host_mac, a.pod_mac);
+        for mac in [a.host_mac, a.pod_mac] {
+            assert_eq!(mac[0] & 3, 2, "locally administered and unicast");
+        }
+    }
+}

@@ -11,5 +11,9 @@ pub mod dataplane;
 pub mod devices;
 pub mod ebpf;
 mod events;
+#[cfg(test)]
+mod fake;
+#[cfg(test)]
+mod loop_tests;
 pub mod run;
 pub mod target;

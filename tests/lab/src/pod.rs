@@ -12,6 +12,7 @@ use crate::namespace::NetNs;
 use crate::node::Node;
 use crate::place::Place;
 use crate::process::lock;
+use crate::tools::ip;
 
 /// A pod. What a [`Place`] can do, it can: programs run in its network and cgroup, with the files of its
 /// node. Dropped, its processes are killed and its namespace is gone; the plugin is *not* called, as when a
@@ -32,6 +33,8 @@ impl Pod {
         node.enter(|| name_netns(&net.path(), &netns))??;
         let cgroup = node.cgroup().child("pods")?.child(name)?;
         let place = node.place().inside(&format!("{}/{name}", node.name()), net, cgroup);
+        // The container runtime does it (by the `loopback` plugin), and a pod cannot talk to itself without.
+        ip(&place, "link set lo up")?;
         Ok(Self { name: name.into(), node: node.clone(), place, netns, result: Mutex::new(None) })
     }
 

@@ -63,16 +63,22 @@ fn test_binary(message: &Value) -> Option<TestBinary> {
 }
 
 impl TestBinary {
+    /// `package` for the tests inside a library or program, else `package/file`.
+    fn label(&self) -> String {
+        if self.package.replace('-', "_") == self.target.replace('-', "_") {
+            return self.package.clone();
+        }
+        format!("{}/{}", self.package, self.target)
+    }
+
     /// Run the tests whose name contains one of `filters` (all if there is none), counting them in `suite`.
     pub fn run(&self, suite: &mut Suite, filters: &[String], programs: &Path) -> Result<()> {
-        let label = if self.package == self.target || self.package.replace('-', "_") == self.target {
-            self.package.clone()
-        } else {
-            format!("{}/{}", self.package, self.target)
-        };
+        let label = self.label();
+        // A whole binary may be meant.
+        let all = filters.iter().any(|filter| label.contains(filter));
         let mut command = Command::new(&self.executable);
         command
-            .args(filters)
+            .args(if all { &[] } else { filters })
             .args(["-Zunstable-options", "--report-time"])
             .env("RUSTC_BOOTSTRAP", "1")
             .env("CARGO_MANIFEST_DIR", &self.package_dir)

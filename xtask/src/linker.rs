@@ -36,7 +36,7 @@ impl fmt::Display for Linker {
     }
 }
 
-/// Every bpf-linker that starts: the one of our own, then those in PATH and in cargo's directory.
+/// Every bpf-linker that starts and is new enough: the one of our own, then those in PATH and in cargo's directory.
 pub fn find() -> Vec<Linker> {
     let mut places = vec![own().join("bin")];
     places.extend(env::split_paths(&env::var_os("PATH").unwrap_or_default()));
@@ -44,11 +44,22 @@ pub fn find() -> Vec<Linker> {
     let mut found: Vec<Linker> = Vec::new();
     for path in places.into_iter().map(|place| place.join("bpf-linker")) {
         let known = found.iter().any(|linker| linker.path == path);
-        if path.is_file() && !known && process::stdout(Command::new(&path).arg("--version")).is_some() {
+        if path.is_file() && !known && new_enough(&path) {
             found.push(Linker { llvm: linked_llvm(&path), path });
         }
     }
     found
+}
+
+/// Whether it is at least [`VERSION`], up to the patch level: `bpf-linker 0.13.0`.
+fn new_enough(linker: &Path) -> bool {
+    let numbers = |version: &str| -> Option<(u32, u32)> {
+        let mut parts = version.trim().split('.');
+        Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
+    };
+    let printed = process::stdout(Command::new(linker).arg("--version")).unwrap_or_default();
+    let version = printed.rsplit(' ').next().and_then(numbers);
+    version.is_some() && version >= numbers(VERSION)
 }
 
 /// Build a bpf-linker into the target directory, against `library`: the LLVM that the compiler itself uses,

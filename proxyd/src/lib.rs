@@ -15,5 +15,6 @@ mod events;
 mod fake;
 #[cfg(test)]
 mod loop_tests;
+pub mod report;
 pub mod run;
 pub mod target;

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use heddle_daemon::run_dir::Instance;
 use heddle_daemon::{Failure, Output};
 use proxyd::cli::{Cli, Command};
+use proxyd::report::Report;
 use proxyd::{ctl, run};
 
 fn main() -> ExitCode {
@@ -17,7 +18,8 @@ fn act(cli: &Cli) -> Result<(), Failure> {
     match &cli.command {
         None => run::run(cli),
         Some(Command::Status(output)) => {
-            output.print(&ctl::status(&cli.bpf_root)?, ctl::Status::text)?;
+            let report = Report::read(&cli.bpf_root, &cli.common.run_dir)?;
+            output.print(&report, Report::text)?;
             Ok(())
         }
         Some(Command::Cleanup(output)) => cleanup(cli, *output),

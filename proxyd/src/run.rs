@@ -3,6 +3,7 @@
 use std::fmt::Debug;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use heddle_daemon::Failure;
 use heddle_daemon::run_dir::Instance;
@@ -11,8 +12,9 @@ use heddle_model::NodeName;
 use heddle_model::store::Store;
 use heddle_netlink::Socket;
 use heddle_netlink::monitor::Monitor;
-use heddle_reconcile::{Pace, Runner};
-use tokio::sync::Notify;
+use heddle_reconcile::{Pace, Runner, Status};
+use tokio::sync::{Notify, watch};
+use tokio::time::sleep;
 
 use crate::cli::{Cli, Mode};
 use crate::dataplane::Dataplane;
@@ -78,18 +80,7 @@ async fn serve<D: Dataplane + Debug>(
     let wanted = Wanted { underlay: cli.underlay.clone(), overlay: format!("heddle.{}", cli.vni) };
     let services = Services::new(dataplane, finder(wanted, Socket::open()?), node, cli.vni);
     let runner = Runner::new(services, Pace::default(), u64::from(std::process::id()));
-    let mut status = runner.status();
-    let announced = tokio::spawn(async move {
-        if status.wait_for(|status| status.ready).await.is_ok() {
-            match instance.ready() {
-                Ok(()) => tracing::info!("ready"),
-                Err(error) => tracing::error!("{error}"),
-            }
-        }
-        // Held for as long as the program runs.
-        std::future::pending::<()>().await;
-        drop(instance);
-    });
+    let announced = tokio::spawn(announce(runner.status(), instance));
     let end = async {
         let signal = stop.wait().await;
         tracing::info!("{signal}: ending, the datapath stays as it is");
@@ -100,6 +91,32 @@ async fn serve<D: Dataplane + Debug>(
     announced.abort();
     let _ = announced.await;
     Ok(())
+}
+
+/// Tells the world how it goes: the ready file once, the status whenever it changes (once a second).
+async fn announce(mut status: watch::Receiver<Arc<Status>>, instance: Instance) {
+    let mut ready = false;
+    loop {
+        let now = Arc::clone(&status.borrow_and_update());
+        if now.ready && !ready {
+            match instance.ready() {
+                Ok(()) => tracing::info!("ready"),
+                Err(error) => tracing::error!("{error}"),
+            }
+            ready = true;
+        }
+        if let Err(error) = instance.publish(now.as_ref()) {
+            tracing::debug!("{error}");
+        }
+        // Readiness is not kept back.
+        if ready {
+            sleep(Duration::from_secs(1)).await;
+        }
+        if status.changed().await.is_err() {
+            // The loop has ended, and with it, soon, the program; the lock is held until then.
+            std::future::pending::<()>().await;
+        }
+    }
 }
 
 fn finder(wanted: Wanted, mut socket: Socket) -> Finder {

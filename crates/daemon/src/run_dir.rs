@@ -92,24 +92,52 @@ impl Instance {
         }
     }
 
+    /// Puts what the program knows of itself where [`published`] finds it, as JSON.
+    pub fn publish(&self, status: &impl serde::Serialize) -> Result<(), Error> {
+        let path = self.ready.with_extension("status");
+        let write = || {
+            let text = serde_json::to_vec(status)?;
+            replace(&path, &text)
+        };
+        write().map_err(failed("write", &path))
+    }
+
     /// Says that the program is ready: the ready file, holding the process id, appears with its content
     /// in one step.
     pub fn ready(&self) -> Result<(), Error> {
-        let new = self.ready.with_extension("ready.new");
-        let write = || {
-            let mut file =
-                OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&new)?;
-            writeln!(file, "{}", std::process::id())?;
-            fs::rename(&new, &self.ready)
-        };
-        write().map_err(failed("write", &self.ready))
+        let text = format!("{}\n", std::process::id());
+        replace(&self.ready, text.as_bytes()).map_err(failed("write", &self.ready))
     }
+}
+
+/// A file appears with its content in one step.
+fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
+    let mut new = path.as_os_str().to_owned();
+    new.push(".new");
+    let mut file = OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&new)?;
+    file.write_all(text)?;
+    fs::rename(&new, path)
+}
+
+/// What the running instance of `program` has published last. `None`: none runs, or it has not yet.
+pub fn published<T: serde::de::DeserializeOwned>(dir: &Path, program: &str) -> Result<Option<T>, Error> {
+    if !is_running(dir, program)? {
+        return Ok(None);
+    }
+    let path = dir.join(format!("{program}.status"));
+    let read = || match fs::read(&path) {
+        Ok(text) => Ok(Some(serde_json::from_slice(&text)?)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    };
+    read().map_err(failed("read", &path))
 }
 
 impl Drop for Instance {
     fn drop(&mut self) {
         // Absent if the program never was ready; and there is nothing to do about another error.
         let _ = fs::remove_file(&self.ready);
+        let _ = fs::remove_file(self.ready.with_extension("status"));
     }
 }
 

@@ -1,7 +1,7 @@
 //! `proxyd status` and `proxyd cleanup`: what the kernel holds, with or without a daemon.
 
 mod status;
-mod table;
+pub(crate) mod table;
 
 pub use status::{Status, status};
 

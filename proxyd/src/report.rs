@@ -1,0 +1,72 @@
+//! `proxyd status`: what the kernel holds, and what the running daemon says of itself.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use heddle_daemon::Failure;
+use heddle_daemon::run_dir;
+use serde::{Deserialize, Serialize};
+
+use crate::ctl;
+
+/// All that is known on this node.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// From the kernel alone; the same whether the daemon runs or not.
+    #[serde(flatten)]
+    pub datapath: ctl::Status,
+    /// `None`: it does not run.
+    pub daemon: Option<Told>,
+}
+
+/// What the daemon has published ([`heddle_reconcile::Status`]).
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Told {
+    pub ready: bool,
+    pub synced: bool,
+    pub revision: u64,
+    /// What is wrong, by what it is wrong with.
+    pub troubles: BTreeMap<String, Trouble>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Trouble {
+    pub what: String,
+    /// How long it has been so, when it was told.
+    pub seconds: u64,
+}
+
+impl Report {
+    pub fn read(bpf_root: &Path, run_dir: &Path) -> Result<Self, Failure> {
+        let daemon = match run_dir::is_running(run_dir, "proxyd")? {
+            true => Some(run_dir::published(run_dir, "proxyd")?.unwrap_or_default()),
+            false => None,
+        };
+        Ok(Self { datapath: ctl::status(bpf_root)?, daemon })
+    }
+
+    /// For people.
+    pub fn text(&self) -> String {
+        let mut text = self.datapath.text();
+        match &self.daemon {
+            None if self.datapath.mode.is_some() => {
+                text.push_str("\nproxyd does not run; the datapath goes on as it is\n");
+            }
+            None => {}
+            Some(told) => {
+                let state = match (told.ready, told.synced) {
+                    (true, true) => "ready",
+                    (_, true) => "not ready yet",
+                    (_, false) => "waits for its sources",
+                };
+                text.push_str(&format!("\nproxyd runs: {state}\n"));
+                let rows = told.troubles.iter().map(|(object, trouble)| {
+                    vec![object.clone(), format!("{}s", trouble.seconds), trouble.what.clone()]
+                });
+                text.push_str(&ctl::table::print("TROUBLE FOR WHAT", rows));
+            }
+        }
+        text
+    }
+}

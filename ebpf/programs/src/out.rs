@@ -6,8 +6,8 @@
 //! redirected from hook to device passes netfilter in neither direction.
 
 use aya_ebpf::bindings::{
-    BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup,
-    bpf_redir_neigh,
+    BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS,
+    BPF_FIB_LOOKUP_SKIP_NEIGH, bpf_fib_lookup, bpf_redir_neigh,
 };
 use aya_ebpf::helpers::generated::{
     bpf_fib_lookup as fib_lookup, bpf_redirect as redirect, bpf_redirect_neigh as redirect_neigh,
@@ -23,6 +23,7 @@ use crate::skb::{MARK_HOST, PASS, Skb};
 
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
+const EINVAL: i64 = 22;
 const F_INGRESS: u64 = 1;
 /// Bytes of an IP and a TCP header without options.
 const HEADERS4: u32 = 40;
@@ -47,13 +48,16 @@ fn fib(skb: Skb, tuple: &Tuple, v4: bool, len: u32, params: &mut bpf_fib_lookup)
             params.__bindgen_anon_3.ipv6_src = tuple.src.0;
             params.__bindgen_anon_4.ipv6_dst = tuple.dst.0;
         }
-        fib_lookup(skb.0.cast(), params, size_of::<bpf_fib_lookup>() as i32, 0)
+        let size = size_of::<bpf_fib_lookup>() as i32;
+        let result = fib_lookup(skb.0.cast(), params, size, BPF_FIB_LOOKUP_SKIP_NEIGH);
+        // Kernels before 6.3 do not know the flag.
+        if result == -EINVAL { fib_lookup(skb.0.cast(), params, size, 0) } else { result }
     }
 }
 
 #[inline(always)]
 fn found(result: i64) -> bool {
-    // Without a neighbour the kernel asks for it when the packet is sent.
+    // The kernel asks for the neighbour when the packet is sent.
     result == i64::from(BPF_FIB_LKUP_RET_SUCCESS) || result == i64::from(BPF_FIB_LKUP_RET_NO_NEIGH)
 }
 
@@ -77,8 +81,12 @@ pub fn leave(skb: Skb, packet: &mut Packet, to: &Tuple) -> i32 {
     if !found(result) {
         return skb.drop(Counter::DropNoRoute);
     }
-    // SAFETY: a number.
-    let mtu = u32::from(unsafe { params.__bindgen_anon_1.mtu_result });
+    let mtu = if result == i64::from(BPF_FIB_LKUP_RET_NO_NEIGH) {
+        0 // Not said then.
+    } else {
+        // SAFETY: a number.
+        u32::from(unsafe { params.__bindgen_anon_1.mtu_result })
+    };
     mss::clamp(skb, packet, mtu.saturating_sub(if packet.v4 { HEADERS4 } else { HEADERS6 }));
     packet.note_fragment();
     if !nat::translate(skb, packet, to) {

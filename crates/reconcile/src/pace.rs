@@ -9,6 +9,9 @@ use tokio::time::Instant;
 /// How fast the loop is.
 #[derive(Clone, Copy, Debug)]
 pub struct Pace {
+    /// How long the first pass waits for sources that are not synced: usually they are at once, and the pass
+    /// is a whole one. Nothing is lost meanwhile, what is in the kernel works on.
+    pub patience: Duration,
     /// Quiet time after something happened before the loop acts: what comes in a burst is done at once.
     pub quiet: Duration,
     /// It acts after this long even if it never becomes quiet.
@@ -26,6 +29,7 @@ pub struct Pace {
 impl Default for Pace {
     fn default() -> Self {
         Self {
+            patience: Duration::from_secs(1),
             quiet: Duration::from_millis(10),
             longest: Duration::from_millis(200),
             resync: Duration::from_secs(30),

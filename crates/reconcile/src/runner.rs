@@ -66,6 +66,15 @@ impl<T: Target<Input = Snapshot>> Runner<T> {
             _ = &mut stop => return self.target,
             snapshot = store.changed() => snapshot,
         };
+        let patience = Instant::now() + self.pace.patience;
+        while !snapshot.synced {
+            tokio::select! {
+                biased;
+                _ = &mut stop => return self.target,
+                newer = store.changed() => snapshot = newer,
+                () = sleep_until(patience) => break,
+            }
+        }
         let mut resync = self.pass(&snapshot, true);
         let mut tend = Instant::now() + self.pace.tend;
         loop {

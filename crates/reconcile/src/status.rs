@@ -46,7 +46,7 @@ impl Status {
         let before = std::mem::take(&mut self.troubles);
         for (object, trouble) in &before {
             if !troubles.contains_key(object) {
-                tracing::info!(%object, "no longer: {}", trouble.what);
+                tracing::info!("{object}: no longer: {}", trouble.what);
             }
         }
         for (object, what) in troubles {

@@ -192,6 +192,8 @@ async fn nothing_that_was_there_is_touched_before_synced() {
     kernel.with(|inner| inner.state = state(&[("old", 1), ("changed", 1), ("same", 1)]));
     let rig = rig(&kernel);
     rig.settle().await;
+    assert_eq!(kernel.observed(), 0, "sources have a moment");
+    sleep(pace().patience).await;
     assert_eq!((kernel.observed(), kernel.writes()), (1, 0), "observed first, adopted");
     rig.say(&[("changed", 2), ("same", 1), ("new", 1)]);
     rig.settle().await;

@@ -10,7 +10,8 @@ use serde_json::Value;
 const LIMIT: Duration = Duration::from_secs(20);
 
 fn proxyd(node: &Node, args: &str) -> Output {
-    node.output(Cmd::new(bin("proxyd")).args(args.split(' ').filter(|arg| !arg.is_empty()))).unwrap()
+    node.output(Cmd::new(bin("proxyd")).args(args.split(' ').filter(|arg| !arg.is_empty())))
+        .expect("the program is built")
 }
 
 fn status(node: &Node) -> Value {
@@ -25,7 +26,7 @@ fn troubles(node: &Node) -> Vec<String> {
     let troubles = status["daemon"]["troubles"].as_object().cloned().unwrap_or_default();
     troubles
         .iter()
-        .map(|(object, trouble)| format!("{object}: {}", trouble["what"].as_str().unwrap()))
+        .map(|(object, trouble)| format!("{object}: {}", trouble["what"].as_str().unwrap_or("?")))
         .collect()
 }
 
@@ -40,9 +41,9 @@ fn service(name: &str, number: u8) -> Service {
 }
 
 /// One node with proxyd alone.
-fn lone() -> Cluster {
+fn lone() -> Result<Cluster> {
     let plan = Plan { vxland: None, ..Plan::default() };
-    Cluster::start_with(Lab::builder().nodes(1).clients(0), plan).unwrap()
+    Cluster::start_with(Lab::builder().nodes(1).clients(0), plan)
 }
 
 #[test]
@@ -76,7 +77,7 @@ fn daemon_a_wrong_command_line_ends_with_2_and_says_what_to_do() {
 
 #[test]
 fn daemon_an_invalid_manifest_is_told_by_line_and_its_services_stand() -> Result<()> {
-    let cluster = lone();
+    let cluster = lone()?;
     let (node, manifests) = (cluster.node(1), cluster.manifests());
     manifests.put("web.yaml", &service("web", 10).to_yaml())?;
     eventually("web", LIMIT, || Ok(frontends(node) == ["default/web:80"]))?;
@@ -101,7 +102,7 @@ fn daemon_an_invalid_manifest_is_told_by_line_and_its_services_stand() -> Result
 
 #[test]
 fn daemon_sigterm_leaves_the_datapath_and_a_restart_adopts_it() -> Result<()> {
-    let mut cluster = lone();
+    let mut cluster = lone()?;
     cluster.manifests().put("web.yaml", &service("web", 10).to_yaml())?;
     cluster.manifests().put("old.yaml", &service("old", 11).to_yaml())?;
     eventually("services", LIMIT, || Ok(frontends(cluster.node(1)).len() == 2))?;

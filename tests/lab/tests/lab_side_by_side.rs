@@ -1,10 +1,10 @@
 //! Labs side by side, in one process and in several, do not see each other.
 
+use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use heddle_lab::description::Description;
-use heddle_lab::{Lab, Load, Result, Snapshot};
+use heddle_lab::{Lab, Load, Result, Snapshot, eventually};
 
 const SOON: Duration = Duration::from_secs(60);
 
@@ -44,21 +44,30 @@ fn one(number: usize) -> Result<Duration> {
 
 #[test]
 fn four_in_one_process_and_two_in_others() -> Result<()> {
-    let holder = || {
+    // Directories of their own: `lab down` of somebody else is not to find them.
+    let temp = |name: &str| std::env::temp_dir().join(format!("lab-test-{}-{name}", std::process::id()));
+    let holder = |name: &str| {
+        std::fs::create_dir_all(temp(name)).expect("it can be made");
         let mut command = Command::new(env!("CARGO_BIN_EXE_lab"));
-        command.args(["up", "--foreground", "--bare"]).stdout(Stdio::null());
-        command.spawn().expect("it starts")
+        command.args(["up", "--foreground", "--bare"]).env("TMPDIR", temp(name)).stdout(Stdio::piped());
+        let mut child = command.spawn().expect("it starts");
+        let lines = BufReader::new(child.stdout.take().expect("it is piped")).lines();
+        assert!(lines.map_while(|line| line.ok()).any(|line| line.starts_with("enter with")), "it stands");
+        child
     };
-    let mut others = [holder(), holder()];
+    let mut others = [holder("one"), holder("two")];
     let built: Result<Vec<_>> = std::thread::scope(|scope| {
         let threads: Vec<_> = (1..=4).map(|number| scope.spawn(move || one(number))).collect();
         threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
     });
     println!("four labs, built at the same time, stood after {:?}", built?);
-    for other in &mut others {
-        let pid = other.id();
-        assert!(Description::standing().iter().any(|lab| lab.pid == pid), "the lab of {pid} stands");
+    for (other, name) in others.iter_mut().zip(["one", "two"]) {
+        assert!(other.try_wait().expect("it is our child").is_none(), "lab {name} stands");
         other.kill().and_then(|()| other.wait()).expect("it is our child");
+        eventually("the end of the other lab", SOON, || {
+            Ok(std::fs::read_dir(temp(name)).is_ok_and(|mut dir| dir.next().is_none()))
+        })?;
+        std::fs::remove_dir(temp(name)).expect("it is empty");
     }
     Ok(())
 }

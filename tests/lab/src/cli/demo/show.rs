@@ -36,6 +36,11 @@ impl Show {
         is_so
     }
 
+    /// Whether a check has failed so far.
+    pub fn has_failed(&self) -> bool {
+        self.failed > 0
+    }
+
     /// Something that must have worked; gives what came of it.
     pub fn worked<T>(&mut self, what: impl Display, result: anyhow::Result<T>) -> Option<T> {
         match result {

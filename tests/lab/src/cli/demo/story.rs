@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use heddle_lab::{Lab, Snapshot, addresses::cluster_ip, eventually};
+use heddle_lab::{Cmd, Error, Lab, Place, Snapshot, addresses::cluster_ip, bin, eventually};
 
 use super::curl::{CurlLoop, Tally, curl, url};
 use super::show::Show;
@@ -28,13 +28,23 @@ pub fn tell(show: &mut Show, remote: &str) -> Result<()> {
     let mut stage = Stage::raise(lab, remote).context("cannot start the daemons")?;
     show.check(format!("all six are ready after {:.1} s", begun.elapsed().as_secs_f32()), true);
 
-    pods(show, &mut stage)?;
-    service(show, &stage)?;
-    published_port(show, &stage)?;
-    scale(show, &mut stage)?;
-    cut(show, &stage)?;
-    kill_proxyd(show, &mut stage)?;
+    let told = first_hour(show, &mut stage);
+    if told.is_err() || show.has_failed() {
+        for (name, log) in stage.cluster.logs() {
+            println!("\n---- {name}\n{log}");
+        }
+    }
+    told?;
     end(show, stage, &before)
+}
+
+fn first_hour(show: &mut Show, stage: &mut Stage) -> Result<()> {
+    pods(show, stage)?;
+    service(show, stage)?;
+    published_port(show, stage)?;
+    scale(show, stage)?;
+    cut(show, stage)?;
+    kill_proxyd(show, stage)
 }
 
 fn pods(show: &mut Show, stage: &mut Stage) -> Result<()> {
@@ -70,9 +80,24 @@ fn pods(show: &mut Show, stage: &mut Stage) -> Result<()> {
             };
         }
     }
-    let foreign = stage.cluster.switch().foreign()?;
-    show.check(format!("packets of pods that went around the overlay: {foreign}"), foreign == 0);
+    overlay_only(show, stage)
+}
+
+/// What the switch has seen of packets that are neither from nor to nodes and clients.
+fn overlay_only(show: &mut Show, stage: &Stage) -> Result<()> {
+    let switch = stage.cluster.switch();
+    let foreign = switch.foreign()?;
+    show.check(format!("packets that went around the overlay: {foreign}"), foreign == 0);
+    for pair in switch.foreigners()? {
+        show.say(pair);
+    }
     Ok(())
+}
+
+/// Waits until `curl` is answered: the first sign that a change has arrived.
+fn await_answer(place: &Place, url: &str) -> Result<()> {
+    let asked = || curl(place, url).map_err(|error| Error::Oracle(format!("{error:#}")));
+    Ok(eventually(&format!("an answer of {url}"), SOON, || asked().map(|_| true))?)
 }
 
 fn service(show: &mut Show, stage: &Stage) -> Result<()> {
@@ -80,11 +105,20 @@ fn service(show: &mut Show, stage: &Stage) -> Result<()> {
     stage.scale(&["web-1", "web-2", "web-3"], &[], &[])?;
     stage.publish()?;
     let begun = Instant::now();
+    // A pod that asks before that sends its question to the default route, as anywhere.
+    for node in stage.cluster.nodes() {
+        let addresses = FAMILIES.map(|(v4, _)| cluster_ip(10, v4).to_string());
+        eventually(&format!("the service in `proxyd status` of {}", node.name()), SOON, || {
+            let status = node.run(Cmd::new(bin("proxyd")).arg("status"))?;
+            Ok(addresses.iter().all(|address| status.contains(address)))
+        })?;
+    }
+    show.say(format!("on every node after {:.1} s", begun.elapsed().as_secs_f32()));
     for from in ["shell-1", "web-2", "shell-2"] {
         for (v4, family) in FAMILIES {
             let (place, vip) = (stage.place(from)?, cluster_ip(10, v4));
             let to = url(vip, 80);
-            eventually("an answer of the ClusterIP", SOON, || Ok(curl(place, &to).is_ok()))?;
+            await_answer(place, &to)?;
             let mut tally = Tally::default();
             for _ in 0..20 {
                 tally.add(curl(place, &to), None);
@@ -93,7 +127,6 @@ fn service(show: &mut Show, stage: &Stage) -> Result<()> {
             show.check(format!("{from} -> {vip} ({family}) 20 times: {tally}"), all);
         }
     }
-    show.say(format!("after {:.1} s", begun.elapsed().as_secs_f32()));
     Ok(())
 }
 
@@ -104,7 +137,7 @@ fn published_port(show: &mut Show, stage: &Stage) -> Result<()> {
         let mut seen = BTreeSet::new();
         for (v4, family) in FAMILIES {
             let to = url(node.ip(v4), NODE_PORT);
-            eventually("an answer of the published port", SOON, || Ok(curl(client, &to).is_ok()))?;
+            await_answer(client, &to)?;
             let mut tally = Tally::default();
             for _ in 0..20 {
                 tally.add(curl(client, &to), Some(client.ip(v4)));
@@ -206,7 +239,7 @@ fn cut(show: &mut Show, stage: &Stage) -> Result<()> {
     stage.scale(&["web-1", "web-2"], &[], &[])?;
     for (name, node, v4) in [("n2", 2, true), ("n3", 3, true), ("n2 (IPv6)", 2, false)] {
         let to = url(stage.cluster.node(node).ip(v4), NODE_PORT);
-        eventually("an answer through the node", SOON, || Ok(curl(client, &to).is_ok()))?;
+        await_answer(client, &to)?;
         let each = CurlLoop::start(name, client.place(), to, Some(client.ip(v4)));
         let settled = each.settles_on(&["web-1", "web-2"], 10);
         let took = begun.elapsed().as_secs_f32();
@@ -253,20 +286,21 @@ fn stays(change: &str) -> bool {
     let path = change.split_once(" files: ").map(|(_, path)| path).unwrap_or_default();
     let ours = ["/run/heddle/", "/var/lib/heddle/", "/var/lib/cni/"].iter().any(|dir| path.starts_with(dir));
     let name = path.rsplit('/').next().unwrap_or_default();
-    ours && (name.is_empty() || name.ends_with("lock") || name.starts_with("last_reserved_ip"))
+    ours && (name.is_empty()
+        || name.ends_with("lock")
+        || ["last_reserved_ip", "boot"].iter().any(|n| name.starts_with(n)))
 }
 
 fn end(show: &mut Show, mut stage: Stage, before: &Snapshot) -> Result<()> {
     show.step("end: pods deleted, daemons stopped, `vxland cleanup`, `proxyd cleanup`");
-    let foreign = stage.cluster.switch().foreign()?;
-    show.check(format!("packets that went around the overlay: {foreign}"), foreign == 0);
+    overlay_only(show, &stage)?;
     for name in stage.names() {
         stage.delete(&name).with_context(|| format!("cannot end {name}"))?;
     }
     for node in 1..=3 {
         for program in ["proxyd", "vxland"] {
             stage.cluster.stop_daemon(node, program)?;
-            let command = heddle_lab::Cmd::new(heddle_lab::bin(program)).arg("cleanup");
+            let command = Cmd::new(bin(program)).arg("cleanup");
             stage.cluster.node(node).run(command)?;
         }
     }

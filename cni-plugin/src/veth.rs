@@ -1,11 +1,12 @@
 //! The pod's veth pair: names, Ethernet addresses, birth, hardening, end.
 
 use std::path::Path;
+use std::time::Duration;
 
 use heddle_ipam::{Network, Owner};
-use heddle_netlink::link::{self, AddrGen, Change, Link, VethEnd};
+use heddle_netlink::link::{self, AddrGen, Change, Link, Operational, VethEnd};
 use heddle_netlink::sysctl::{self, Key};
-use heddle_netlink::{DisplayMac, MacAddr, NetNs, Socket};
+use heddle_netlink::{DisplayMac, LinkWatch, MacAddr, NetNs, Socket};
 
 use crate::spec::{Failure, Interface, code};
 
@@ -63,7 +64,7 @@ impl Pair {
                 .with_details(format!("its host side is {}; DEL comes before another ADD", self.host)));
         }
         if let Some(far) = far
-            && !near.as_ref().is_some_and(|near| near.peer == Some(far.index))
+            && near.as_ref().is_none_or(|near| near.peer != Some(far.index))
         {
             return Err(Failure::new(
                 code::EXISTS,
@@ -99,6 +100,18 @@ impl Pair {
         for name in ["accept_ra", "autoconf", "accept_redirects"] {
             set_ipv6(&self.pod, name, "0")?;
         }
+        Ok(())
+    }
+
+    /// Waits until the host side sends.
+    ///
+    /// Of a pair, the end that comes up first has no carrier yet, and it is a worker of the kernel
+    /// (net/core/link_watch.c) that lets it send once the other end is up. Until then what the host sends to
+    /// the pod is dropped without a word. Usually the worker has been there by the time we ask.
+    pub fn await_carrier(&self, watch: &mut LinkWatch, host: &mut Socket, index: u32) -> Result<(), Failure> {
+        // Longer than the worker ever sleeps (1 s). If it takes longer, the pod is none the worse for it.
+        let patience = Duration::from_secs(2);
+        watch.until(host, index, patience, |link| link.operational == Operational::Up)?;
         Ok(())
     }
 

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use heddle_ipam::{Allocation, Store};
-use heddle_netlink::{NetNs, Socket};
+use heddle_netlink::{LinkWatch, NetNs, Socket};
 
 use super::{PATIENCE, boot_id};
 use crate::conf::{Conf, Mode};
@@ -87,7 +87,9 @@ fn wire(
             pair.harden_host(host, near.index)?;
             heddle_bpf::attach_pod(&conf.bpf_root, &pair.host, near.index)?;
             ptp::wire_host(host, pair, near.index, allocations)?;
+            let mut watch = LinkWatch::open()?;
             ptp::wire_pod(pod, ns, pair, allocations, &conf.pool.routes)?;
+            pair.await_carrier(&mut watch, host, near.index)?;
             pair.complete(host, near.index)?;
             success.interfaces.extend(pair.interfaces(&near, path));
             success.ips = allocations
@@ -109,7 +111,9 @@ fn wire(
             let near = veth::find(host, &pair.host)?;
             pair.harden_host(host, near.index)?;
             bridge::wire_host(host, near.index, &device)?;
+            let mut watch = LinkWatch::open()?;
             bridge::wire_pod(pod, ns, pair, (wanted, &device), allocations, &routes)?;
+            pair.await_carrier(&mut watch, host, near.index)?;
             pair.complete(host, near.index)?;
             success.interfaces.push(bridge::interface(&device));
             success.interfaces.extend(pair.interfaces(&near, path));

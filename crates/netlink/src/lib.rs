@@ -20,11 +20,13 @@ pub mod route;
 mod socket;
 pub mod sysctl;
 pub mod vxlan;
+mod watch;
 mod wire;
 
 pub use error::{Absent, Error, Result};
 pub use netns::NetNs;
 pub use socket::Socket;
+pub use watch::LinkWatch;
 
 /// An Ethernet address.
 pub type MacAddr = [u8; 6];

@@ -267,7 +267,6 @@ impl Socket {
         frames(&self.buffer)
     }
 
-    #[cfg(feature = "monitor")]
     pub(crate) fn raw(&self) -> &netlink_sys::Socket {
         &self.inner
     }

@@ -3,15 +3,16 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use heddle_netlink::addr::{self, Addr, Scope};
 use heddle_netlink::fdb::{self, Fdb};
-use heddle_netlink::link::{self, AddrGen, Bridge, Change, Link, VethEnd};
+use heddle_netlink::link::{self, AddrGen, Bridge, Change, Link, Operational, VethEnd};
 use heddle_netlink::neigh::{self, Neigh};
 use heddle_netlink::route::{self, Filter, PROTOCOL_HEDDLE, Route};
 use heddle_netlink::sysctl::{self, Key};
 use heddle_netlink::vxlan::{self, Vxlan};
-use heddle_netlink::{NetNs, Socket};
+use heddle_netlink::{LinkWatch, NetNs, Socket};
 use ipnetwork::IpNetwork;
 use nix::errno::Errno;
 
@@ -249,6 +250,24 @@ fn sysctls_are_those_of_the_namespace() {
         let error = sysctl::read(&Key::ipv4_conf(hostile, "rp_filter")).unwrap_err();
         assert!(error.to_string().contains("is no name"), "{error}");
     }
+}
+
+#[test]
+fn a_watch_sees_a_link_come_up_and_go() {
+    let (ns, mut socket) = namespace();
+    let end = |name| VethEnd { name, ..VethEnd::default() };
+    link::create_veth(&mut socket, &end("near"), &end("far")).unwrap();
+    let index = |socket: &mut Socket, name| link::by_name(socket, name).unwrap().unwrap().index;
+    let (near, far) = (index(&mut socket, "near"), index(&mut socket, "far"));
+    link::set_up(&mut socket, near).unwrap();
+    let mut watch = ns.run(LinkWatch::open).unwrap().unwrap();
+    let up = |link: &Link| link.operational == Operational::Up;
+    let early = watch.until(&mut socket, near, Duration::from_millis(5), up).unwrap();
+    assert!(!early, "without a peer there is no carrier");
+    link::set_up(&mut socket, far).unwrap();
+    assert!(watch.until(&mut socket, near, Duration::from_secs(10), up).unwrap());
+    link::delete(&mut socket, far).unwrap();
+    assert!(!watch.until(&mut socket, near, Duration::from_secs(10), up).unwrap(), "gone");
 }
 
 #[test]

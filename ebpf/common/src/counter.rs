@@ -34,10 +34,12 @@ pub enum Counter {
     /// A packet for a service that belongs to no known flow and cannot begin one (a RST, a reply that
     /// nobody waits for).
     DropNoFlow,
+    /// A request that another node sent through the tunnel, for a service without a backend here.
+    DropNotHere,
 }
 
 impl Counter {
-    pub const COUNT: u32 = Self::DropNoFlow as u32 + 1;
+    pub const COUNT: u32 = Self::DropNotHere as u32 + 1;
 
     /// In the order of their indices, with the names that people see.
     pub const ALL: [(Self, &'static str); Self::COUNT as usize] = [
@@ -60,6 +62,7 @@ impl Counter {
         (Self::DropNoOverlay, "drop_no_overlay"),
         (Self::DropFragment, "drop_fragment"),
         (Self::DropNoFlow, "drop_no_flow"),
+        (Self::DropNotHere, "drop_not_here"),
     ];
 }
 

@@ -306,11 +306,12 @@ pub const CT_ENTRY: u32 = 1 << 5;
 pub const CT_HOST: u32 = 1 << 6;
 
 /// The source of a connection of a pod to itself through a service, where no socket hook translated it
-/// (the pod would take its own address for its own packet). Link-local and not otherwise used; it is
-/// seen in that pod only, and reversed at its veth.
+/// (the pod would take its own address for its own packet). It is seen in that pod only, and reversed at
+/// its veth. 169.254.42.1, of the link-local block: never routed.
 pub const HAIRPIN4: Addr = Addr::v4(u32::from_be_bytes([169, 254, 42, 1]).to_be());
-/// fe80::4842:1
-pub const HAIRPIN6: Addr = Addr([0xfe80_0000_u32.to_be(), 0, 0, 0x4842_0001_u32.to_be()]);
+/// 100::4842:1, of the discard-only block (RFC 6666): never routed either, but not bound to a link, as the
+/// pod's answers must find their way by its default route.
+pub const HAIRPIN6: Addr = Addr([0x0100_0000_u32.to_be(), 0, 0, 0x4842_0001_u32.to_be()]);
 
 /// Key of the LRU hash `frags`: later fragments of a datagram carry no ports.
 #[repr(C)]

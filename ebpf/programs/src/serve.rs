@@ -45,7 +45,8 @@ pub fn request(
     origin: Origin,
     config: &Config,
 ) -> Option<i32> {
-    if packet.is_syn() && packet.is_tcp() && ct::is_over(entry.flow) {
+    // A port that is used again, or a SYN that is repeated because its backend went: nothing stands yet.
+    if packet.is_syn() && packet.is_tcp() && (ct::is_over(entry.flow) || entry.is_stale()) {
         ct::remove(&packet.tuple, entry.flow);
         return None;
     }
@@ -133,6 +134,8 @@ pub fn begin(skb: Skb, packet: &mut Packet, flow: &mut Flow, frontend: &Frontend
     };
     let backend = match frontend::backend(index) {
         Some(backend) if index != 0 => backend,
+        // The nodes disagree for a moment: the client asks again, and then they do not.
+        _ if matches!(origin, Origin::Tunnel { .. }) => return skb.drop(Counter::DropNotHere),
         _ => return reject::unreachable(skb, packet, origin.from(), Counter::RejectNoBackend),
     };
     flow.to = packet.tuple;

@@ -130,7 +130,6 @@ pub fn tunnel(skb: Skb, packet: &mut Packet, to: &Tuple, node: u32, hash: u32) -
     if !nat::decrement_ttl(skb, packet) {
         return skb.drop(Counter::DropTtl);
     }
-    skb.set_done(config.vxlan_ifindex);
     into_tunnel(skb, mac, hash, config)
 }
 
@@ -148,6 +147,7 @@ pub fn into_tunnel(skb: Skb, dst: [u8; 6], hash: u32, config: &Config) -> i32 {
     if !skb.store(0, &[dst, [mark[0], mark[1], a, b, c, d]]) {
         return skb.drop(Counter::DropMalformed);
     }
+    skb.set_done(config.vxlan_ifindex);
     count(Counter::TunnelSent);
     // SAFETY: numbers.
     unsafe { redirect(config.vxlan_ifindex, 0) as i32 }

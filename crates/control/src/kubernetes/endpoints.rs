@@ -1,6 +1,7 @@
 //! EndpointSlice (discovery.k8s.io/v1) and Endpoints (core/v1).
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use heddle_model::{Endpoint, EndpointPort, Endpoints, EndpointsName, NodeName, ServiceName};
 
@@ -40,7 +41,7 @@ pub fn slice(object: &Cursor<'_>) -> Result<(Key, Value), Error> {
     }
     let service = ServiceName::new(&meta.namespace, service.unwrap_or_default());
     let name = EndpointsName { service, part: meta.name };
-    Ok((key, Value::Slice(Endpoints { name, ports: ports(object)?, endpoints })))
+    Ok((key, Value::Slice(Arc::new(Endpoints { name, ports: ports(object)?, endpoints }))))
 }
 
 /// `ready` absent means ready, `serving` absent means as ready, `terminating` absent means not (as the API's
@@ -94,7 +95,7 @@ pub fn endpoints(object: &Cursor<'_>) -> Result<(Key, Value), Error> {
             }
         }
         let name = EndpointsName { service: meta.service_name(), part: format!("{}#{index}", meta.name) };
-        parts.push(Endpoints { name, ports: ports(subset)?, endpoints: list });
+        parts.push(Arc::new(Endpoints { name, ports: ports(subset)?, endpoints: list }));
     }
     Ok((key, Value::Endpoints(parts)))
 }

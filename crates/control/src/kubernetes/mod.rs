@@ -10,6 +10,7 @@ mod tests;
 mod time;
 
 use std::fmt;
+use std::sync::Arc;
 
 use heddle_model::{Created, Endpoints, Node, Service, ServiceName};
 
@@ -45,14 +46,15 @@ pub struct Object {
     pub value: Value,
 }
 
+/// Shared from here on: what did not change is not copied, and is compared by its address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Value {
-    Node(Node),
-    Service(Service),
+    Node(Arc<Node>),
+    Service(Arc<Service>),
     /// Of an EndpointSlice.
-    Slice(Endpoints),
+    Slice(Arc<Endpoints>),
     /// Of an Endpoints object, one for each subset.
-    Endpoints(Vec<Endpoints>),
+    Endpoints(Vec<Arc<Endpoints>>),
     /// The object is there, and none of our business (another proxy's service, an ExternalName, ...).
     NotOurs,
 }

@@ -1,5 +1,7 @@
 //! Node (core/v1).
 
+use std::sync::Arc;
+
 use heddle_model::{Node, NodeName};
 use ipnetwork::IpNetwork;
 
@@ -26,7 +28,7 @@ pub fn node(object: &Cursor<'_>) -> Result<(Key, Value), Error> {
         }
     }
     let node = Node { name: NodeName(meta.name.clone()), created: meta.created, addresses, pod_ranges };
-    Ok((Key::Node(meta.name), Value::Node(node)))
+    Ok((Key::Node(meta.name), Value::Node(Arc::new(node))))
 }
 
 fn range_of(at: &Cursor<'_>) -> Result<IpNetwork, Error> {

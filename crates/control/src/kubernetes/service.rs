@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use heddle_model::{Families, Protocol, Service, ServicePort, TrafficPolicy};
 
@@ -28,7 +29,7 @@ pub fn service(object: &Cursor<'_>) -> Result<(Key, Value), Error> {
         internal_policy: policy(&spec, "internalTrafficPolicy")?,
         not_built: not_built(object, &spec, has_node_ports)?,
     };
-    Ok((key, Value::Service(service)))
+    Ok((key, Value::Service(Arc::new(service))))
 }
 
 /// `None` is a headless service's; an empty text one that the API server has not given an address yet.

@@ -107,13 +107,13 @@ impl Files {
                 owners.insert(&object.key, place);
                 match &object.value {
                     Value::Node(node) => {
-                        slice.nodes.insert(node.name.clone(), Arc::new(node.clone()));
+                        slice.nodes.insert(node.name.clone(), Arc::clone(node));
                     }
                     Value::Service(service) => {
-                        slice.services.insert(service.name.clone(), Arc::new(service.clone()));
+                        slice.services.insert(service.name.clone(), Arc::clone(service));
                     }
                     Value::Slice(list) => {
-                        slice.endpoints.insert(list.name.clone(), Arc::new(list.clone()));
+                        slice.endpoints.insert(list.name.clone(), Arc::clone(list));
                     }
                     Value::Endpoints(parts) => mirrored.extend(parts),
                     Value::NotOurs => {}
@@ -124,7 +124,7 @@ impl Files {
         // service, they are the truth and the whole of it.
         let sliced: BTreeSet<_> = slice.endpoints.keys().map(|name| name.service.clone()).collect();
         for list in mirrored.into_iter().filter(|list| !sliced.contains(&list.name.service)) {
-            slice.endpoints.insert(list.name.clone(), Arc::new(list.clone()));
+            slice.endpoints.insert(list.name.clone(), Arc::clone(list));
         }
         if let Some(problem) = &self.problem {
             let place = About::Input(self.path.display().to_string());

@@ -34,7 +34,7 @@ impl Life {
     }
 }
 
-pub(super) type Candidates = BTreeMap<(IpAddr, u16), (Life, Option<NodeName>)>;
+pub(super) type Candidates<'a> = BTreeMap<(IpAddr, u16), (Life, Option<&'a NodeName>)>;
 
 /// The endpoints of a service, found through all of its lists.
 pub(super) struct Pool<'a> {
@@ -60,12 +60,12 @@ impl<'a> Pool<'a> {
     ) -> BTreeSet<Backend> {
         let mut candidates = self.candidates(port, v4, problems);
         if policy == TrafficPolicy::Local {
-            candidates.retain(|_, (_, node)| node.as_ref() == Some(local));
+            candidates.retain(|_, (_, node)| *node == Some(local));
         }
         states(port.proto, candidates)
     }
 
-    fn candidates(&self, port: &ServicePort, v4: bool, problems: &mut BTreeSet<Problem>) -> Candidates {
+    fn candidates(&self, port: &ServicePort, v4: bool, problems: &mut BTreeSet<Problem>) -> Candidates<'a> {
         let mut candidates = Candidates::new();
         for list in &self.lists {
             let matching = |p: &&crate::EndpointPort| p.name == port.name && p.proto == port.proto;
@@ -77,16 +77,15 @@ impl<'a> Pool<'a> {
                         continue;
                     }
                     let new = (Life::of(endpoint), self.node(endpoint));
-                    let rank =
-                        |(life, node): &(Life, Option<NodeName>)| (*life, node.is_none(), node.clone());
+                    let rank = |(life, node): (Life, Option<&'a NodeName>)| (life, node.is_none(), node);
                     candidates
                         .entry((endpoint.ip, number))
                         .and_modify(|old| {
-                            if rank(&new) < rank(old) {
-                                old.clone_from(&new);
+                            if rank(new) < rank(*old) {
+                                *old = new;
                             }
                         })
-                        .or_insert_with(|| new.clone());
+                        .or_insert(new);
                 }
             }
         }
@@ -95,9 +94,9 @@ impl<'a> Pool<'a> {
 
     /// Where an endpoint is: packets go where its address belongs, so the address decides. What the cluster
     /// says of it counts for addresses outside all pod ranges.
-    fn node(&self, endpoint: &Endpoint) -> Option<NodeName> {
+    fn node(&self, endpoint: &'a Endpoint) -> Option<&'a NodeName> {
         let said = endpoint.node.as_ref().filter(|name| self.nodes.accepted.contains_key(name));
-        self.nodes.owner(endpoint.ip).or(said).cloned()
+        self.nodes.owner(endpoint.ip).or(said)
     }
 }
 
@@ -108,7 +107,7 @@ impl<'a> Pool<'a> {
 ///   well (as Kubernetes does since 1.26, KEP-1669).
 /// - Deaf: takes no new flows. A TCP connection to it is between the two of them and runs on; a UDP client
 ///   cannot notice, so its flow moves at once.
-pub(super) fn states(proto: Protocol, candidates: Candidates) -> BTreeSet<Backend> {
+pub(super) fn states(proto: Protocol, candidates: Candidates<'_>) -> BTreeSet<Backend> {
     let nobody_is_ready = candidates.values().all(|(life, _)| *life != Life::Ready);
     let state = |life: Life| match (life, proto) {
         (Life::Ready, _) => BackendState::Active,
@@ -117,6 +116,12 @@ pub(super) fn states(proto: Protocol, candidates: Candidates) -> BTreeSet<Backen
         (Life::Deaf, Protocol::Udp) => BackendState::Down,
         (Life::Deaf, _) => BackendState::Draining,
     };
-    let backend = |((ip, port), (life, node))| Backend { ip, port, proto, node, state: state(life) };
+    let backend = |((ip, port), (life, node)): (_, (Life, Option<&NodeName>))| Backend {
+        ip,
+        port,
+        proto,
+        node: node.cloned(),
+        state: state(life),
+    };
     candidates.into_iter().map(backend).collect()
 }

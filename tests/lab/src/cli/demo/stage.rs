@@ -34,10 +34,9 @@ pub struct Stage {
 
 impl Stage {
     /// Three nodes, declared by the demo's manifests, with both daemons ready on each.
-    pub fn raise(lab: Lab, remote: &str) -> Result<Self> {
+    pub fn raise(lab: Lab) -> Result<Self> {
         lab.manifests().put("nodes.yaml", NODES)?;
-        let plan = Plan::default().proxyd_arg("--remote").proxyd_arg(remote);
-        Ok(Self { pods: BTreeMap::new(), cluster: Cluster::on(lab, plan)? })
+        Ok(Self { pods: BTreeMap::new(), cluster: Cluster::on(lab, Plan::default())? })
     }
 
     /// Wires a pod in which a server of its name listens.

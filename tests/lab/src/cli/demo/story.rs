@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use heddle_lab::{Cmd, Error, Lab, Place, Snapshot, addresses::cluster_ip, bin, eventually};
+use heddle_lab::{Builder, Cmd, Error, Place, Snapshot, addresses::cluster_ip, bin, eventually};
 
 use super::curl::{CurlLoop, Tally, curl, url};
 use super::show::Show;
@@ -14,9 +14,9 @@ use super::stage::{NODE_PORT, POD_PORT, Stage};
 const SOON: Duration = Duration::from_secs(10);
 const FAMILIES: [(bool, &str); 2] = [(true, "IPv4"), (false, "IPv6")];
 
-pub fn tell(show: &mut Show, remote: &str) -> Result<()> {
+pub fn tell(show: &mut Show, lab: Builder) -> Result<()> {
     show.step("raise 3 nodes, an outside client and the switch between them");
-    let lab = Lab::builder().nodes(3).build().context("cannot raise the lab")?;
+    let lab = lab.build().context("cannot raise the lab")?;
     for node in lab.nodes() {
         show.say(format!("{}      {}  {}", node.name(), node.ip4(), node.ip6()));
     }
@@ -25,7 +25,7 @@ pub fn tell(show: &mut Show, remote: &str) -> Result<()> {
 
     show.step("start vxland and proxyd on every node");
     let begun = Instant::now();
-    let mut stage = Stage::raise(lab, remote).context("cannot start the daemons")?;
+    let mut stage = Stage::raise(lab).context("cannot start the daemons")?;
     show.check(format!("all six are ready after {:.1} s", begun.elapsed().as_secs_f32()), true);
 
     let told = first_hour(show, &mut stage);

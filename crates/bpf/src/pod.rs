@@ -24,9 +24,15 @@ pub fn attach_pod(bpf_root: &Path, ifname: &str, ifindex: u32) -> Result<bool> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
             Err(source) => return Err(Error::Pin { operation: "open", path, source }),
         };
-        let link = sys::link_create(program.as_fd(), ifindex, hook.attach_type()).map_err(|source| {
-            Error::Attach { operation: "attach", program: hook.name(), to: format!("to {ifname}"), source }
-        })?;
+        let link = match sys::link_create(program.as_fd(), ifindex, hook.attach_type()) {
+            Ok(link) => link,
+            // A proxyd that runs has seen the interface first.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
+            Err(source) => {
+                let to = format!("to {ifname}");
+                return Err(Error::Attach { operation: "attach", program: hook.name(), to, source });
+            }
+        };
         let path = pins.link(hook.name(), ifname);
         // Of an interface of this name that is gone.
         pins::remove_file(&path)?;

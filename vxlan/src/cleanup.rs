@@ -1,8 +1,10 @@
 //! `vxland cleanup`: the node as it was before vxland. SIGTERM does nothing of this.
 
-use heddle_netlink::Socket;
+use heddle_netlink::nft::{Batch, Family, ListedChain, Nft};
+use heddle_netlink::{Socket, link};
 use serde::Serialize;
 
+use crate::events::POD_PREFIX;
 use crate::kernel::{self, Applier};
 use crate::plan::{Part, Step, plan};
 use crate::report::Report;
@@ -28,6 +30,11 @@ pub fn cleanup(places: &Places) -> Cleanup {
     }
     if let Err(error) = kernel(places, &mut done) {
         done.failed.push(error.to_string());
+    }
+    match spoofing_rule() {
+        Ok(true) => done.removed.push(format!("nftables chain inet {TABLE} {CHAIN}")),
+        Ok(false) => {}
+        Err(error) => done.failed.push(error.to_string()),
     }
     match forwarding::restore(&places.run_dir) {
         Ok(restored) => done.removed.extend(restored),
@@ -55,6 +62,33 @@ fn kernel(places: &Places, done: &mut Cleanup) -> Result<(), kernel::ApplyError>
         debug_assert!(matches!(step, Step::RemoveDevice | Step::RemoveRoute(..)), "{step:?}");
     }
     Ok(())
+}
+
+/// Where the CNI plugin keeps the one rule that it has for all pods.
+const TABLE: &str = "heddle";
+const CHAIN: &str = "spoofing";
+
+/// Removes the plugin's rule, which outlives its pods, when there are none any more: nobody else will. Returns
+/// whether it was there.
+fn spoofing_rule() -> heddle_netlink::Result<bool> {
+    if link::list(&mut Socket::open()?)?.iter().any(|link| link.name.starts_with(POD_PREFIX)) {
+        return Ok(false);
+    }
+    let mut nft = Nft::open()?;
+    let in_table = |chain: &ListedChain| chain.family == Family::Inet && chain.table == TABLE;
+    let chains: Vec<String> = nft.chains()?.into_iter().filter(in_table).map(|chain| chain.name).collect();
+    if !chains.iter().any(|name| name == CHAIN) {
+        return Ok(false);
+    }
+    let mut batch = Batch::new();
+    if chains.len() == 1 {
+        batch.delete_table(Family::Inet, TABLE);
+    } else {
+        batch.flush_chain(Family::Inet, TABLE, CHAIN);
+        batch.delete_chain(Family::Inet, TABLE, CHAIN);
+    }
+    nft.commit(&batch)?;
+    Ok(true)
 }
 
 /// What was done as people read it.

@@ -4,7 +4,7 @@ use heddle_netlink::monitor::{Event, Turn};
 use heddle_netlink::route::{self, Kind, Route};
 
 /// How the names of pods' devices on the host begin.
-const POD_PREFIX: &str = "hdl";
+pub const POD_PREFIX: &str = "hdl";
 
 /// Tells events that may have changed what vxland wants to be from the rest: a node where pods come and go
 /// sees many.

@@ -38,7 +38,7 @@ pub struct Cli {
     /// How a backend on another node is reached by clients from outside
     #[arg(long, default_value = "tunnel")]
     pub remote: Remote,
-    /// VXLAN network identifier of the overlay; its device is called heddle.<VNI>
+    /// VXLAN network identifier of the overlay; its device is called `heddle.VNI`
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..0x100_0000))]
     pub vni: u32,
     /// UDP port of the overlay's VXLAN packets

@@ -17,9 +17,9 @@ pub trait Dataplane: Send {
     /// silent). Pure. What it returns, applied, is what `observe` returns.
     fn project(&self, desired: &ServiceTable) -> (ServiceTable, Vec<Unsupported>);
 
-    /// Works on these devices from now on: hooks are attached, the configuration is written. Called
-    /// before the first `observe`, whenever the devices change, and at each full pass; with nothing
-    /// changed it writes nothing. What it worked on before and is not named any more is let go.
+    /// Works on these devices from now on: hooks are attached, the configuration is written. Called after
+    /// the table was written: in the first pass, whenever the devices change, and in each full pass; with
+    /// nothing changed it writes nothing. What it worked on before and is not named any more is let go.
     fn devices(&mut self, devices: &Devices) -> Result<(), Error>;
 
     /// What the kernel holds. Adopts, never flushes: what a previous process left is read as it is.
@@ -66,7 +66,8 @@ pub struct Device {
     pub name: String,
     /// Largest packet it carries, in bytes, headers of layer 2 not counted.
     pub mtu: u32,
-    /// Its addresses, link-local ones left out.
+    /// Its addresses, link-local ones left out; of a device of the underlay those that are the node's, if any
+    /// are.
     pub addresses: BTreeSet<IpAddr>,
 }
 

@@ -76,10 +76,11 @@ pub struct Backoff<P> {
     parts: BTreeMap<P, Waiting>,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Waiting {
     failures: u32,
     until: Instant,
+    why: String,
 }
 
 impl<P> Default for Backoff<P> {
@@ -90,8 +91,10 @@ impl<P> Default for Backoff<P> {
 
 impl<P: Ord> Backoff<P> {
     /// The part has failed (again).
-    pub fn failed(&mut self, part: P, now: Instant, pace: &Pace, random: &mut Random) {
-        let waiting = self.parts.entry(part).or_insert(Waiting { failures: 0, until: now });
+    pub fn failed(&mut self, part: P, why: String, now: Instant, pace: &Pace, random: &mut Random) {
+        let waiting =
+            self.parts.entry(part).or_insert(Waiting { failures: 0, until: now, why: String::new() });
+        waiting.why = why;
         let wait = pace.first_retry.saturating_mul(1 << waiting.failures.min(20)).min(pace.last_retry);
         waiting.failures += 1;
         waiting.until = now + random.spread(wait);
@@ -107,9 +110,9 @@ impl<P: Ord> Backoff<P> {
         self.parts.retain(|part, _| keep(part));
     }
 
-    /// Whether the part must not be tried yet.
-    pub fn must_wait(&self, part: &P, now: Instant) -> bool {
-        self.parts.get(part).is_some_and(|waiting| now < waiting.until)
+    /// Why the part failed, if it must not be tried again yet.
+    pub fn must_wait(&self, part: &P, now: Instant) -> Option<&str> {
+        self.parts.get(part).filter(|waiting| now < waiting.until).map(|waiting| waiting.why.as_str())
     }
 
     /// When the next part may be tried again.
@@ -128,15 +131,15 @@ mod tests {
         let mut backoff = Backoff::default();
         let mut last = Duration::ZERO;
         for failures in 0..40 {
-            backoff.failed("p", now, &pace, &mut random);
+            backoff.failed("p", failures.to_string(), now, &pace, &mut random);
             let wait = backoff.next().unwrap() - now;
             let middle = (pace.first_retry * 2u32.pow(failures.min(12))).min(pace.last_retry);
             assert!(wait >= middle * 3 / 4 && wait <= middle * 5 / 4, "{failures}: {wait:?}");
             assert!(wait != last, "spread");
             last = wait;
         }
-        assert!(backoff.must_wait(&"p", now) && !backoff.must_wait(&"q", now));
-        assert!(!backoff.must_wait(&"p", now + last));
+        assert_eq!((backoff.must_wait(&"p", now), backoff.must_wait(&"q", now)), (Some("39"), None));
+        assert_eq!(backoff.must_wait(&"p", now + last), None);
         backoff.forget(&"p");
         assert_eq!(backoff.next(), None);
     }

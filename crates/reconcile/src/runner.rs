@@ -123,14 +123,7 @@ impl<T: Target<Input = Snapshot>> Runner<T> {
         status.revision = snapshot.revision;
         status.synced = snapshot.synced;
         let mut troubles = BTreeMap::new();
-        let mut trouble = |object: String, what: String| {
-            // Several things may be wrong with one object.
-            let all: &mut String = troubles.entry(object).or_default();
-            if !all.is_empty() {
-                all.push_str("; ");
-            }
-            all.push_str(&what);
-        };
+        let mut trouble = |object: String, what: String| add(&mut troubles, object, &what);
         let (desired, problems) = self.target.desired(snapshot);
         for problem in snapshot.problems.iter().chain(&problems) {
             trouble(problem.object.to_string(), problem.what.to_string());
@@ -149,8 +142,9 @@ impl<T: Target<Input = Snapshot>> Runner<T> {
         };
         match observed {
             Err(error) => {
-                trouble("kernel".into(), format!("cannot observe: {error}"));
-                self.backoff.failed(None, now, &self.pace, &mut self.random);
+                let why = format!("cannot observe: {error}");
+                trouble("kernel".into(), why.clone());
+                self.backoff.failed(None, why, now, &self.pace, &mut self.random);
             }
             Ok(observed) => {
                 self.backoff.forget(&None);
@@ -192,10 +186,9 @@ impl<T: Target<Input = Snapshot>> Runner<T> {
             if !synced && effect != Effect::Create && !self.own.contains(&part) {
                 complete = false;
                 self.backoff.forget(&Some(part));
-            } else if self.backoff.must_wait(&Some(part.clone()), now) {
+            } else if let Some(why) = self.backoff.must_wait(&Some(part.clone()), now) {
                 complete = false;
-                let known = status.troubles.get(&part.to_string());
-                trouble(part.to_string(), known.map_or_else(|| "waits".into(), |known| known.what.clone()));
+                trouble(part.to_string(), why.to_owned());
             } else {
                 parts.insert(part, effect);
                 steps.push(step);
@@ -211,7 +204,7 @@ impl<T: Target<Input = Snapshot>> Runner<T> {
             complete = false;
             status.failed += 1;
             trouble(part.to_string(), why.clone());
-            self.backoff.failed(Some(part.clone()), now, &self.pace, &mut self.random);
+            self.backoff.failed(Some(part.clone()), why.clone(), now, &self.pace, &mut self.random);
             parts.remove(part);
         }
         status.done += parts.len() as u64;
@@ -223,5 +216,21 @@ impl<T: Target<Input = Snapshot>> Runner<T> {
             }
         }
         complete
+    }
+}
+
+/// Longest text about one object, in bytes: whoever writes a thousand bad endpoints into one gets no more.
+const LONGEST: usize = 400;
+
+/// Several things may be wrong with one object.
+fn add(troubles: &mut BTreeMap<String, String>, object: String, what: &str) {
+    let all = troubles.entry(object).or_default();
+    if all.is_empty() {
+        all.push_str(what);
+    } else if all.len() + what.len() <= LONGEST {
+        all.push_str("; ");
+        all.push_str(what);
+    } else if !all.ends_with("...") {
+        all.push_str("; ...");
     }
 }

@@ -26,6 +26,9 @@ pub struct Status {
     pub troubles: BTreeMap<String, Trouble>,
 }
 
+/// Lines of the log that one pass may write about troubles, and about those that are over.
+const MOST_LINES: usize = 50;
+
 /// What is wrong with one thing.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -44,20 +47,29 @@ impl Status {
     /// Takes the troubles of a pass over. What is new is logged once, and so is what is over.
     pub(crate) fn report(&mut self, troubles: BTreeMap<String, String>, now: Instant) {
         let before = std::mem::take(&mut self.troubles);
-        for (object, trouble) in &before {
-            if !troubles.contains_key(object) {
-                tracing::info!("{object}: no longer: {}", trouble.what);
-            }
+        let over: Vec<_> = before.keys().filter(|object| !troubles.contains_key(*object)).collect();
+        for object in over.iter().take(MOST_LINES) {
+            tracing::info!("{object}: no longer: {}", before[*object].what);
         }
+        let mut new = 0;
         for (object, what) in troubles {
             let trouble = match before.get(&object) {
                 Some(known) if known.what == what => known.clone(),
                 _ => {
-                    tracing::warn!("{object}: {what}");
+                    new += 1;
+                    if new <= MOST_LINES {
+                        tracing::warn!("{object}: {what}");
+                    }
                     Trouble { what, since: now }
                 }
             };
             self.troubles.insert(object, trouble);
+        }
+        if let Some(more) = new.checked_sub(MOST_LINES).filter(|more| *more > 0) {
+            tracing::warn!("and {more} more troubles (`status` shows them)");
+        }
+        if let Some(more) = over.len().checked_sub(MOST_LINES).filter(|more| *more > 0) {
+            tracing::info!("and {more} more troubles are over");
         }
     }
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use heddle_model::{Created, Effect, Node, NodeName, Problem, Slice, Snapshot, Store, store};
+use heddle_model::{Created, Effect, Node, NodeName, Object, Problem, Slice, Snapshot, Store, What, store};
 use heddle_reconcile::fault::{Faulty, USUAL};
 use heddle_reconcile::{Error, Outcome, Pace, Runner, Status, Target};
 use proptest::prelude::*;
@@ -314,6 +314,30 @@ async fn a_part_that_fails_waits_alone() {
     sleep(pace().last_retry * 2).await;
     assert_eq!(kernel.state(), state(&[("bad", 1), ("good", 49)]));
     assert!(rig.status().ready && rig.status().troubles.is_empty());
+    rig.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn several_troubles_of_one_object_are_told_together_and_do_not_pile_up() {
+    let kernel = Kernel::default();
+    kernel.with(|inner| inner.broken.extend(["bad".to_owned()]));
+    let rig = rig(&kernel);
+    rig.source.synced();
+    let mut said = slice(&[("bad", 1)]);
+    said.problems.insert(Problem::new(Object::Input("bad".into()), What::Said("odd".into())));
+    rig.source.replace(said.clone());
+    rig.settle().await;
+    let first = rig.status().troubles["bad"].clone();
+    assert_eq!(first.what, "odd; no space left");
+    sleep(Duration::from_secs(300)).await;
+    assert_eq!(rig.status().troubles["bad"], first, "many attempts later");
+    for n in 0..100 {
+        said.problems.insert(Problem::new(Object::Input("bad".into()), What::Said(format!("odd {n}"))));
+    }
+    rig.source.replace(said);
+    rig.settle().await;
+    let what = rig.status().troubles["bad"].what.clone();
+    assert!(what.len() < 500 && what.ends_with("; ..."), "{what}");
     rig.end().await;
 }
 

@@ -40,13 +40,20 @@ pub(super) type Candidates<'a> = BTreeMap<(IpAddr, u16), (Life, Option<&'a NodeN
 pub(super) struct Pool<'a> {
     lists: Vec<&'a Endpoints>,
     nodes: &'a Nodes,
+    services: &'a BTreeMap<IpAddr, Object>,
 }
 
 impl<'a> Pool<'a> {
-    pub(super) fn of(service: &Service, snapshot: &'a Snapshot, nodes: &'a Nodes) -> Self {
+    /// `services`: all addresses of all services.
+    pub(super) fn of(
+        service: &Service,
+        snapshot: &'a Snapshot,
+        nodes: &'a Nodes,
+        services: &'a BTreeMap<IpAddr, Object>,
+    ) -> Self {
         let first = EndpointsName { service: service.name.clone(), part: String::new() };
         let lists = snapshot.endpoints.range(first..).take_while(|(name, _)| name.service == service.name);
-        Self { lists: lists.map(|(_, list)| list.as_ref()).collect(), nodes }
+        Self { lists: lists.map(|(_, list)| list.as_ref()).collect(), nodes, services }
     }
 
     /// The backends of `port` for clients that use an address of the given family.
@@ -71,8 +78,7 @@ impl<'a> Pool<'a> {
             let matching = |p: &&crate::EndpointPort| p.name == port.name && p.proto == port.proto;
             for number in list.ports.iter().filter(matching).map(|p| p.port).filter(|number| *number != 0) {
                 for endpoint in list.endpoints.iter().filter(|endpoint| endpoint.ip.is_ipv4() == v4) {
-                    if let Some(kind) = hostile(endpoint.ip) {
-                        let what = What::Hostile { address: endpoint.ip, kind };
+                    if let Some(what) = self.refused(endpoint.ip) {
                         problems.insert(Problem::new(Object::Endpoints(list.name.clone()), what));
                         continue;
                     }
@@ -90,6 +96,15 @@ impl<'a> Pool<'a> {
             }
         }
         candidates
+    }
+
+    /// Why nothing is sent to an endpoint. A service's address is no endpoint: what is translated to it would
+    /// have to be translated again (Kubernetes forbids it too, and does not check it).
+    fn refused(&self, address: IpAddr) -> Option<What> {
+        let hostile = hostile(address).map(|kind| What::Hostile { address, kind });
+        hostile.or_else(|| {
+            self.services.get(&address).map(|by| What::Taken { address, by: Box::new(by.clone()) })
+        })
     }
 
     /// Where an endpoint is: packets go where its address belongs, so the address decides. What the cluster

@@ -9,6 +9,7 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 
+use crate::cluster::Service;
 use crate::node::{Node, NodeName};
 use crate::problem::{Object, Problem, What};
 use crate::store::Snapshot;
@@ -43,14 +44,7 @@ pub struct Nodes {
 
 impl Nodes {
     pub fn new(snapshot: &Snapshot) -> Self {
-        let services: BTreeMap<IpAddr, Object> = snapshot
-            .services
-            .values()
-            .flat_map(|service| {
-                let object = Object::Service(service.name.clone());
-                service.addresses.iter().map(move |ip| (*ip, object.clone()))
-            })
-            .collect();
+        let services = service_addresses(snapshot);
         let mut by_age: Vec<&Node> = snapshot.nodes.values().map(AsRef::as_ref).collect();
         by_age.sort_by_key(|node| (node.created, &node.name));
         let mut nodes =
@@ -127,6 +121,15 @@ impl Nodes {
             }
         }
     }
+}
+
+/// All addresses of all services.
+pub(super) fn service_addresses(snapshot: &Snapshot) -> BTreeMap<IpAddr, Object> {
+    let of = |service: &Service| {
+        let object = Object::Service(service.name.clone());
+        service.addresses.iter().map(move |ip| (*ip, object.clone())).collect::<Vec<_>>()
+    };
+    snapshot.services.values().flat_map(|service| of(service)).collect()
 }
 
 /// Why a range cannot be a range of pods, whoever else has what.

@@ -12,14 +12,16 @@ use crate::store::Snapshot;
 use crate::subnet::hostile;
 
 use super::backends::Pool;
-use super::nodes::Nodes;
+use super::nodes::{Nodes, service_addresses};
 
 /// What node `local` must do for services. `vni` is that of the overlay, from which the Ethernet addresses
 /// of the other nodes' VXLAN devices follow.
 pub fn services(snapshot: &Snapshot, local: &NodeName, vni: u32) -> (ServiceTable, Vec<Problem>) {
     let nodes = Nodes::new(snapshot);
+    let addresses = service_addresses(snapshot);
     let mut resolver = Resolver {
         snapshot,
+        addresses: &addresses,
         local,
         problems: nodes.problems.clone(),
         nodes: &nodes,
@@ -48,6 +50,7 @@ pub fn services(snapshot: &Snapshot, local: &NodeName, vni: u32) -> (ServiceTabl
 
 struct Resolver<'a> {
     snapshot: &'a Snapshot,
+    addresses: &'a BTreeMap<IpAddr, Object>,
     nodes: &'a Nodes,
     local: &'a NodeName,
     frontends: BTreeMap<FrontendAddr, Frontend>,
@@ -57,7 +60,7 @@ struct Resolver<'a> {
 
 impl Resolver<'_> {
     fn service(&mut self, service: &Service) {
-        let pool = Pool::of(service, self.snapshot, self.nodes);
+        let pool = Pool::of(service, self.snapshot, self.nodes, self.addresses);
         for (feature, instead) in &service.not_built {
             let what = What::NotBuilt { feature: feature.clone(), instead: instead.clone() };
             self.problem(service, what);

@@ -243,10 +243,13 @@ fn fault_s7_hostile_endpoints_never_become_backends() {
     let hostile = ["127.0.0.1", "169.254.169.254", "0.0.0.0", "224.0.0.1", "255.255.255.255"];
     let mut ends: Vec<Endpoint> = hostile.iter().map(|ip| endpoint(ip, None, "ready")).collect();
     ends.push(endpoint("10.0.0.1", None, "ready"));
+    ends.push(endpoint("10.96.0.10", None, "ready"));
     let all = snapshot(Vec::new(), vec![web], vec![list("web", "a", ends)]);
     assert_eq!(lines(&all), ["10.96.0.10:80/tcp default/web:80 -> 10.0.0.1:80@-/Active"]);
     let problems = complaints(services(&all, &name("n1"), VNI).1);
-    assert_eq!(problems.len(), hostile.len());
+    assert_eq!(problems.len(), hostile.len() + 1);
+    let own = "endpoints default/a: address 10.96.0.10 refused: it belongs to service default/web";
+    assert!(problems.iter().any(|problem| problem == own), "{problems:?}");
     assert_eq!(problems[1], "endpoints default/a: address 127.0.0.1 refused: loopback (127.0.0.0/8)");
 }
 
@@ -490,6 +493,7 @@ proptest! {
             let mut seen = BTreeSet::new();
             for backend in &frontend.backends {
                 prop_assert!(subnet::hostile(backend.ip).is_none());
+                prop_assert!(!snapshot.services.values().any(|service| service.addresses.contains(&backend.ip)));
                 prop_assert_eq!(backend.ip.is_ipv4(), at.ip.is_ipv4());
                 prop_assert!(backend.port != 0 && seen.insert((backend.ip, backend.port)));
                 prop_assert!(backend.node.as_ref().is_none_or(|node| table.nodes.contains_key(node)));

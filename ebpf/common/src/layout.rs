@@ -424,6 +424,9 @@ pub struct Config {
     pub fixed_time: u64,
     pub fixed_random: u32,
     pub vni: u32,
+    /// Cookie of the node's own network namespace (`SO_NETNS_COOKIE`): a socket elsewhere is a pod's. 0:
+    /// not known.
+    pub host_netns: u64,
 }
 
 pub const REMOTE_TUNNEL: u32 = 0;
@@ -523,7 +526,8 @@ mod tests {
         sum!(SockChoice: backend, generation, service, check);
         sum!(FragKey: src, dst, id, proto, zero);
         sum!(Config: remote, vxlan_ifindex, underlay_ifindex, tunnel_mtu, overlay4, overlay6, underlay4,
-            underlay6, snat_port_min, snat_port_max, vxlan_port, zero, fixed_time, fixed_random, vni);
+            underlay6, snat_port_min, snat_port_max, vxlan_port, zero, fixed_time, fixed_random, vni,
+            host_netns);
     }
 
     #[test]

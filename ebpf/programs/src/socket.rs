@@ -6,10 +6,13 @@
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::bpf_sock_addr;
 use aya_ebpf::helpers::bpf_get_socket_cookie;
-use aya_ebpf::helpers::generated::bpf_set_retval;
+use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_set_retval};
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
-use heddle_ebpf_common::{Addr, BACKEND_ACTIVE, Backend, Counter, Frontend, SockChoice, SockKey, SockPeer};
+use heddle_ebpf_common::{
+    Addr, BACKEND_ACTIVE, Backend, Counter, Frontend, NODE_ADDR_UNDERLAY, NODE_SELF, SockChoice, SockKey,
+    SockPeer,
+};
 
 use crate::frontend::{self, Nodes, Scope};
 use crate::maps::{SOCK_REV, SOCK_UDP, config, count};
@@ -141,6 +144,21 @@ fn choose(frontend: &Frontend, v4: bool) -> Option<(u32, &'static Backend)> {
     Some((index, frontend::backend(index)?))
 }
 
+/// Is this a pod's socket, and the backend neither a pod nor on this node? What the pod sends there needs
+/// an address of the node as its source, as in any network that does not know the pods: `pod` gives it one, to
+/// a packet that still names the service.
+#[inline(always)]
+fn is_left_to_pod(ctx: *mut bpf_sock_addr, backend: &Backend) -> bool {
+    if backend.node == NODE_SELF {
+        return false;
+    }
+    let outside = backend.node == 0
+        || frontend::node_addr(&backend.addr).is_some_and(|addr| addr.kind == NODE_ADDR_UNDERLAY);
+    let host = config().map_or(0, |config| config.host_netns);
+    // SAFETY: the kernel's context.
+    outside && host != 0 && unsafe { bpf_get_netns_cookie(ctx.cast()) } != host
+}
+
 #[inline(always)]
 fn connect<F: Family>(ctx: *mut bpf_sock_addr) -> i32 {
     let Some(proto) = proto(ctx) else { return ALLOW };
@@ -150,6 +168,9 @@ fn connect<F: Family>(ctx: *mut bpf_sock_addr) -> i32 {
         return ALLOW;
     }
     let Some((_, backend)) = choose(&found, addr.is_v4()) else { return refuse() };
+    if is_left_to_pod(ctx, backend) {
+        return ALLOW;
+    }
     remember(
         &SockKey { cookie: cookie(ctx), addr: backend.addr, port: backend.port, proto, zero: [0; 5] },
         &addr,
@@ -214,6 +235,9 @@ fn sendmsg<F: Family>(ctx: *mut bpf_sock_addr) -> i32 {
             backend
         }
     };
+    if is_left_to_pod(ctx, backend) {
+        return ALLOW;
+    }
     rev.addr = backend.addr;
     rev.port = backend.port;
     remember(&rev, &addr, port);

@@ -30,7 +30,7 @@ use heddle_bpf::{Datapath, Pins, TcHook};
 use heddle_daemon::exit::Failure;
 use heddle_ebpf_common::{Config, Counter, RING_BLOCK};
 use heddle_model::{Plan, ServiceTable};
-use heddle_netlink::{Socket, link, sysctl};
+use heddle_netlink::{NetNs, Socket, link, sysctl};
 use kernel::Kernel;
 pub use settings::Remote;
 use state::State;
@@ -91,6 +91,8 @@ pub struct Ebpf {
     state: Option<State>,
     collector: Collector,
     netlink: Socket,
+    /// Cookie of the network namespace that the daemon is in; 0 where the kernel does not tell it.
+    netns: u64,
     /// Interface indices of pods' veths that have their programs.
     pods: BTreeSet<u32>,
 }
@@ -128,6 +130,7 @@ impl Ebpf {
             state: None,
             collector,
             netlink: Socket::open()?,
+            netns: NetNs::current().and_then(|netns| netns.cookie()).unwrap_or(0),
             pods: BTreeSet::new(),
         })
     }
@@ -148,8 +151,13 @@ impl Ebpf {
         let wanted = settings::config(devices, remote, vni, vxlan_port, ports);
         let fail = |source| heddle_bpf::Error::Map { name: "config", source: Box::new(source) };
         let found: Config = self.kernel.maps.config.get(&0, 0).map_err(fail)?;
-        // Tests hold the clock; a daemon never writes it.
-        let wanted = Config { fixed_time: found.fixed_time, fixed_random: found.fixed_random, ..wanted };
+        let wanted = Config {
+            // Tests hold the clock; a daemon never writes it.
+            fixed_time: found.fixed_time,
+            fixed_random: found.fixed_random,
+            host_netns: self.netns,
+            ..wanted
+        };
         if found != wanted {
             self.kernel.maps.config.set(0, wanted, 0).map_err(fail)?;
         }

@@ -1,6 +1,7 @@
 //! Daemons die, services change: traffic goes on.
 
 use std::io::{self, BufRead, BufReader, ErrorKind, Write};
+use std::slice::from_ref;
 use std::time::{Duration, Instant};
 
 use heddle_lab::traffic::connect;
@@ -20,7 +21,9 @@ fn loads(world: &World, servers: &[&str]) -> Result<Vec<Running>> {
     }
     let to = WEB.published(world.cluster.node(3).ip6());
     loads.push(Load::connects(to).rate(100).expect(servers.iter().copied()).start(client)?);
-    loads.push(Load::connects(WEB.cluster(true)).rate(100).expect(servers.iter().copied()).start(&world.visitor)?);
+    loads.push(
+        Load::connects(WEB.cluster(true)).rate(100).expect(servers.iter().copied()).start(&world.visitor)?,
+    );
     loads.push(Load::streams(WEB.published(world.cluster.node(3).ip4()), 4).rate(50).start(client)?);
     loads.push(Load::datagrams(WEB.published(world.cluster.node(3).ip4())).rate(100).start(client)?);
     loads.push(Load::unconnected_datagrams(WEB.cluster(true)).rate(100).start(&world.visitor)?);
@@ -86,15 +89,15 @@ fn proxy_scaled_under_load() -> Result<()> {
         world.publish(WEB, &[one.clone(), two.clone(), three.clone()])?;
         wait_all(&loads, 20)?;
         // As a cluster does it: first no new flows, and when those under way have ended, gone.
-        drain(&world, &[one.clone()], &[leaving(&two), leaving(&three)])?;
+        drain(&world, from_ref(&one), &[leaving(&two), leaving(&three)])?;
         wait_all(&loads, 20)?;
-        world.publish(WEB, &[one.clone()])?;
+        world.publish(WEB, from_ref(&one))?;
         wait_all(&loads, 20)?;
         world.publish(WEB, &[one.clone(), two.clone()])?;
         wait_all(&loads, 20)?;
-        drain(&world, &[two.clone()], &[leaving(&one)])?;
+        drain(&world, from_ref(&two), &[leaving(&one)])?;
         wait_all(&loads, 20)?;
-        world.publish(WEB, &[two.clone()])?;
+        world.publish(WEB, from_ref(&two))?;
         wait_all(&loads, 20)?;
     }
     stop_clean(loads);
@@ -117,7 +120,9 @@ fn proxy_udp_moves() -> Result<()> {
     let both = [(world.web1.endpoint(), "web-1"), (world.web2.endpoint(), "web-2")];
     let starts: [(&str, &dyn Fn() -> Result<Running>); 3] = [
         ("outside, local", &|| Load::datagrams(WEB.published(world.cluster.node(1).ip4())).start(client)),
-        ("outside, through n3", &|| Load::datagrams(WEB.published(world.cluster.node(3).ip6())).start(client)),
+        ("outside, through n3", &|| {
+            Load::datagrams(WEB.published(world.cluster.node(3).ip6())).start(client)
+        }),
         ("a pod", &|| Load::unconnected_datagrams(WEB.cluster(true)).start(&world.visitor)),
     ];
     for (who, start) in starts {

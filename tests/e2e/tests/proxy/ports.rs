@@ -76,7 +76,8 @@ fn proxy_a_port_used_again_at_once() -> Result<()> {
     for node in world.cluster.nodes() {
         for _ in 0..20 {
             let to = SOLO.published(node.ip4());
-            let reply = heddle_lab::Ask::new(to).from_port(46000).limit(Duration::from_millis(900)).tcp(client)?;
+            let reply =
+                heddle_lab::Ask::new(to).from_port(46000).limit(Duration::from_millis(900)).tcp(client)?;
             assert_eq!(reply.server, "web-1", "through {}", node.name());
         }
     }

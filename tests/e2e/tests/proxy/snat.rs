@@ -1,6 +1,6 @@
 //! `--remote snat`: works everywhere, the client's address is lost where the backend is remote.
 
-use heddle_lab::Result;
+use heddle_lab::{Place, Result};
 
 use crate::everywhere::{from_inside, hairpin, nobody};
 use crate::world::{BY, HOST, WEB, World, ask, assert_no_foreign, servers, strict};
@@ -27,6 +27,7 @@ fn proxy_remote_snat() -> Result<()> {
         }
     }
     hairpin(&world, |own| own)?;
-    nobody(&world)?;
+    let insiders: Vec<&Place> = world.insiders().iter().map(|(place, _)| *place).collect();
+    nobody(&world, &insiders)?;
     assert_no_foreign(&world.cluster)
 }

@@ -14,7 +14,10 @@ fn proxy_status_tells_without_a_daemon_and_cleanup_leaves_nothing() -> Result<()
     }
     let node = world.cluster.node(3);
     let said = status(node)?;
-    assert_eq!((&said["mode"], &said["node"], &said["remote"]), (&"ebpf".into(), &"n3".into(), &"tunnel".into()));
+    assert_eq!(
+        (&said["mode"], &said["node"], &said["remote"]),
+        (&"ebpf".into(), &"n3".into(), &"tunnel".into())
+    );
     let web = list(&said["frontends"]).iter().find(|f| f["address"] == "node(ipv4):30010/tcp");
     let web = web.expect("the node port is there");
     assert_eq!(web["name"], "default/web:tcp");

@@ -1,6 +1,6 @@
 //! Processes that no socket hook sees: raw sockets, other cgroups. The hooks of the devices do it.
 
-use heddle_lab::Result;
+use heddle_lab::{Pod, Result};
 
 use crate::everywhere::{from_outside, hairpin, host_network, nobody};
 use crate::world::{BY, SOLO, WEB, World, ask, assert_no_foreign, servers, strict};
@@ -15,7 +15,7 @@ fn proxy_without_socket_hooks() -> Result<()> {
             let nodes = world.cluster.nodes().iter().map(|node| WEB.published(node.ip(v4)));
             for to in nodes.chain([WEB.cluster(v4)]) {
                 for by in BY {
-                    let replies = ask(10, by, to, pod)?;
+                    let replies = ask(20, by, to, pod)?;
                     let who = format!("{} -> {to} by {by:?}", pod.place().name());
                     assert_eq!(servers(&replies), ["web-1", "web-2"].into(), "{who}");
                     for reply in replies.iter().filter(|reply| reply.server != pod.name()) {
@@ -29,10 +29,11 @@ fn proxy_without_socket_hooks() -> Result<()> {
     }
     hairpin(&world, |own| match own.is_ipv4() {
         true => [169, 254, 42, 1].into(),
-        false => "fe80::4842:1".parse().expect("an address"),
+        false => "100::4842:1".parse().expect("an address"),
     })?;
+    host_network(&world, &pods.map(Pod::place))?;
+    nobody(&world, &pods.map(Pod::place))?;
     from_outside(&world)?;
     assert_no_foreign(&world.cluster)?;
-    let _ = (host_network, nobody);
     Ok(())
 }

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use heddle_lab::addresses::cluster_ip;
 use heddle_lab::{
-    Ask, Backend, Builder, Cluster, Cmd, Endpoint, Error, Firewall, Lab, Place, Plan, Pod, Proto, Reply, Result,
-    Server, Service, bin, eventually,
+    Ask, Backend, Builder, Cluster, Cmd, Endpoint, Error, Firewall, Lab, Place, Plan, Pod, Proto, Reply,
+    Result, Server, Service, bin, eventually,
 };
 use serde_json::Value;
 
@@ -150,9 +150,10 @@ impl World {
                 frontends += 1;
                 let mut ips = BTreeSet::new();
                 for backend in list(&frontend["backends"]).iter().filter(|b| b["state"] == "active") {
-                    let address: SocketAddr = backend["address"].as_str().and_then(|a| a.parse().ok()).ok_or_else(
-                        || Error::Oracle(format!("no address in {backend}")),
-                    )?;
+                    let address: SocketAddr = backend["address"]
+                        .as_str()
+                        .and_then(|a| a.parse().ok())
+                        .ok_or_else(|| Error::Oracle(format!("no address in {backend}")))?;
                     ips.insert(address.ip());
                 }
                 found.extend(ips);
@@ -196,6 +197,9 @@ pub fn servers(replies: &[Reply]) -> BTreeSet<&str> {
 pub fn assert_no_foreign(cluster: &Cluster) -> Result<()> {
     match cluster.switch().foreign()? {
         0 => Ok(()),
-        _ => Err(Error::Oracle(format!("foreign frames in the underlay: {:?}", cluster.switch().foreigners()?))),
+        _ => Err(Error::Oracle(format!(
+            "foreign frames in the underlay: {:?}",
+            cluster.switch().foreigners()?
+        ))),
     }
 }

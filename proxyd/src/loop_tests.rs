@@ -11,11 +11,15 @@ use heddle_model::{
 use heddle_reconcile::fault::{Faulty, USUAL};
 use heddle_reconcile::{Pace, Runner, Status};
 use proptest::prelude::*;
+use proptest::strategy::ValueTree as _;
+use proptest::test_runner::TestRunner;
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::sleep;
 
-use crate::dataplane::{Dataplane as _, Device, Devices};
+use crate::dataplane::{Dataplane, Device, Devices};
 use crate::devices::Found;
+use crate::ebpf::live::alone;
+use crate::ebpf::{self, Ebpf, View};
 use crate::fake::{Fake, Kernel};
 use crate::target::Services;
 
@@ -30,7 +34,6 @@ fn devices(overlay: bool) -> Found {
 }
 
 struct Rig {
-    kernel: Kernel,
     world: World,
     source: store::Source,
     events: Arc<Notify>,
@@ -40,11 +43,14 @@ struct Rig {
 }
 
 fn rig(kernel: &Kernel, poor: bool, faults: u64, seed: u64) -> Rig {
+    rig_over(Fake { kernel: kernel.clone(), poor }, faults, seed)
+}
+
+fn rig_over(dataplane: impl Dataplane + 'static, faults: u64, seed: u64) -> Rig {
     let world: World = Arc::new(Mutex::new(devices(true)));
     let found = Arc::clone(&world);
     let find = Box::new(move |_: &[IpAddr]| found.lock().unwrap().clone());
-    let fake = Fake { kernel: kernel.clone(), poor };
-    let services = Services::new(fake, find, NodeName(NODE.into()), 1);
+    let services = Services::new(dataplane, find, NodeName(NODE.into()), 1);
     let store = Store::new();
     let source = store.source("test");
     let events = Arc::new(Notify::new());
@@ -55,7 +61,7 @@ fn rig(kernel: &Kernel, poor: bool, faults: u64, seed: u64) -> Rig {
     tokio::spawn(async move {
         runner.run(watch, &heard, stopped).await;
     });
-    Rig { kernel: kernel.clone(), world, source, events, status, _stop: stop }
+    Rig { world, source, events, status, _stop: stop }
 }
 
 impl Rig {
@@ -133,11 +139,15 @@ fn slices() -> impl Strategy<Value = Slice> {
 }
 
 /// The pure function of the inputs that the kernel must equal.
-fn expected(slice: &Slice, poor: bool) -> ServiceTable {
+fn expected(slice: &Slice, dataplane: &impl Dataplane) -> ServiceTable {
     let store = Store::new();
     store.source("expected").replace(slice.clone());
     let (table, _) = resolve::services(&store.snapshot(), &NodeName(NODE.into()), 1);
-    Fake { kernel: Kernel::default(), poor }.project(&table).0
+    dataplane.project(&table).0
+}
+
+fn expected_of_fake(slice: &Slice, poor: bool) -> ServiceTable {
+    expected(slice, &Fake { kernel: Kernel::default(), poor })
 }
 
 fn full_slice() -> Slice {
@@ -178,7 +188,7 @@ async fn devices_that_cannot_be_told_are_a_trouble_and_what_there_is_stays() {
     assert!(!rig.status().ready, "nobody is served yet");
     assert_eq!(rig.status().troubles["devices"].what, "no device has this node's address");
     assert_eq!(kernel.held().devices, devices(true).ok(), "a restarted daemon detaches nothing");
-    assert_eq!(kernel.held().table, expected(&full_slice(), false), "the table is not held up");
+    assert_eq!(kernel.held().table, expected_of_fake(&full_slice(), false), "the table is not held up");
     *rig.world.lock().unwrap() = devices(false);
     rig.events.notify_one();
     sleep(Duration::from_secs(2)).await;
@@ -197,7 +207,7 @@ async fn what_a_dataplane_cannot_do_is_said() {
     let said: Vec<_> =
         status.troubles.iter().map(|(object, trouble)| format!("{object}: {}", trouble.what)).collect();
     assert!(said.contains(&"frontend 10.96.0.1:80/udp: only TCP over IPv4".to_owned()), "{said:?}");
-    assert_eq!(kernel.held().table, expected(&full_slice(), true));
+    assert_eq!(kernel.held().table, expected_of_fake(&full_slice(), true));
 }
 
 #[derive(Clone, Debug)]
@@ -253,11 +263,11 @@ proptest! {
                         *rig.world.lock().unwrap() = devices(there);
                         rig.events.notify_one();
                     }
-                    Happening::Flush => rig.kernel.held().table = ServiceTable::default(),
+                    Happening::Flush => kernel.held().table = ServiceTable::default(),
                 }
             }
             sleep(Duration::from_secs(600)).await;
-            prop_assert_eq!(&kernel.held().table, &expected(&said, poor));
+            prop_assert_eq!(&kernel.held().table, &expected_of_fake(&said, poor));
             let devices = rig.world.lock().unwrap().clone().ok();
             prop_assert_eq!(&kernel.held().devices, &devices);
             prop_assert!(rig.status().ready, "{:?}", rig.status());
@@ -267,5 +277,57 @@ proptest! {
             prop_assert_eq!(kernel.held().writes, writes, "a pass over what is right writes nothing");
             Ok(())
         })?;
+    }
+}
+
+/// The same over the kernel: the maps are what the inputs say, whatever failed on the way, and hooks that
+/// were there stay.
+#[test]
+fn the_ebpf_dataplane_converges_under_faults() {
+    alone("loop", |mut options| {
+        options.sizes =
+            heddle_bpf::Sizes { frontends: 128, ring: 4096, backends: 1024, choices: 1024, ..options.sizes };
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+        runtime.block_on(converges_in_the_kernel(options));
+    });
+}
+
+async fn converges_in_the_kernel(options: ebpf::Options) {
+    let lo = Device { index: 1, name: "lo".into(), mtu: 1500, addresses: [[192, 168, 77, 0].into()].into() };
+    let world: Found = Ok(Devices { underlay: vec![lo], overlay: None });
+    let open = |seed: u64| {
+        let rig = rig_over(Ebpf::open(&options).unwrap(), USUAL, seed);
+        *rig.world.lock().unwrap() = world.clone();
+        rig
+    };
+    let view = || View::read(&options.bpf_root).unwrap().unwrap();
+    let judge = Ebpf::open(&options).unwrap();
+    let mut random = TestRunner::deterministic();
+    let mut rig = open(0);
+    rig.source.synced();
+    let mut links = None;
+    for round in 1..=12 {
+        let said = slices().new_tree(&mut random).unwrap().current();
+        rig.source.replace(said.clone());
+        if round % 5 == 0 {
+            // In the middle of it the process ends, and another one goes on.
+            sleep(Duration::from_millis(30)).await;
+            drop(rig);
+            tokio::task::yield_now().await;
+            rig = open(round);
+            rig.source.replace(said.clone());
+            rig.source.synced();
+        }
+        sleep(Duration::from_secs(90)).await;
+        let found = view();
+        let status = rig.status();
+        assert!(
+            status.ready && status.troubles.values().all(|trouble| !trouble.what.contains("injected")),
+            "{status:?}"
+        );
+        assert_eq!(found.table, expected(&said, &judge), "round {round}");
+        let now: Vec<_> = found.links.iter().map(|link| (link.program.clone(), link.place.clone())).collect();
+        assert_eq!(*links.get_or_insert(now.clone()), now, "round {round}");
     }
 }

@@ -34,7 +34,7 @@ impl Drop for Cgroup {
 }
 
 /// Runs `test` with options of its own; all that it makes goes with its thread.
-fn alone(name: &'static str, test: impl FnOnce(Options) + Send + 'static) {
+pub(crate) fn alone(name: &'static str, test: impl FnOnce(Options) + Send + 'static) {
     assert!(heddle_bpf::is_embedded(), "built without the eBPF object; run `cargo xtask build-ebpf` first");
     let work = move || {
         unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).unwrap();

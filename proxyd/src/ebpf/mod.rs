@@ -10,7 +10,7 @@ mod encode;
 mod extents;
 mod kernel;
 #[cfg(test)]
-mod live;
+pub(crate) mod live;
 mod maglev;
 mod place;
 mod project;

@@ -237,6 +237,13 @@ impl Target for Overlay {
 
     fn apply(&mut self, steps: Vec<Step>) -> Outcome<Part> {
         let outcome = self.take(&steps);
+        let taken = || steps.iter().filter(|step| !outcome.failed.contains_key(&step.part()));
+        if taken().next().is_some() {
+            let count = |wanted| taken().filter(|step| step.effect() == wanted).count();
+            let (created, changed, removed) =
+                (count(Effect::Create), count(Effect::Change), count(Effect::Remove));
+            tracing::info!(created, changed, removed, "wrote to the kernel");
+        }
         for step in &steps {
             let part = step.part();
             match outcome.failed.get(&part) {

@@ -59,7 +59,10 @@ fn kernel(places: &Places, done: &mut Cleanup) -> Result<(), kernel::ApplyError>
             }),
             Err(error) => done.failed.push(error.to_string()),
         }
-        debug_assert!(matches!(step, Step::RemoveDevice | Step::RemoveRoute(..)), "{step:?}");
+        debug_assert!(
+            matches!(step, Step::RemoveDevice | Step::RemoveLeftover(_) | Step::RemoveRoute(..)),
+            "{step:?}"
+        );
     }
     Ok(())
 }

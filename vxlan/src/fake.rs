@@ -18,8 +18,10 @@ use crate::state::{KernelState, Route};
 /// Takes one step, or says which rule it breaks.
 pub fn take(state: &mut KernelState, step: &Step) -> Result<(), String> {
     let refuse = |why: &str| Err(format!("{step:?}: {why}"));
-    let anywhere =
-        matches!(step.part(), Part::Device | Part::Route(_) | Part::Conflist | Part::Forwarding(_));
+    let anywhere = matches!(
+        step.part(),
+        Part::Device | Part::Leftover(_) | Part::Route(_) | Part::Conflist | Part::Forwarding(_)
+    );
     if !anywhere && state.device.is_none() {
         return refuse("no device");
     }
@@ -41,6 +43,9 @@ pub fn take(state: &mut KernelState, step: &Step) -> Result<(), String> {
             if state.device.replace(to.clone()).as_ref() != Some(from) || !from.can_become(to) {
                 return refuse("this device is another");
             }
+        }
+        Step::RemoveLeftover(name) => {
+            state.leftovers.remove(name);
         }
         Step::PutAddress { from, to } => {
             if from.is_some_and(|from| !state.addresses.remove(&from)) {

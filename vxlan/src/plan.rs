@@ -20,6 +20,8 @@ pub enum Step {
         to: Device,
     },
     RemoveDevice,
+    /// Removes a device that an earlier vxland made for another VNI.
+    RemoveLeftover(String),
     /// `from`: the same address with another scope, which the kernel cannot change; it goes first.
     PutAddress {
         from: Option<Address>,
@@ -63,6 +65,7 @@ pub enum Step {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Part {
     Device,
+    Leftover(String),
     Address(IpAddr, u8),
     Advertisements(String),
     Forwarding(Family),
@@ -78,6 +81,7 @@ impl fmt::Display for Part {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Device => f.write_str("device"),
+            Self::Leftover(name) => write!(f, "device {name}"),
             Self::Address(ip, prefix) => write!(f, "address {ip}/{prefix}"),
             Self::Advertisements(device) => write!(f, "router advertisements on {device}"),
             Self::Forwarding(family) => write!(f, "{family} forwarding"),
@@ -97,6 +101,7 @@ impl Step {
             | Self::RecreateDevice(_)
             | Self::ChangeDevice { .. }
             | Self::RemoveDevice => Part::Device,
+            Self::RemoveLeftover(name) => Part::Leftover(name.clone()),
             Self::PutAddress { to: address, .. } | Self::RemoveAddress(address) => {
                 Part::Address(address.ip, address.prefix)
             }
@@ -131,6 +136,7 @@ impl Step {
             | Self::ReplaceRoute(..)
             | Self::WriteConflist { .. } => Effect::Change,
             Self::RemoveDevice
+            | Self::RemoveLeftover(_)
             | Self::RemoveAddress(_)
             | Self::RemoveFdb(_)
             | Self::RemoveNeighbour(_)
@@ -148,6 +154,9 @@ pub fn plan(observed: &KernelState, desired: &KernelState) -> Vec<Step> {
     let survivors = survivors(observed, steps.first());
     let observed = survivors.as_ref().unwrap_or(observed);
 
+    // Before anything is made: of two devices with one VNI and port, or two routes to one range, there can be
+    // but one.
+    steps.splice(0..0, observed.leftovers.iter().cloned().map(Step::RemoveLeftover));
     for to in desired.addresses.difference(&observed.addresses) {
         let from = observed.addresses.iter().find(|old| old.ip == to.ip && old.prefix == to.prefix);
         steps.push(Step::PutAddress { from: from.copied(), to: *to });

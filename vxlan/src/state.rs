@@ -128,6 +128,8 @@ pub struct KernelState {
     pub neighbours: BTreeMap<IpAddr, Mac>,
     /// A unicast MAC has one destination; the all-zero MAC (flooding) may have many and is never wanted.
     pub fdb: BTreeSet<FdbEntry>,
+    /// Devices of another VNI that an earlier vxland left. Never desired: their routes are in the way.
+    pub leftovers: BTreeSet<String>,
     /// Families that the node forwards packets of. Desired: at least these.
     pub forwarding: BTreeSet<Family>,
     /// Devices that take router advertisements even while the node forwards. Desired: at least these.

@@ -238,6 +238,7 @@ fn describe(step: &Step, device: &str) -> String {
             format!("device {device} has {}", wrong.join(", "))
         }
         Step::RemoveDevice => format!("device {device} is left over"),
+        Step::RemoveLeftover(name) => format!("device {name} is left over from another --vni"),
         Step::PutAddress { from: None, to } => format!("address {} of {device} is missing", to.ip),
         Step::PutAddress { to, .. } => format!("address {} of {device} has the wrong scope", to.ip),
         Step::RemoveAddress(address) => format!("address {} of {device} is left over", address.ip),

@@ -62,7 +62,7 @@ impl<'a> Applier<'a> {
 
     /// Whether the step is about something on the device, and there is none.
     pub fn lacks_device(&self, step: &Step) -> bool {
-        self.index.is_none() && !matches!(step.part(), Part::Device)
+        self.index.is_none() && !matches!(step.part(), Part::Device | Part::Leftover(_))
     }
 
     /// Takes a step about the device or what is on it; the others are not this room's.
@@ -73,6 +73,7 @@ impl<'a> Applier<'a> {
                 self.remove()?;
                 self.create(device)
             }
+            Step::RemoveLeftover(name) => Ok(absent(link::delete_by_name(self.socket, name))?),
             Step::CreateDevice(device) => self.create(device),
             Step::ChangeDevice { from, to } => self.change(from, to),
             Step::PutAddress { from, to } => {

@@ -31,6 +31,8 @@ pub fn observe(socket: &mut Socket, name: &str) -> Result<KernelState> {
         };
         state.routes.insert(RouteKey { range: found.dst, metric }, route);
     }
+    let is_leftover = |link: &Link| link.name != name && link.vxlan.is_some() && is_device_name(&link.name);
+    state.leftovers = link::list(socket)?.into_iter().filter(is_leftover).map(|link| link.name).collect();
     let Some(device) = device else { return Ok(state) };
 
     state.addresses = addr::list(socket, Some(device.index))?
@@ -74,6 +76,11 @@ fn describe(link: &Link) -> Device {
         mtu: link.mtu,
         up: link.up,
     }
+}
+
+/// Whether vxland gives this name to its device, for some VNI.
+fn is_device_name(name: &str) -> bool {
+    name.strip_prefix("heddle.").is_some_and(|vni| vni.parse::<u32>().is_ok())
 }
 
 /// The kernel gives such addresses by itself, and nothing depends on them.

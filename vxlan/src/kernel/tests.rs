@@ -375,3 +375,31 @@ fn five_thousand_nodes_are_in_the_kernel_within_seconds() {
     println!("5,000 nodes: {made:?}; a look at them: {:?}", begin.elapsed());
     assert!(made < Duration::from_secs(20), "{made:?}");
 }
+
+#[test]
+fn the_device_of_another_vni_makes_room() {
+    let (one, two) = nodes(false);
+    one.reach(&one.desired([two.remote()]));
+    let settings = Settings { vni: 2, ..one.settings() };
+    let local = ip("192.168.77.1");
+    let under = one.with(|socket| underlay(socket, local, None).unwrap());
+    let wanted = desired(&one.table([two.remote()]), &under, &settings).unwrap().state;
+    let observed = one.with(|socket| observe(socket, "heddle.2").unwrap());
+    let steps = plan(&observed, &wanted);
+    assert_eq!(steps[0], Step::RemoveLeftover(DEVICE.to_owned()));
+    one.with(|socket| {
+        let mut applier = Applier::new(socket, "heddle.2").unwrap();
+        steps.iter().for_each(|step| applier.take(step).unwrap());
+        assert_eq!(link::by_name(socket, DEVICE).unwrap(), None);
+        assert_eq!(
+            plan(
+                &KernelState {
+                    forwarding: wanted.forwarding.clone(),
+                    ..observe(socket, "heddle.2").unwrap()
+                },
+                &wanted
+            ),
+            []
+        );
+    });
+}

@@ -117,8 +117,12 @@ impl Cluster {
         if program == "vxland" { self.plan.vxland.as_deref() } else { self.plan.proxyd.as_deref() }
     }
 
-    /// All at once, then waits for all.
-    fn start_everywhere(&mut self, program: &str) -> Result<()> {
+    /// Starts a daemon (again) on every node at once, then waits until all are ready; nothing if it is not
+    /// planned.
+    ///
+    /// # Errors
+    /// When one ends or is not ready in time.
+    pub fn start_everywhere(&mut self, program: &str) -> Result<()> {
         let Some(args) = self.arguments(program).map(<[_]>::to_vec) else { return Ok(()) };
         let started: Vec<_> = self
             .lab

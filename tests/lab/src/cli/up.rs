@@ -7,7 +7,7 @@ use std::process::{Command, ExitCode, Stdio};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use heddle_lab::description::Description;
-use heddle_lab::{Cluster, Endpoint, Lab, Pod, Proto, Service, addresses::cluster_ip};
+use heddle_lab::{Ask, Cluster, Endpoint, Lab, Pod, Proto, Service, addresses::cluster_ip};
 use nix::sys::signal::{SigSet, Signal};
 
 #[derive(Debug, Args)]
@@ -36,7 +36,7 @@ impl Up {
         signals.thread_block().context("cannot block signals")?;
         let lab = Lab::builder().nodes(self.nodes).clients(self.clients);
         if self.bare {
-            let lab = lab.build()?;
+            let lab = lab.build().context("cannot raise a lab")?;
             return hold(&Description::publish(&lab, &[])?, &signals);
         }
         let cluster = Cluster::start(lab).context(
@@ -53,6 +53,9 @@ impl Up {
         }
         let endpoints: Vec<Endpoint> = backends.iter().map(|backend| backend.endpoint()).collect();
         cluster.publish(&web, &endpoints)?;
+        for node in cluster.nodes() {
+            cluster.await_answer(cluster.client(), Ask::new((node.ip4(), 30080)))?;
+        }
         let pods: Vec<&Pod> = backends.iter().map(|backend| backend.pod()).collect();
         hold(&Description::publish(&cluster, &pods)?, &signals)
     }

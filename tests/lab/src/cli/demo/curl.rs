@@ -79,7 +79,10 @@ struct Shared {
     stop: bool,
 }
 
-/// `while curl ...; do :; done` in the background: as fast as one after the other goes.
+/// Between two turns of a curl loop, so that the loops leave some of a small machine to the daemons.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// `while curl ...; do sleep 0.02; done` in the background.
 #[derive(Debug)]
 pub struct CurlLoop {
     name: String,
@@ -96,6 +99,7 @@ impl CurlLoop {
             while !theirs.lock().unwrap_or_else(PoisonError::into_inner).stop {
                 let answer = curl(&place, &url);
                 theirs.lock().unwrap_or_else(PoisonError::into_inner).tally.add(answer, own);
+                std::thread::park_timeout(PAUSE);
             }
         });
         Self { name: name.into(), shared, thread: Some(thread) }
@@ -144,6 +148,7 @@ impl Drop for CurlLoop {
     fn drop(&mut self) {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner).stop = true;
         if let Some(thread) = self.thread.take() {
+            thread.thread().unpark();
             let _ = thread.join();
         }
     }

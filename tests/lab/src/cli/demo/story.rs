@@ -100,6 +100,14 @@ fn await_answer(place: &Place, url: &str) -> Result<()> {
     Ok(eventually(&format!("an answer of {url}"), SOON, || asked().map(|_| true))?)
 }
 
+/// Waits until `proxyd status` on node `node` shows it.
+fn await_status(stage: &Stage, node: usize, shown: impl Fn(&str) -> bool) -> Result<()> {
+    let node = stage.cluster.node(node);
+    Ok(eventually(&format!("a change in `proxyd status` of {}", node.name()), SOON, || {
+        Ok(shown(&node.run(Cmd::new(bin("proxyd")).arg("status"))?))
+    })?)
+}
+
 fn service(show: &mut Show, stage: &Stage) -> Result<()> {
     show.step("publish the service `web`, three backends: web-1 on n1, web-2 and web-3 on n2, none on n3");
     stage.scale(&["web-1", "web-2", "web-3"], &[], &[])?;
@@ -108,12 +116,16 @@ fn service(show: &mut Show, stage: &Stage) -> Result<()> {
     // A pod that asks before that sends its question to the default route, as anywhere.
     for node in stage.cluster.nodes() {
         let addresses = FAMILIES.map(|(v4, _)| cluster_ip(10, v4).to_string());
-        eventually(&format!("the service in `proxyd status` of {}", node.name()), SOON, || {
-            let status = node.run(Cmd::new(bin("proxyd")).arg("status"))?;
-            Ok(addresses.iter().all(|address| status.contains(address)))
-        })?;
+        await_status(stage, node.index(), |status| addresses.iter().all(|address| status.contains(address)))?;
     }
     show.say(format!("on every node after {:.1} s", begun.elapsed().as_secs_f32()));
+    let status = stage.cluster.node(3).run(Cmd::new(bin("proxyd")).arg("status"))?;
+    show.say("n3# proxyd status");
+    status
+        .lines()
+        .skip_while(|line| !line.starts_with("FRONTEND"))
+        .take_while(|line| !line.is_empty())
+        .for_each(|line| show.say(line));
     for from in ["shell-1", "web-2", "shell-2"] {
         for (v4, family) in FAMILIES {
             let (place, vip) = (stage.place(from)?, cluster_ip(10, v4));
@@ -223,6 +235,12 @@ fn cut(show: &mut Show, stage: &Stage) -> Result<()> {
     show.check("n2 does not answer", !dead.status.success());
     show.say("the cluster notices and takes web-2 out");
     stage.scale(&["web-1"], &[], &["web-2"])?;
+    let gone = stage.pod("web-2")?.pod().ip4().to_string();
+    for node in [1, 3] {
+        await_status(stage, node, |status| {
+            !status.lines().any(|line| line.contains(&gone) && line.contains(" active "))
+        })?;
+    }
     let through = [("n1", 1, true), ("n3", 3, true), ("n3 (IPv6)", 3, false)];
     for (name, node, v4) in through {
         let to = url(stage.cluster.node(node).ip(v4), NODE_PORT);
@@ -262,9 +280,9 @@ fn kill_proxyd(show: &mut Show, stage: &mut Stage) -> Result<()> {
         each.more(30)?;
     }
     judge(show, &loops, "no proxyd runs");
-    for node in 1..=3 {
-        stage.cluster.start_daemon_on(node, "proxyd")?;
-    }
+    let begun = Instant::now();
+    stage.cluster.start_everywhere("proxyd")?;
+    show.say(format!("all three are ready again after {:.1} s", begun.elapsed().as_secs_f32()));
     for each in &loops {
         each.more(30)?;
     }

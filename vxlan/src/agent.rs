@@ -351,7 +351,7 @@ mod tests {
         let mut status = runner.status();
         let wake = Notify::new();
         let mut monitor = Monitor::open().unwrap();
-        let mut filter = Filter::new("heddle.1".into(), None);
+        let mut filter = Filter::new("heddle.1".into(), &[]);
         let events = async {
             loop {
                 if filter.concerns(&monitor.next().await.unwrap()) {

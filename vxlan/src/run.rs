@@ -56,8 +56,8 @@ async fn serve(cli: &Cli, options: Options, instance: Instance) -> Result<(), Fa
     let device = kernel::device_name(options.settings.vni);
     // Listening begins before the first look: nothing can happen in between.
     let monitor = Monitor::open()?;
-    let index = link::by_name(&mut Socket::open()?, &device)?.map(|link| link.index);
-    tokio::spawn(listen(monitor, Filter::new(device, index), Arc::clone(&wake)));
+    let links = link::list(&mut Socket::open()?)?;
+    tokio::spawn(listen(monitor, Filter::new(device, &links), Arc::clone(&wake)));
 
     tracing::info!(node = %options.settings.node, vni = options.settings.vni, "started");
     let overlay = Overlay::new(options)?;

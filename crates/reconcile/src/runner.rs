@@ -14,6 +14,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use heddle_model::store::Watch;
 use heddle_model::{Effect, Snapshot};
@@ -75,7 +76,8 @@ impl<T: Target<Input = Snapshot>> Runner<T> {
                 () = sleep_until(patience) => break,
             }
         }
-        let mut resync = self.pass(&snapshot, true);
+        let mut rest = Rest::default();
+        let mut resync = rest.after(|| self.pass(&snapshot, true));
         let mut tend = Instant::now() + self.pace.tend;
         loop {
             // Not one of the branches below: in a storm of events it would never have its turn.
@@ -97,9 +99,9 @@ impl<T: Target<Input = Snapshot>> Runner<T> {
                 () = sleep_until(tend) => continue,
             }
             // What comes in a burst is done at once.
-            let limit = Instant::now() + self.pace.longest;
+            let limit = rest.until.max(Instant::now() + self.pace.longest);
             loop {
-                let quiet = (Instant::now() + self.pace.quiet).min(limit);
+                let quiet = rest.until.max(Instant::now() + self.pace.quiet).min(limit);
                 tokio::select! {
                     biased;
                     _ = &mut stop => return self.target,
@@ -109,7 +111,7 @@ impl<T: Target<Input = Snapshot>> Runner<T> {
                 }
             }
             full |= Instant::now() >= resync;
-            let next = self.pass(&snapshot, full);
+            let next = rest.after(|| self.pass(&snapshot, full));
             if full || self.settled.is_none() {
                 resync = next;
             }
@@ -216,6 +218,27 @@ impl<T: Target<Input = Snapshot>> Runner<T> {
             }
         }
         complete
+    }
+}
+
+/// As long as a pass took (up to a second) there is no other: a large cluster in turmoil costs half a core
+/// and not a whole one.
+struct Rest {
+    until: Instant,
+}
+
+impl Default for Rest {
+    fn default() -> Self {
+        Self { until: Instant::now() }
+    }
+}
+
+impl Rest {
+    fn after<R>(&mut self, pass: impl FnOnce() -> R) -> R {
+        let start = Instant::now();
+        let outcome = pass();
+        self.until = Instant::now() + start.elapsed().min(Duration::from_secs(1));
+        outcome
     }
 }
 

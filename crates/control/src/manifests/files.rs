@@ -21,6 +21,8 @@ pub struct Files {
     files: BTreeMap<String, Manifest>,
     /// Why the directory itself cannot be read.
     problem: Option<String>,
+    /// Why it is not watched.
+    pub unwatched: Option<String>,
 }
 
 #[derive(Debug, Default)]
@@ -33,7 +35,7 @@ struct Manifest {
 
 impl Files {
     pub fn new(path: &Path) -> Self {
-        Self { path: path.to_owned(), files: BTreeMap::new(), problem: None }
+        Self { path: path.to_owned(), files: BTreeMap::new(), problem: None, unwatched: None }
     }
 
     /// Reads what changed. `busy` names files that are being written: they keep their state until later.
@@ -126,7 +128,7 @@ impl Files {
         for list in mirrored.into_iter().filter(|list| !sliced.contains(&list.name.service)) {
             slice.endpoints.insert(list.name.clone(), Arc::clone(list));
         }
-        if let Some(problem) = &self.problem {
+        for problem in self.problem.iter().chain(&self.unwatched) {
             let place = About::Input(self.path.display().to_string());
             slice.problems.insert(Problem::new(place, What::Said(problem.clone())));
         }

@@ -23,6 +23,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use heddle_model::store;
+use nix::errno::Errno;
 
 use crate::source::Source;
 use directory::Directory;
@@ -50,34 +51,71 @@ impl Source for Manifests {
     }
 
     async fn run(self, slice: store::Source) -> Infallible {
-        let mut files = Files::new(&self.path);
-        loop {
-            let error = match follow(&self.path, &mut files, &slice).await {
-                Ok(()) => continue,
-                Err(error) => error,
-            };
-            files.unreadable(&error);
-            slice.replace(files.slice());
-            watch::pause().await;
-        }
+        run(&self.path, slice, Watch::open).await
     }
 }
 
-/// Follows the directory until it is another one (`Ok`) or cannot be watched.
-async fn follow(path: &Path, files: &mut Files, slice: &store::Source) -> io::Result<()> {
+async fn run(path: &Path, slice: store::Source, open: fn(&Path) -> io::Result<Watch>) -> Infallible {
+    let mut files = Files::new(path);
+    loop {
+        let error = match follow(path, &mut files, &slice, open).await {
+            Ok(()) => continue,
+            Err(error) => error,
+        };
+        files.unreadable(&error);
+        slice.replace(files.slice());
+        watch::pause().await;
+    }
+}
+
+/// Follows the directory until it is another one (`Ok`) or cannot be read.
+async fn follow(
+    path: &Path,
+    files: &mut Files,
+    slice: &store::Source,
+    open: fn(&Path) -> io::Result<Watch>,
+) -> io::Result<()> {
     // The watch first: what changes while we read is heard.
-    let mut watch = Watch::open(path)?;
+    let mut watch = watch(path, files, open)?;
     let directory = Directory::open(path)?;
     let mut changes = Changes { all: true, ..Changes::default() };
     loop {
-        files.scan(&directory, &changes, |name| watch.is_being_written(name));
+        files.scan(&directory, &changes, |name| {
+            watch.as_ref().is_some_and(|watch| watch.is_being_written(name))
+        });
         slice.replace(files.slice());
         if files.is_complete() {
             slice.synced();
         }
-        changes = watch.changed(LOOK).await?;
+        changes = match &mut watch {
+            Some(watch) => watch.changed(LOOK).await?,
+            None => {
+                watch::pause().await;
+                watch = self::watch(path, files, open)?;
+                Changes::default()
+            }
+        };
         if changes.gone || !directory.is(path) {
             return Ok(());
         }
     }
+}
+
+/// A watch, or none where there is none to be had: the kernel counts them, and other programs may have taken
+/// all. Then the directory is looked at every second.
+fn watch(path: &Path, files: &mut Files, open: fn(&Path) -> io::Result<Watch>) -> io::Result<Option<Watch>> {
+    let lacking = match open(path) {
+        Ok(watch) => {
+            files.unwatched = None;
+            return Ok(Some(watch));
+        }
+        Err(error) => match Errno::from_raw(error.raw_os_error().unwrap_or(0)) {
+            Errno::EMFILE => "no inotify instance is left (raise fs.inotify.max_user_instances)",
+            Errno::ENOSPC => "no inotify watch is left (raise fs.inotify.max_user_watches)",
+            _ => return Err(error),
+        },
+    };
+    files.unwatched =
+        Some(format!("{lacking}: looked at every second, so that a file may be read half-written"));
+    Ok(None)
 }

@@ -1,7 +1,7 @@
 //! FAULTS 125, each with real files and real inotify. Nothing sleeps: every wait is for a snapshot.
 
 use std::fs;
-use std::io::Write as _;
+use std::io::{self, Write as _};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,13 +20,18 @@ struct Room {
 
 /// Starts the source on a directory that `prepare` has filled.
 fn room(prepare: impl FnOnce(&Path)) -> Room {
+    room_with(super::watch::Watch::open, prepare)
+}
+
+fn room_with(open: fn(&Path) -> io::Result<super::watch::Watch>, prepare: impl FnOnce(&Path)) -> Room {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("m");
     fs::create_dir(&path).unwrap();
     prepare(&path);
     let store = Store::new();
     let watch = store.watch();
-    crate::Spec::Manifests(path.clone()).start(&store);
+    let (source, of) = (store.source("test"), path.clone());
+    tokio::spawn(async move { super::run(&of, source, open).await });
     Room { _dir: dir, path, watch }
 }
 
@@ -303,6 +308,19 @@ async fn fault_125_an_overflow_is_a_reason_to_read_everything() {
         fs::rename(room.path.join("other"), room.path.join("noise")).unwrap();
     }
     room.write("b.yaml", &node("n2"));
+    fs::remove_file(room.path.join("a.yaml")).unwrap();
+    room.nodes(&["n2"]).await;
+}
+
+#[tokio::test]
+async fn without_a_watch_the_directory_is_looked_at() {
+    // As a node where other programs have taken all.
+    let none = |_: &Path| Err(io::Error::from_raw_os_error(nix::libc::EMFILE));
+    let mut room = room_with(none, |dir| fs::write(dir.join("a.yaml"), node("n1")).unwrap());
+    let snapshot = room.nodes(&["n1"]).await;
+    assert!(room.problems(&snapshot)[0].contains("raise fs.inotify.max_user_instances"), "{snapshot:?}");
+    room.write("b.yaml", &node("n2"));
+    room.nodes(&["n1", "n2"]).await;
     fs::remove_file(room.path.join("a.yaml")).unwrap();
     room.nodes(&["n2"]).await;
 }

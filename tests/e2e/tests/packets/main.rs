@@ -1,0 +1,15 @@
+//! The programs, packet by packet: packet in, maps, packet out (BPF_PROG_TEST_RUN), for both families.
+//!
+//! Node 1 is this one. Its pods are 10 and 11; nodes 2 and 3 are others; the client is outside.
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+mod frames;
+mod from_pod;
+mod host;
+mod laws;
+mod malformed;
+mod outside;
+mod reject;
+mod snat;
+mod tunnel;
+mod world;

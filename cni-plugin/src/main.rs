@@ -77,12 +77,15 @@ fn variable(name: &str) -> Option<String> {
 
 /// Runs a command. `version` becomes the one of the configuration as soon as that is known.
 fn run(command: &str, version: &mut Version) -> Result<Option<Value>, Failure> {
+    // First of all, whatever is wrong with the rest: a runtime writes the configuration in any case, and does
+    // not expect the pipe to be closed.
+    let input = read_input();
     let command = Command::parse(command)?;
     if command == Command::Version {
-        return Ok(Some(versions()));
+        return Ok(Some(versions(input)));
     }
     let environment = Environment::parse(command, variable)?;
-    let object = spec::json::object(&read_input()?)?;
+    let object = spec::json::object(&input?)?;
     *version = read_version(&object)?;
     match (command, environment) {
         (Command::Add, Some(environment)) => {
@@ -108,9 +111,9 @@ fn run(command: &str, version: &mut Version) -> Result<Option<Value>, Failure> {
 }
 
 /// The answer to VERSION: it needs no configuration that can be read.
-fn versions() -> Value {
+fn versions(input: Result<Vec<u8>, Failure>) -> Value {
     let known: Vec<_> = SUPPORTED.iter().map(|version| version.as_str()).collect();
-    let asked = read_input()
+    let asked = input
         .ok()
         .and_then(|bytes| spec::json::object(&bytes).ok())
         .and_then(|object| read_version(&object).ok())

@@ -1,12 +1,14 @@
 //! The pod's veth pair: names, Ethernet addresses, birth, hardening, end.
 
+use std::net::{IpAddr, Ipv6Addr};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use heddle_ipam::{Network, Owner};
 use heddle_netlink::link::{self, AddrGen, Change, Link, Operational, VethEnd};
+use heddle_netlink::route::{self, Filter, TABLE_LOCAL};
 use heddle_netlink::sysctl::{self, Key};
-use heddle_netlink::{DisplayMac, LinkWatch, MacAddr, NetNs, Socket};
+use heddle_netlink::{DisplayMac, MacAddr, NetNs, Socket, Watch};
 
 use crate::spec::{Failure, Interface, code};
 
@@ -94,24 +96,42 @@ impl Pair {
         Ok(())
     }
 
-    /// The pod's side: it listens to the host, not to router advertisements of other pods. To be called
-    /// inside the namespace.
-    pub fn harden_pod(&self) -> Result<(), Failure> {
-        for name in ["accept_ra", "autoconf", "accept_redirects"] {
-            set_ipv6(&self.pod, name, "0")?;
-        }
-        Ok(())
+    /// The pod's side: it listens to the host, not to router advertisements of other pods. Returns what will
+    /// tell when it is ready.
+    pub fn harden_pod(&self, ns: &NetNs) -> Result<Watch, Failure> {
+        ns.run(|| {
+            for name in ["accept_ra", "autoconf", "accept_redirects"] {
+                set_ipv6(&self.pod, name, "0")?;
+            }
+            Ok(Watch::open()?)
+        })?
     }
 
-    /// Waits until the host side sends.
+    /// Waits until both sides send and receive.
     ///
-    /// Of a pair, the end that comes up first has no carrier yet, and it is a worker of the kernel
-    /// (net/core/link_watch.c) that lets it send once the other end is up. Until then what the host sends to
-    /// the pod is dropped without a word. Usually the worker has been there by the time we ask.
-    pub fn await_carrier(&self, watch: &mut LinkWatch, host: &mut Socket, index: u32) -> Result<(), Failure> {
-        // Longer than the worker ever sleeps (1 s). If it takes longer, the pod is none the worse for it.
-        let patience = Duration::from_secs(2);
-        watch.until(host, index, patience, |link| link.operational == Operational::Up)?;
+    /// Two workers of the kernel come after us. Of a pair, the end that came up first had no carrier, and what
+    /// it sends is dropped until net/core/link_watch.c has seen that it has one now. And an IPv6 address is
+    /// in use only when net/ipv6/addrconf.c has put its route into the table `local`, also without duplicate
+    /// address detection. Usually both have been there by the time we ask; a request for a link makes the
+    /// first one hurry (since Linux 6.8).
+    pub fn await_ready<'a>(&self, host: Side<'a>, pod: Side<'a>) -> Result<(), Failure> {
+        // The first worker sleeps for up to a second. If it takes longer, the pod is none the worse for it.
+        let deadline = Instant::now() + Duration::from_secs(2);
+        for (name, side) in [(&self.host, host), (&self.pod, pod)] {
+            let left = deadline.saturating_duration_since(Instant::now());
+            side.watch.until(left, || {
+                let Some(link) = link::by_name(side.socket, name)? else { return Ok(true) };
+                if link.operational != Operational::Up {
+                    return Ok(false);
+                }
+                let Some(address) = side.address6 else { return Ok(true) };
+                let local = Filter { table: Some(TABLE_LOCAL), link: Some(link.index), ..Filter::default() };
+                let routes = route::list(side.socket, &local)?;
+                Ok(routes
+                    .iter()
+                    .any(|route| route.dst.ip() == IpAddr::V6(address) && route.dst.prefix() == 128))
+            })?;
+        }
         Ok(())
     }
 
@@ -147,6 +167,16 @@ impl Pair {
             side(&self.pod, self.pod_mac, Some(sandbox.display().to_string())),
         ]
     }
+}
+
+/// One side of a pair, to be waited for.
+#[derive(Debug)]
+pub struct Side<'a> {
+    pub watch: &'a mut Watch,
+    /// A socket of the same namespace.
+    pub socket: &'a mut Socket,
+    /// The IPv6 address that this side was given.
+    pub address6: Option<Ipv6Addr>,
 }
 
 /// The device called `name`, which was just made.

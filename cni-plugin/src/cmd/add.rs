@@ -2,17 +2,18 @@
 //!
 //! All that can be checked is checked before the first change; what fails after it is taken back.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::path::Path;
 
 use heddle_ipam::{Allocation, Store};
-use heddle_netlink::{LinkWatch, NetNs, Socket};
+use heddle_netlink::link::Link;
+use heddle_netlink::{NetNs, Socket, Watch};
 
 use super::{PATIENCE, boot_id};
 use crate::conf::{Conf, Mode};
 use crate::mode::{self, bridge, ptp};
 use crate::spec::{Environment, Failure, Ip, Success, code};
-use crate::veth::{self, Pair};
+use crate::veth::{self, Pair, Side};
 use crate::{forwarding, guard};
 
 /// Wires the pod.
@@ -82,15 +83,11 @@ fn wire(
     match &conf.mode {
         Mode::Ptp => {
             forwarding::ensure(has(true), has(false))?;
-            pair.create(host, ns, conf.mtu)?;
-            let near = veth::find(host, &pair.host)?;
-            pair.harden_host(host, near.index)?;
-            heddle_bpf::attach_pod(&conf.bpf_root, &pair.host, near.index)?;
+            let (near, watches) = create(conf, ns, pair, host)?;
             ptp::wire_host(host, pair, near.index, allocations)?;
-            let mut watch = LinkWatch::open()?;
-            ptp::wire_pod(pod, ns, pair, allocations, &conf.pool.routes)?;
-            pair.await_carrier(&mut watch, host, near.index)?;
-            pair.complete(host, near.index)?;
+            ptp::wire_pod(pod, pair, allocations, &conf.pool.routes)?;
+            let gateway6 = has(false).then_some(mode::GATEWAY6);
+            finish(pair, near.index, watches, (host, gateway6), (pod, mode::address6(allocations)))?;
             success.interfaces.extend(pair.interfaces(&near, path));
             success.ips = allocations
                 .iter()
@@ -107,14 +104,10 @@ fn wire(
                 forwarding::ensure(has(true), has(false))?;
             }
             let device = bridge::ensure(host, wanted, conf.mtu, allocations)?;
-            pair.create(host, ns, conf.mtu)?;
-            let near = veth::find(host, &pair.host)?;
-            pair.harden_host(host, near.index)?;
+            let (near, watches) = create(conf, ns, pair, host)?;
             bridge::wire_host(host, near.index, &device)?;
-            let mut watch = LinkWatch::open()?;
-            bridge::wire_pod(pod, ns, pair, (wanted, &device), allocations, &routes)?;
-            pair.await_carrier(&mut watch, host, near.index)?;
-            pair.complete(host, near.index)?;
+            bridge::wire_pod(pod, pair, (wanted, &device), allocations, &routes)?;
+            finish(pair, near.index, watches, (host, None), (pod, mode::address6(allocations)))?;
             success.interfaces.push(bridge::interface(&device));
             success.interfaces.extend(pair.interfaces(&near, path));
             success.routes = routes;
@@ -129,4 +122,30 @@ fn wire(
         }
     }
     Ok(success)
+}
+
+/// Creates the pair, hardens both sides, attaches what proxyd has for pods; nothing is up.
+fn create(conf: &Conf, ns: &NetNs, pair: &Pair, host: &mut Socket) -> Result<(Link, [Watch; 2]), Failure> {
+    pair.create(host, ns, conf.mtu)?;
+    let near = veth::find(host, &pair.host)?;
+    pair.harden_host(host, near.index)?;
+    let pod = pair.harden_pod(ns)?;
+    if conf.mode == Mode::Ptp {
+        heddle_bpf::attach_pod(&conf.bpf_root, &pair.host, near.index)?;
+    }
+    Ok((near, [Watch::open()?, pod]))
+}
+
+/// Waits until packets pass, and marks the pair as complete.
+fn finish(
+    pair: &Pair,
+    index: u32,
+    [mut near, mut far]: [Watch; 2],
+    (host, host6): (&mut Socket, Option<Ipv6Addr>),
+    (pod, pod6): (&mut Socket, Option<Ipv6Addr>),
+) -> Result<(), Failure> {
+    let outside = Side { watch: &mut near, socket: &mut *host, address6: host6 };
+    let inside = Side { watch: &mut far, socket: pod, address6: pod6 };
+    pair.await_ready(outside, inside)?;
+    pair.complete(host, index)
 }

@@ -10,7 +10,7 @@ use heddle_netlink::link::{self, Change, Link};
 use heddle_netlink::neigh::{self, Neigh};
 use heddle_netlink::route;
 use heddle_netlink::sysctl::{self, Key};
-use heddle_netlink::{DisplayMac, MacAddr, NetNs, Socket};
+use heddle_netlink::{DisplayMac, MacAddr, Socket};
 use ipnetwork::IpNetwork;
 
 use super::ptp;
@@ -112,13 +112,11 @@ pub fn wire_host(socket: &mut Socket, index: u32, bridge: &Link) -> Result<(), F
 /// The pod's addresses and routes.
 pub fn wire_pod(
     socket: &mut Socket,
-    ns: &NetNs,
     pair: &Pair,
     bridge: (&Bridge, &Link),
     allocations: &[Allocation],
     routes: &[Wanted],
 ) -> Result<(), Failure> {
-    ns.run(|| pair.harden_pod())??;
     let index = veth::find(socket, &pair.pod)?.index;
     for allocation in allocations {
         addr::add(socket, &Addr { nodad: true, ..Addr::new(index, allocation.ip) })?;

@@ -24,3 +24,11 @@ pub fn alone(ip: IpAddr) -> IpNetwork {
 pub fn has_family(allocations: &[Allocation], v4: bool) -> bool {
     allocations.iter().any(|allocation| allocation.ip.is_ipv4() == v4)
 }
+
+/// The first IPv6 address among the allocations.
+pub fn address6(allocations: &[Allocation]) -> Option<Ipv6Addr> {
+    allocations.iter().find_map(|allocation| match allocation.ip.ip() {
+        IpAddr::V6(ip) => Some(ip),
+        IpAddr::V4(_) => None,
+    })
+}

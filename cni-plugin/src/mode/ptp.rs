@@ -14,11 +14,11 @@
 use std::net::IpAddr;
 
 use heddle_ipam::{Allocation, Route as Wanted};
+use heddle_netlink::Socket;
 use heddle_netlink::addr::{self, Addr, Scope};
 use heddle_netlink::link;
 use heddle_netlink::neigh::{self, Neigh};
-use heddle_netlink::route::{self, Route, TABLE_MAIN};
-use heddle_netlink::{NetNs, Socket};
+use heddle_netlink::route::{self, PROTOCOL_POD, Route, TABLE_MAIN};
 use ipnetwork::IpNetwork;
 
 use super::{GATEWAY6, alone};
@@ -56,7 +56,8 @@ pub fn wire_host(
         let pod = allocation.ip.ip();
         neigh::replace(socket, &Neigh::new(index, pod, pair.pod_mac))?;
         // In place of the route of a pod that had the address and was not taken down.
-        route::replace(socket, &Route::on_link(alone(pod), index))?;
+        let own = Route { protocol: PROTOCOL_POD, ..Route::on_link(alone(pod), index) };
+        route::replace(socket, &own)?;
     }
     Ok(())
 }
@@ -64,12 +65,10 @@ pub fn wire_host(
 /// What the pod knows of the host. Its side is up afterwards.
 pub fn wire_pod(
     socket: &mut Socket,
-    ns: &NetNs,
     pair: &Pair,
     allocations: &[Allocation],
     routes: &[Wanted],
 ) -> Result<(), Failure> {
-    ns.run(|| pair.harden_pod())??;
     let index = crate::veth::find(socket, &pair.pod)?.index;
     for allocation in allocations {
         let own = Addr { nodad: true, no_prefix_route: true, ..Addr::new(index, alone(allocation.ip.ip())) };

@@ -26,7 +26,7 @@ mod wire;
 pub use error::{Absent, Error, Result};
 pub use netns::NetNs;
 pub use socket::Socket;
-pub use watch::LinkWatch;
+pub use watch::Watch;
 
 /// An Ethernet address.
 pub type MacAddr = [u8; 6];

@@ -17,6 +17,8 @@ use crate::{Error, Result, Socket};
 /// The protocol number (`rtm_protocol`) of the routes that Heddle adds: `H`. It is in nobody's list
 /// (include/uapi/linux/rtnetlink.h, iproute2's rt_protos), so a route that carries it is ours.
 pub const PROTOCOL_HEDDLE: u8 = 72;
+/// The same of the routes to this node's own pods, which the CNI plugin adds and nobody else touches.
+pub const PROTOCOL_POD: u8 = 73;
 /// Routes of the kernel itself (`RTPROT_KERNEL`).
 pub const PROTOCOL_KERNEL: u8 = 2;
 /// Routes added by hand without a word (`RTPROT_BOOT`).

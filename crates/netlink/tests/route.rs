@@ -12,7 +12,7 @@ use heddle_netlink::neigh::{self, Neigh};
 use heddle_netlink::route::{self, Filter, PROTOCOL_HEDDLE, Route};
 use heddle_netlink::sysctl::{self, Key};
 use heddle_netlink::vxlan::{self, Vxlan};
-use heddle_netlink::{LinkWatch, NetNs, Socket};
+use heddle_netlink::{NetNs, Socket, Watch};
 use ipnetwork::IpNetwork;
 use nix::errno::Errno;
 
@@ -253,21 +253,26 @@ fn sysctls_are_those_of_the_namespace() {
 }
 
 #[test]
-fn a_watch_sees_a_link_come_up_and_go() {
+fn a_watch_sees_a_link_come_up() {
     let (ns, mut socket) = namespace();
     let end = |name| VethEnd { name, ..VethEnd::default() };
     link::create_veth(&mut socket, &end("near"), &end("far")).unwrap();
     let index = |socket: &mut Socket, name| link::by_name(socket, name).unwrap().unwrap().index;
     let (near, far) = (index(&mut socket, "near"), index(&mut socket, "far"));
     link::set_up(&mut socket, near).unwrap();
-    let mut watch = ns.run(LinkWatch::open).unwrap().unwrap();
-    let up = |link: &Link| link.operational == Operational::Up;
-    let early = watch.until(&mut socket, near, Duration::from_millis(5), up).unwrap();
-    assert!(!early, "without a peer there is no carrier");
-    link::set_up(&mut socket, far).unwrap();
-    assert!(watch.until(&mut socket, near, Duration::from_secs(10), up).unwrap());
-    link::delete(&mut socket, far).unwrap();
-    assert!(!watch.until(&mut socket, near, Duration::from_secs(10), up).unwrap(), "gone");
+    let mut watch = ns.run(Watch::open).unwrap().unwrap();
+    let mut up = |patience| {
+        watch.until(patience, || {
+            Ok(link::by_name(&mut socket, "near")?.is_some_and(|link| link.operational == Operational::Up))
+        })
+    };
+    assert!(!up(Duration::from_millis(5)).unwrap(), "without a peer there is no carrier");
+    let mut other = Socket::open_in(&ns).unwrap();
+    std::thread::scope(|scope| {
+        let waiter = scope.spawn(|| up(Duration::from_secs(10)).unwrap());
+        link::set_up(&mut other, far).unwrap();
+        assert!(waiter.join().unwrap());
+    });
 }
 
 #[test]

@@ -53,7 +53,12 @@ impl Answer {
 
 impl Host {
     pub fn new() -> Self {
-        Self { ns: namespace(), dir: tempfile::tempdir().unwrap() }
+        let host = Self { ns: namespace(), dir: tempfile::tempdir().unwrap() };
+        // As every host, it has devices before pods come.
+        let uplink = link::VethEnd { name: "uplink", ..link::VethEnd::default() };
+        let switch = link::VethEnd { name: "switch", ..link::VethEnd::default() };
+        link::create_veth(&mut host.socket(), &uplink, &switch).unwrap();
+        host
     }
 
     pub fn data_dir(&self) -> PathBuf {

@@ -231,6 +231,19 @@ fn fault_027_version_is_answered_whatever_comes_in() {
         assert_eq!(answer.json["supportedVersions"].as_array().unwrap().len(), 7);
     }
     assert!(host.call(&pod, "VERSION", &host.conf()).success);
+    // A runtime may take its time to write, and finds somebody who reads.
+    for command in ["VERSION", "ADD", "nonsense"] {
+        let mut plugin = Command::new(heddle_lab::bin("heddle"));
+        plugin.env_clear().env("CNI_COMMAND", command).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = plugin.spawn().unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        for _ in 0..20 {
+            std::thread::yield_now();
+            std::io::Write::write_all(&mut stdin, b"            ").unwrap();
+        }
+        drop(stdin);
+        child.wait().unwrap();
+    }
 }
 
 #[test]

@@ -152,6 +152,30 @@ fn the_first_packet_passes_at_once() {
 }
 
 #[test]
+fn the_first_packet_to_the_pod_passes_at_once() {
+    let (host, client) = (Host::new(), Pod::new("client"));
+    host.add(&client, &host.conf());
+    for n in 0..20 {
+        let server = Pod::new(&format!("server-{n}"));
+        for address in host.add(&server, &host.conf()).ips() {
+            // One datagram, sent once: what is lost stays lost.
+            let receiver = server.ns.run(|| UdpSocket::bind((ip(&address), 0))).unwrap().unwrap();
+            receiver.set_read_timeout(Some(DEADLINE)).unwrap();
+            let to = receiver.local_addr().unwrap();
+            for ns in [&client.ns, &host.ns] {
+                ns.run(|| UdpSocket::bind(any(&address)).unwrap().send_to(b"first", to).unwrap()).unwrap();
+                receiver.recv(&mut [0; 16]).unwrap_or_else(|error| panic!("{n} {address}: {error}"));
+            }
+        }
+    }
+}
+
+/// Any port of any address of the family of `address`.
+fn any(address: &str) -> SocketAddr {
+    if ip(address).is_ipv4() { "0.0.0.0:0".parse().unwrap() } else { "[::]:0".parse().unwrap() }
+}
+
+#[test]
 fn host_and_pod_reach_each_other_and_the_pod_its_gateway() {
     let (host, pod) = (Host::new(), Pod::new("abc"));
     let addresses = host.add(&pod, &host.conf()).ips();

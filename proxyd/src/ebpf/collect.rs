@@ -96,8 +96,9 @@ pub struct Sizes {
     pub unanswered: u64,
 }
 
+/// What the thread tells.
 #[derive(Debug, Default)]
-struct Shared {
+pub(super) struct Shared {
     answered: AtomicU64,
     unanswered: AtomicU64,
     collected: AtomicU64,
@@ -162,7 +163,8 @@ impl Drop for Collector {
     }
 }
 
-fn pass(maps: &mut Maps, shared: &Shared) -> Result<(), heddle_bpf::Error> {
+/// Goes through both maps once.
+pub(super) fn pass(maps: &mut Maps, shared: &Shared) -> Result<(), heddle_bpf::Error> {
     let now = now();
     let answered = maps.flows()?;
     let unanswered = maps.new_flows()?;
@@ -183,7 +185,7 @@ fn pass(maps: &mut Maps, shared: &Shared) -> Result<(), heddle_bpf::Error> {
 }
 
 /// The clock of `bpf_ktime_get_ns`.
-fn now() -> u64 {
+pub(super) fn now() -> u64 {
     clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |time| Duration::from(time).as_nanos() as u64)
 }
 

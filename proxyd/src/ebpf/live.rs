@@ -201,3 +201,34 @@ fn what_is_missing_is_named() {
         assert_eq!(text, "/proc is no directory of a cgroup2 file system (name one by --cgroup-root)");
     });
 }
+
+#[test]
+fn flows_that_are_over_are_collected() {
+    use heddle_ebpf_common::{CT_ANSWERED, CT_REPLY, Flow, Tuple};
+    alone("collect", |options| {
+        let mut ebpf = Ebpf::open(&options).unwrap();
+        reconcile(&mut ebpf, &table());
+        let slot = *ebpf.state.as_ref().unwrap().backends.keys().next().unwrap();
+        let now = collect::now();
+        let mut insert = |sport: u16, age: u64, generation: u32| {
+            let key = Tuple { sport, proto: 17, dport: 80, ..Tuple::default() };
+            let seen = now - age * 1_000_000_000;
+            let flow = Flow { backend: slot, generation, flags: CT_ANSWERED, seen, ..Flow::default() };
+            let request = Flow { to: Tuple { dport: 8080, ..key }, ..flow };
+            let reply = Flow { to: key.reversed(), flags: flow.flags | CT_REPLY, ..flow };
+            ebpf.kernel.maps.ct.insert(key, request, 0).unwrap();
+            ebpf.kernel.maps.ct.insert(request.peer(), reply, 0).unwrap();
+        };
+        // The machine may have started a moment ago: no flow is older than its clock.
+        insert(1, 5, 1);
+        insert(2, 5, 2);
+        (10..200).for_each(|port| insert(port, 5, 9));
+        assert_eq!(ebpf.kernel.maps.flows().unwrap().len(), 2 * 192);
+        let mut maps = heddle_bpf::Maps::open(&ebpf.datapath.pins).unwrap();
+        let shared = collect::Shared::default();
+        collect::pass(&mut maps, &shared).unwrap();
+        let left: Vec<u16> = ebpf.kernel.maps.flows().unwrap().iter().map(|(key, _)| key.sport).collect();
+        assert_eq!(left.len(), 2, "only the flow of the backend's own generation lives: {left:?}");
+        assert!(left.contains(&1));
+    });
+}

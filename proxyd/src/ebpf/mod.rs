@@ -12,6 +12,7 @@ mod kernel;
 #[cfg(test)]
 pub(crate) mod live;
 mod maglev;
+mod nodes;
 mod place;
 mod project;
 mod settings;

@@ -31,6 +31,8 @@ pub struct Underlay {
     pub mtu: u32,
     /// Outer source address.
     pub local: IpAddr,
+    /// The network that it is in.
+    pub network: IpNetwork,
 }
 
 /// The desired state, and what had to be left out of it.
@@ -87,6 +89,11 @@ pub fn desired(table: &OverlayTable, underlay: &Underlay, settings: &Settings) -
             problems.push(Problem::new(Object::Node(name.clone()), What::Said(what)));
             continue;
         }
+        if is_for_everybody(remote.underlay, underlay.network) {
+            let what = format!("not reached: its address {} is everybody's in the underlay", remote.underlay);
+            problems.push(Problem::new(Object::Node(name.clone()), What::Said(what)));
+            continue;
+        }
         state.fdb.insert(FdbEntry::new(remote.mac, remote.underlay));
         for range in &remote.ranges {
             let gateway = range.network();
@@ -99,6 +106,15 @@ pub fn desired(table: &OverlayTable, underlay: &Underlay, settings: &Settings) -
         }
     }
     Ok(Desired { state, problems, mtu })
+}
+
+/// Whether packets to the address would go to every machine of the network (the all-ones address, and the
+/// all-zeros one, which some take for the same).
+fn is_for_everybody(ip: IpAddr, network: IpNetwork) -> bool {
+    network.is_ipv4()
+        && network.prefix() < 31
+        && network.contains(ip)
+        && (ip == network.network() || ip == network.broadcast())
 }
 
 #[cfg(test)]
@@ -163,6 +179,16 @@ mod tests {
         assert_eq!(said, ["node n6: not reached: its VXLAN device has the MAC 02:00:00:00:00:02 of node n2"]);
         assert_eq!(desired.state.fdb, [FdbEntry::new(mac(2), ip("192.168.77.2"))].into());
         assert_eq!(desired.state.routes.len(), 4);
+    }
+
+    #[test]
+    fn a_node_that_claims_a_broadcast_address_is_refused() {
+        for everybody in [0, 255] {
+            let desired =
+                desired(&table([("n2", remote(everybody, 2, 2))]), &underlay(), &settings()).unwrap();
+            assert_eq!(desired.problems.len(), 1);
+            assert!(desired.state.fdb.is_empty() && desired.state.neighbours.is_empty());
+        }
     }
 
     #[test]

@@ -176,7 +176,13 @@ pub fn settings() -> Settings {
 }
 
 pub fn underlay() -> Underlay {
-    Underlay { device: "eth0".into(), index: 2, mtu: 1500, local: ip("192.168.77.1") }
+    Underlay {
+        device: "eth0".into(),
+        index: 2,
+        mtu: 1500,
+        local: ip("192.168.77.1"),
+        network: net("192.168.77.1/24"),
+    }
 }
 
 /// A node of the usual plan of addresses: number `range` of the pod ranges at underlay address `host`.

@@ -1,6 +1,7 @@
 //! The daemon: sources, loop, events, readiness.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use heddle_daemon::Failure;
@@ -104,10 +105,23 @@ async fn listen(mut monitor: Monitor, mut filter: Filter, wake: Arc<Notify>) {
             }
             Ok(_) => {}
             Err(error) => {
-                // The regular look goes on without it.
-                tracing::error!("events of the kernel are no longer heard: {error}");
-                return;
+                tracing::error!("events of the kernel are not heard: {error}");
+                monitor = reopen().await;
+                tracing::info!("events of the kernel are heard again");
+                // Whatever happened meanwhile.
+                wake.notify_one();
             }
+        }
+    }
+}
+
+/// Listens again, as soon as the kernel lets us. Until then the regular look goes on.
+async fn reopen() -> Monitor {
+    loop {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        match Monitor::open() {
+            Ok(monitor) => return monitor,
+            Err(error) => tracing::debug!("{error}"),
         }
     }
 }

@@ -118,5 +118,5 @@ pub fn underlay(
     if device.loopback {
         return Err(UnderlayError::Loopback(local, device.name));
     }
-    Ok(Underlay { device: device.name, index: device.index, mtu: device.mtu, local })
+    Ok(Underlay { device: device.name, index: device.index, mtu: device.mtu, local, network: holder.ip })
 }

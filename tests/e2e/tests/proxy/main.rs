@@ -3,9 +3,11 @@
 //! Every scenario about packets runs on nodes without a default route, with `ct state invalid drop` and policy
 //! DROP in FORWARD; those of [`everywhere`] with every value of rp_filter.
 
+mod churn;
 mod everywhere;
 mod large;
 mod life;
+mod order;
 mod ports;
 mod snat;
 mod status;

@@ -1,13 +1,14 @@
 //! One client port, many ways.
 
+use std::collections::BTreeSet;
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
 use heddle_lab::traffic::{connect, datagram_socket};
-use heddle_lab::{Error, Result};
+use heddle_lab::{Ask, Error, Result};
 
-use crate::world::{SOLO, World, strict};
+use crate::world::{SOLO, WEB, World, strict};
 
 /// One port of one client, through all three nodes at once, to one backend: the same five-tuple there. All
 /// three connections work, side by side.
@@ -76,10 +77,34 @@ fn proxy_a_port_used_again_at_once() -> Result<()> {
     for node in world.cluster.nodes() {
         for _ in 0..20 {
             let to = SOLO.published(node.ip4());
-            let reply =
-                heddle_lab::Ask::new(to).from_port(46000).limit(Duration::from_millis(900)).tcp(client)?;
+            let reply = Ask::new(to).from_port(46000).limit(Duration::from_millis(900)).tcp(client)?;
             assert_eq!(reply.server, "web-1", "through {}", node.name());
         }
+    }
+    Ok(())
+}
+
+/// All nodes choose alike: one client and port reaches the same backend through every node, also where two are
+/// on one node and a third node has to be obeyed.
+#[test]
+fn proxy_all_nodes_choose_alike() -> Result<()> {
+    let world = World::start(strict())?;
+    let beside = world.cluster.backend(1, "web-1b", WEB.target)?;
+    let endpoints = [world.web1.endpoint(), beside.endpoint(), world.web2.endpoint()];
+    world.publish(WEB, &endpoints)?;
+    let client = world.cluster.client();
+    for v4 in [true, false] {
+        let mut met = BTreeSet::new();
+        for port in 47000..47024 {
+            let through = world.cluster.nodes().iter().map(|node| {
+                let to = WEB.published(node.ip(v4));
+                Ok(Ask::new(to).from_port(port).tcp(client)?.server)
+            });
+            let servers: BTreeSet<String> = through.collect::<Result<_>>()?;
+            assert_eq!(servers.len(), 1, "port {port} reached {servers:?}");
+            met.extend(servers);
+        }
+        assert_eq!(met.len(), 3, "24 ports met only {met:?}");
     }
     Ok(())
 }

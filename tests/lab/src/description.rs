@@ -41,11 +41,8 @@ pub struct Door {
 }
 
 impl Description {
-    /// Writes down `lab`, with `pods`, where [`standing`](Self::standing) finds it.
-    ///
-    /// # Errors
-    /// When it cannot be written.
-    pub fn publish(lab: &Lab, pods: &[&Pod]) -> Result<Self> {
+    /// Describes `lab`, with `pods`.
+    pub fn of(lab: &Lab, pods: &[&Pod]) -> Self {
         let mut places = Vec::new();
         for node in lab.nodes() {
             places.push(node.place().door(vec![node.ip4().to_string(), node.ip6().to_string()]));
@@ -58,7 +55,15 @@ impl Description {
             places.push(client.place().door(vec![client.ip(true).to_string(), client.ip(false).to_string()]));
         }
         places.push(lab.switch().place().door(Vec::new()));
-        let description = Self { pid: std::process::id(), dir: lab.dir().to_owned(), places };
+        Self { pid: std::process::id(), dir: lab.dir().to_owned(), places }
+    }
+
+    /// Writes down `lab`, with `pods`, where [`standing`](Self::standing) finds it.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn publish(lab: &Lab, pods: &[&Pod]) -> Result<Self> {
+        let description = Self::of(lab, pods);
         let json = serde_json::to_string_pretty(&description).map_err(std::io::Error::from);
         write(lab.dir().join(FILE), json.context(|| "describe the lab".into())?)?;
         Ok(description)

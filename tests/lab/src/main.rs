@@ -23,8 +23,8 @@ enum Command {
     Shell(cli::shell::Shell),
     /// Show the labs that stand.
     Status,
-    /// Take the labs down that `lab up` raised.
-    Down,
+    /// Take down a lab that `lab up` raised.
+    Down(cli::down::Down),
     /// Show what Heddle does, with real packets; exit status 0 if all of it worked.
     Demo(cli::demo::Demo),
 }
@@ -34,7 +34,7 @@ fn main() -> ExitCode {
         Command::Up(up) => up.run(),
         Command::Shell(shell) => shell.run(),
         Command::Status => cli::status::run(),
-        Command::Down => cli::down::run(),
+        Command::Down(down) => down.run(),
         Command::Demo(demo) => demo.run(),
     };
     match result {

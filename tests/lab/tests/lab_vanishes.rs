@@ -43,8 +43,10 @@ fn other_process(temp: &TempDir) -> (Child, Description) {
     let mut child = command.stdout(Stdio::piped()).spawn().expect("it starts");
     let stdout = BufReader::new(child.stdout.take().expect("it is piped"));
     assert!(stdout.lines().map_while(|l| l.ok()).any(|line| line.starts_with("enter with")));
-    let dir = fs::read_dir(&temp.0).expect("it is there").flatten().map(|e| e.path()).next();
-    let text = fs::read(dir.expect("the lab has a directory").join("lab.json")).expect("it is written");
+    let name = format!("heddle-lab.{}-", child.id());
+    let mut dirs = fs::read_dir(&temp.0).expect("it is there").flatten().map(|e| e.path());
+    let dir = dirs.find(|dir| dir.to_string_lossy().contains(&name)).expect("the lab has a directory");
+    let text = fs::read(dir.join("lab.json")).expect("it is written");
     (child, serde_json::from_slice(&text).expect("it is JSON"))
 }
 
@@ -118,8 +120,7 @@ fn after_a_panic() -> Result<()> {
     let panicked = catch_unwind(AssertUnwindSafe(|| {
         let lab = Lab::builder().nodes(1).build().expect("it stands");
         let _sleeper = lab.node(1).spawn("sleep 1000").expect("it starts");
-        let description = Description::publish(&lab, &[]).expect("it is written");
-        kept = Some(description);
+        kept = Some(Description::of(&lab, &[]));
         panic!("a test fails");
     }));
     assert!(panicked.is_err());
@@ -157,6 +158,14 @@ fn up_shell_status_down() -> Result<()> {
     let (entered, shown) = run(&["shell", "n2", "--", "cat", "/proc/self/cgroup"]);
     assert!(entered && shown.contains("/n2"), "{shown}");
     assert!(!run(&["shell", "n3", "--", "true"]).0, "there is no n3");
+    let (mut other, _) = other_process(&temp);
+    assert!(!run(&["shell", "n1", "--", "true"]).0, "there are two: which one?");
+    assert!(!run(&["down"]).0, "there are two: which one?");
+    let pid = other.id().to_string();
+    let (entered, shown) = run(&["shell", "--lab", &pid, "n1", "--", "cat", "/proc/self/cgroup"]);
+    assert!(entered && shown.contains(&pid), "{shown}");
+    assert!(run(&["down", "--lab", &pid]).0);
+    other.wait().expect("it is our child");
     let (known, status) = run(&["status"]);
     assert!(known && status.contains("client"), "{status}");
     assert!(run(&["down"]).0);

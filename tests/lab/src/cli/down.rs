@@ -4,14 +4,22 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use heddle_lab::description::Description;
+use clap::Args;
 use heddle_lab::eventually;
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-pub fn run() -> Result<ExitCode> {
-    for lab in Description::standing() {
+#[derive(Debug, Args)]
+pub struct Down {
+    /// The process that holds it, where several stand.
+    #[arg(long, value_name = "PID")]
+    lab: Option<u32>,
+}
+
+impl Down {
+    pub fn run(self) -> Result<ExitCode> {
+        let lab = super::status::pick(self.lab)?;
         let pid = Pid::from_raw(i32::try_from(lab.pid).context("its process id is none")?);
         match kill(pid, Signal::SIGTERM) {
             Ok(()) | Err(Errno::ESRCH) => {}
@@ -20,6 +28,6 @@ pub fn run() -> Result<ExitCode> {
         // Its last act is to remove its directory.
         eventually("the end of the lab", Duration::from_secs(30), || Ok(!lab.dir.exists()))?;
         println!("lab of process {pid} is down");
+        Ok(ExitCode::SUCCESS)
     }
-    Ok(ExitCode::SUCCESS)
 }

@@ -7,7 +7,7 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, anyhow};
 use clap::Args;
-use heddle_lab::description::{Description, Door};
+use heddle_lab::description::Door;
 use nix::fcntl::{OFlag, open};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::stat::Mode;
@@ -15,6 +15,9 @@ use nix::unistd::{chroot, fchdir};
 
 #[derive(Debug, Args)]
 pub struct Shell {
+    /// The process that holds the lab, where several stand.
+    #[arg(long, value_name = "PID")]
+    lab: Option<u32>,
     /// `n1`, `n1/web-1` or `web-1`, `client`, `switch`.
     place: String,
     /// A command instead of a shell.
@@ -24,8 +27,7 @@ pub struct Shell {
 
 impl Shell {
     pub fn run(self) -> Result<ExitCode> {
-        let labs = Description::standing();
-        let lab = labs.first().ok_or_else(|| anyhow!("no lab stands; raise one with `lab up`"))?;
+        let lab = super::status::pick(self.lab)?;
         let door = lab.door(&self.place).ok_or_else(|| {
             let names: Vec<_> = lab.places.iter().map(|door| door.name.as_str()).collect();
             anyhow!("there is no `{}`; there are {}", self.place, names.join(", "))

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use heddle_daemon::exit::chain;
 use heddle_model::store::Snapshot;
@@ -14,7 +15,7 @@ use crate::desired::{Settings, desired};
 use crate::kernel::{self, Applier};
 use crate::plan::{Part, Step, plan};
 use crate::report::Report;
-use crate::state::{Family, KernelState};
+use crate::state::{Family, KernelState, Route, RouteKey};
 use crate::{firewall, forwarding, handoff};
 
 /// What the overlay of this node is made with.
@@ -35,6 +36,17 @@ pub enum State {
     Hold(String),
 }
 
+/// For how long what was read of the packet filter holds.
+const FRESH: Duration = Duration::from_secs(10);
+
+/// What was read of the packet filter.
+#[derive(Debug)]
+struct Filtered {
+    at: Instant,
+    routes: BTreeMap<RouteKey, Route>,
+    findings: Vec<String>,
+}
+
 /// The overlay of this node.
 #[derive(Debug)]
 pub struct Overlay {
@@ -43,6 +55,7 @@ pub struct Overlay {
     socket: Socket,
     /// What was desired last: the hand-off waits for it.
     wanted: Option<KernelState>,
+    filtered: Option<Filtered>,
     report: Report,
     /// As it stands in the run directory.
     written: Option<Report>,
@@ -64,6 +77,7 @@ impl Overlay {
             device,
             socket: Socket::open()?,
             wanted: None,
+            filtered: None,
             report,
             written: None,
             unsupported: watch::Sender::default(),
@@ -98,10 +112,21 @@ impl Overlay {
         Ok(state)
     }
 
-    /// What the packet filter of this machine drops, as problems of this node.
-    fn filtered(&self, state: &KernelState) -> Vec<Problem> {
+    /// What the packet filter of this machine drops, as problems of this node. A large filter takes a while
+    /// to read: it is not read again for every change of a service.
+    fn filtered(&mut self, state: &KernelState) -> Vec<Problem> {
+        let fresh =
+            self.filtered.as_ref().filter(|last| last.routes == state.routes && last.at.elapsed() < FRESH);
+        let findings = match fresh {
+            Some(last) => last.findings.clone(),
+            None => firewall::findings(state, &self.device),
+        };
+        if fresh.is_none() {
+            let (at, routes) = (Instant::now(), state.routes.clone());
+            self.filtered = Some(Filtered { at, routes, findings: findings.clone() });
+        }
         let about = |what| Problem::new(Object::Node(self.options.settings.node.clone()), What::Said(what));
-        firewall::findings(state, &self.device).into_iter().map(about).collect()
+        findings.into_iter().map(about).collect()
     }
 
     fn take(&mut self, steps: &[Step]) -> Outcome<Part> {

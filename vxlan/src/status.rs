@@ -263,8 +263,11 @@ fn describe(step: &Step, device: &str) -> String {
     }
 }
 
+/// A file of a killed daemon says nothing: what counts is who holds the lock.
 fn daemon(run_dir: &Path) -> Option<u32> {
-    std::fs::read_to_string(run_dir.join("vxland.ready")).ok()?.trim().parse().ok()
+    let running = heddle_daemon::run_dir::is_running(run_dir, "vxland").unwrap_or(false);
+    let ready = || std::fs::read_to_string(run_dir.join("vxland.ready")).ok()?.trim().parse().ok();
+    running.then(ready).flatten()
 }
 
 /// The status as people read it.

@@ -214,8 +214,10 @@ fn status_tells_what_is_missing_and_cleanup_leaves_nothing() {
     // Beside the daemon it would be in vain.
     let refused = vxland(n1, "cleanup");
     assert_eq!(refused.status.code(), Some(2), "{refused:?}");
+    assert_eq!(status(n1)["daemon"], daemon.pid());
     daemon.terminate(Duration::from_secs(10)).unwrap();
     assert_eq!(wrong(n1), [""; 0], "SIGTERM leaves everything in place");
+    assert_eq!(status(n1)["daemon"], Value::Null);
 
     n1.run("ip route del 10.244.2.0/24").unwrap();
     n1.run("ip link set heddle.1 mtu 1400").unwrap();

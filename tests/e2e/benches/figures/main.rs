@@ -14,6 +14,7 @@ mod object;
 mod outside;
 mod packet;
 mod packets;
+mod programming;
 mod samples;
 mod sockets;
 mod stage;
@@ -52,6 +53,11 @@ const SECTIONS: &[Section] = &[
         run: connections::run,
     },
     Section { name: "cni", about: "ADD and DEL of heddle, against ptp with host-local", run: cni::run },
+    Section {
+        name: "programming",
+        about: "1,000 and 10,000 services from manifests into the maps",
+        run: programming::run,
+    },
 ];
 
 fn main() -> ExitCode {
@@ -68,7 +74,7 @@ fn run() -> Result<()> {
     // `cargo bench` adds `--bench`.
     let wanted: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
     if wanted.iter().any(|arg| arg == "--help" || arg == "--list") {
-        SECTIONS.iter().for_each(|section| println!("{:<12}{}", section.name, section.about));
+        SECTIONS.iter().for_each(|section| println!("{:<14}{}", section.name, section.about));
         return Ok(());
     }
     if let Some(unknown) = wanted.iter().find(|name| SECTIONS.iter().all(|section| section.name != **name)) {

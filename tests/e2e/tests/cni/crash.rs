@@ -4,18 +4,25 @@ use std::process::Command;
 
 use heddle_netlink::link;
 
-use super::bench::{Host, Pod};
+use super::bench::{Answer, Host, Pod};
 
 /// Kills the plugin at its `n`th call of `call`, while it does `command`. `None`: it came to its end before.
 fn killed_at(host: &Host, pod: &Pod, command: &str, call: &str, n: usize) -> Option<()> {
+    let answer = injected(host, pod, command, &format!("{call}:signal=KILL:when={n}"));
+    (!answer.success).then_some(())
+}
+
+/// Runs the plugin while something is done to its system calls (`-e inject` of strace).
+fn injected(host: &Host, pod: &Pod, command: &str, fault: &str) -> Answer {
+    let call = fault.split(':').next().unwrap();
     let mut strace = Command::new("strace");
     strace.args(["-f", "-qq", "-o", "/dev/null", "-e", &format!("trace={call}")]);
-    strace.arg("-e").arg(format!("inject={call}:signal=KILL:when={n}")).arg(heddle_lab::bin("heddle"));
+    strace.arg("-e").arg(format!("inject={fault}")).arg(heddle_lab::bin("heddle"));
     let mut variables = Host::variables(pod, command);
     variables.push(("PATH".into(), "/usr/bin:/bin".into()));
     let answer = host.run(&mut strace, &variables, host.conf().to_string().as_bytes());
-    assert!(!answer.stderr.contains("panicked"), "{answer:?}");
-    (!answer.success).then_some(())
+    assert!(!answer.stderr.contains("panicked"), "{fault}: {answer:?}");
+    answer
 }
 
 /// Every call of these kinds is a moment: before the kernel is told something, a lease appears or goes.
@@ -72,4 +79,49 @@ fn fault_042_killed_in_the_middle_of_delete() {
             }
         }
     }
+}
+
+#[test]
+fn fault_044_every_call_may_fail() {
+    let host = Host::new();
+    let conf = host.conf();
+    let pod = Pod::new("abc");
+    host.add(&pod, &conf);
+    host.del(&pod, &conf);
+    let before = host.state();
+    let mut failures = 0;
+    for (call, errno) in [
+        ("openat", "EMFILE"),
+        ("openat2", "EIO"),
+        ("linkat", "ENOSPC"),
+        ("sendto", "ENOMEM"),
+        ("write", "EIO"),
+    ] {
+        let mut untouched = 0;
+        for n in 1.. {
+            let fault = format!("{call}:error={errno}:when={n}");
+            let added = injected(&host, &pod, "ADD", &fault);
+            if added.success {
+                let deleted = injected(&host, &pod, "DEL", &fault);
+                if deleted.success {
+                    untouched += 1;
+                } else {
+                    // A runtime that is told of a failure tries again.
+                    host.del(&pod, &conf);
+                }
+            } else {
+                failures += 1;
+                untouched = 0;
+                if let Some(code) = added.json["code"].as_u64() {
+                    assert!(matches!(code, 3..=5 | 7 | 101 | 102), "{fault}: {added:?}");
+                }
+            }
+            assert_eq!(host.state(), before, "{fault}: {added:?}");
+            // Some failures may be borne; after several that were, there are no more such calls.
+            if untouched == 4 {
+                break;
+            }
+        }
+    }
+    assert!(failures > 30, "{failures}");
 }

@@ -276,6 +276,16 @@ mod tests {
     }
 
     #[test]
+    fn files_of_other_systems_and_other_habits_are_read() {
+        let text = "\u{feff}%YAML 1.2\r\n---\r\na: &x [1,\t2]  # comment\r\nb: *x\r\nc: |\r\n  one\r\n  \ttwo\r\nd: >-\r\n  x\r\n  y\r\n...\r\n";
+        let documents = yaml(text).unwrap();
+        let Value::Map(map) = &documents[0].value else { panic!() };
+        assert_eq!(map["a"], map["b"]);
+        assert_eq!(map["c"].value, Value::Text("one\n\ttwo\n".into()));
+        assert_eq!(map["d"].value, Value::Text("x y".into()));
+    }
+
+    #[test]
     fn scalars_are_those_of_the_core_schema() {
         let value = |text: &str| match &yaml(&format!("v: {text}")).unwrap()[0].value {
             Value::Map(map) => map["v"].value.clone(),

@@ -73,14 +73,13 @@ pub(crate) fn complain(program: &str, error: &dyn Error) {
     let _ = writeln!(std::io::stderr(), "{program}: {}", chain(error));
 }
 
-/// An error and its causes on one line. A cause that the message above it already ends with is not
-/// repeated.
+/// An error and its causes on one line. A cause that the messages above it already tell is not repeated.
 pub fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(cause) = next {
         let cause_text = cause.to_string();
-        if !text.ends_with(&cause_text) {
+        if !text.contains(&cause_text) {
             text = format!("{text}: {cause_text}");
         }
         next = cause.source();

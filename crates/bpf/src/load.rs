@@ -61,7 +61,7 @@ struct Spec {
 
 impl Sizes {
     /// What a pinned map must be like to be adopted.
-    fn specs(&self) -> [Spec; 16] {
+    fn specs(&self) -> [Spec; 17] {
         use MapType::{Array, Hash, LpmTrie, LruHash, PerCpuArray};
         let spec = |name, kind, key, value, max_entries| Spec { name, kind, key, value, max_entries };
         let lpm_key = size_of::<aya::maps::lpm_trie::Key<Addr>>();
@@ -82,6 +82,7 @@ impl Sizes {
             spec("node_names", Hash, 4, size_of::<Name>(), self.nodes),
             spec("counters", PerCpuArray, 4, 8, Counter::COUNT),
             spec("config", Array, 4, size_of::<Config>(), 1),
+            spec("host_flows", Array, 4, 4, 1),
         ]
     }
 }
@@ -130,7 +131,12 @@ impl Datapath {
     /// Loads the programs of the embedded object over the maps that are pinned, as far as they fit, or over new
     /// ones, and pins maps and programs. Attaches nothing.
     pub fn open(pins: Pins, sizes: &Sizes) -> Result<Self> {
-        let object = object::bytes()?;
+        Self::open_object(pins, sizes, object::bytes()?)
+    }
+
+    /// The same with another object than the embedded one: an older or newer version, or one that a test has
+    /// broken.
+    pub fn open_object(pins: Pins, sizes: &Sizes, object: &[u8]) -> Result<Self> {
         pins.create()?;
         let specs = sizes.specs();
         let found = specs.iter().filter(|spec| pins.map(spec.name).exists()).count();

@@ -29,8 +29,6 @@ pub enum Counter {
     DropSpoofed,
     DropUnknownTunnel,
     DropNoOverlay,
-    /// A later fragment whose first one was not seen.
-    DropFragment,
     /// A packet for a service that belongs to no known flow and cannot begin one (a RST, a reply that
     /// nobody waits for).
     DropNoFlow,
@@ -60,7 +58,6 @@ impl Counter {
         (Self::DropSpoofed, "drop_spoofed"),
         (Self::DropUnknownTunnel, "drop_unknown_tunnel"),
         (Self::DropNoOverlay, "drop_no_overlay"),
-        (Self::DropFragment, "drop_fragment"),
         (Self::DropNoFlow, "drop_no_flow"),
         (Self::DropNotHere, "drop_not_here"),
     ];

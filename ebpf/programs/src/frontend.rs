@@ -10,8 +10,9 @@ use heddle_ebpf_common::{
 
 use crate::maps::{BACKENDS, FRONTENDS, NODE_ADDRS, NODES, RING};
 
-/// Slots tried at first; a ring longer than the other is not searched to its end.
-const NEAR: u32 = 8;
+/// Slots of a Maglev table tried after the first.
+const NEAR: u32 = 7;
+/// Slots of a dense list tried after the first: all, for any service that there is.
 const LONGEST: u32 = 1 << 16;
 /// Times that a torn value is read again. A writer is done after a few instructions.
 const TORN: u32 = 4;
@@ -110,8 +111,6 @@ struct Search {
     first: u32,
     v4: bool,
     scope: Scope,
-    /// Slots tried already.
-    tried: u32,
     /// The index of the backend; 0: none.
     found: u32,
 }
@@ -119,43 +118,31 @@ struct Search {
 impl Search {
     #[inline(always)]
     fn new(start: u32, len: u32, hash: u32, v4: bool, scope: Scope) -> Self {
-        Self { start, len, first: scale(hash, len), v4, scope, tried: 0, found: 0 }
+        Self { start, len, first: scale(hash, len), v4, scope, found: 0 }
     }
 
     /// The candidate `i` slots after the first.
     #[inline(always)]
     fn at(&self, i: u32) -> u32 {
-        // From `first` each time: to the verifier all rounds look alike.
         let at = self.first.wrapping_add(i);
         let at = if at >= self.len { at.wrapping_sub(self.len) } else { at };
         candidate(self.start.wrapping_add(at), self.v4, self.scope)
     }
 
-    /// The next few slots.
+    /// The first candidate, of at most `most` slots after the first. Only that one is looked at in line: that
+    /// it does not do is rare (a node has died, few of many backends are on this node), and the verifier would
+    /// walk through each of the others wherever a backend is chosen.
     #[inline(always)]
-    fn near(&mut self) -> u32 {
-        for i in 0..NEAR {
-            if i >= self.len {
-                return 0;
-            }
-            let index = self.at(i);
-            if index != 0 {
-                return index;
-            }
-        }
-        self.tried = NEAR;
-        0
-    }
-
-    /// All the others. Rare (a node has died, or few of many backends are on this node), so it may take
-    /// longer: a call per slot.
-    #[inline(always)]
-    fn rest(&mut self) -> u32 {
-        if self.tried == 0 || self.len <= NEAR {
+    fn run(&mut self, most: u32) -> u32 {
+        if self.len == 0 {
             return 0;
         }
-        let more = self.len - NEAR;
-        let more = if more > LONGEST { LONGEST } else { more };
+        let index = self.at(0);
+        if index != 0 {
+            return index;
+        }
+        let more = self.len - 1;
+        let more = if more > most { most } else { more };
         // SAFETY: `step` is called with this very pointer, while `self` lives.
         unsafe { bpf_loop(more, step as *mut c_void, (&raw mut *self).cast(), 0) };
         self.found
@@ -163,24 +150,22 @@ impl Search {
 }
 
 extern "C" fn step(i: u32, search: *mut Search) -> i64 {
-    // SAFETY: `rest` passes its own, exclusively.
+    // SAFETY: `run` passes its own, exclusively.
     let search = unsafe { &mut *search };
-    search.found = search.at(NEAR + i);
+    search.found = search.at(i + 1);
     i64::from(search.found != 0)
 }
 
 /// A backend out of the dense list, evenly by `hash`: 0 if there is none.
 #[inline(never)]
 pub fn from_ring(frontend: &Frontend, hash: u32, v4: bool, scope: Scope) -> u32 {
-    let mut search = Search::new(frontend.ring, frontend.ring_len, hash, v4, scope);
-    let index = search.near();
-    if index != 0 { index } else { search.rest() }
+    Search::new(frontend.ring, frontend.ring_len, hash, v4, scope).run(LONGEST)
 }
 
 /// A backend out of the Maglev table, where there is one, else out of the dense list: 0 if there is none.
 #[inline(never)]
 pub fn from_maglev(frontend: &Frontend, hash: u32, v4: bool) -> u32 {
-    let index = Search::new(frontend.maglev, frontend.maglev_len, hash, v4, Scope::Cluster).near();
+    let index = Search::new(frontend.maglev, frontend.maglev_len, hash, v4, Scope::Cluster).run(NEAR);
     if index != 0 { index } else { from_ring(frontend, hash, v4, Scope::Cluster) }
 }
 

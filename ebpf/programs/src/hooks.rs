@@ -9,7 +9,7 @@ use heddle_ebpf_common::{
 
 use crate::ct;
 use crate::frontend::{self, Nodes, node_addr};
-use crate::maps::{Work, config, work};
+use crate::maps::{Work, config, has_host_flows, work};
 use crate::nat;
 use crate::out::{self, REPLY};
 use crate::packet::Parsed;
@@ -86,7 +86,7 @@ fn from_pod(skb: Skb, config: &Config) -> i32 {
 
 #[inline(always)]
 fn to_pod(skb: Skb, config: &Config) -> i32 {
-    if skb.is_done() {
+    if !has_host_flows() || skb.is_done() {
         return PASS;
     }
     host_reply(skb, config)
@@ -157,7 +157,7 @@ fn from_outside(skb: Skb, config: &Config) -> i32 {
 
 #[inline(always)]
 fn to_outside(skb: Skb, config: &Config) -> i32 {
-    if skb.is_done() {
+    if !has_host_flows() || skb.is_done() {
         return PASS;
     }
     host_reply(skb, config)
@@ -211,8 +211,8 @@ fn mesh_request(skb: Skb, work: &mut Work, hash: u32, config: &Config) -> i32 {
         }
     }
     if !frontend::of(&packet.tuple, Nodes::All, frontend) {
-        // The service went between the two nodes' updates.
-        return crate::reject::unreachable(skb, packet, entry, Counter::RejectNoBackend);
+        // The other node knows the service and this one does not, for a moment: the client asks again.
+        return skb.drop(Counter::DropNotHere);
     }
     serve::begin(skb, packet, fresh, frontend, &origin)
 }

@@ -38,6 +38,8 @@ maps! {
     "node_names" NODE_NAMES: HashMap<u32, Name> = 1 << 13, LAZY;
     "counters" COUNTERS: PerCpuArray<u64> = Counter::COUNT;
     "config" CONFIG: Array<Config> = 1;
+    /// Not 0 once a flow had a backend in the host network of this node: only then can the host send a reply.
+    "host_flows" HOST_FLOWS: Array<u32> = 1;
 }
 
 /// Where the tc programs work, one on each processor (they run with bottom halves off, so that none meets
@@ -90,6 +92,20 @@ ct_work!(mirror: Flow, other: Flow, peer: Flow, fib: bpf_fib_lookup, quote: [u32
 pub fn work() -> Option<&'static mut Work> {
     // SAFETY: nobody else has this processor's element, see `WORK`.
     WORK.get_ptr_mut(0).map(|work| unsafe { &mut *work })
+}
+
+/// Could a packet that the host sends be the reply of a service? On most nodes none ever is.
+#[inline(always)]
+pub fn has_host_flows() -> bool {
+    HOST_FLOWS.get(0).is_some_and(|flows| *flows != 0)
+}
+
+#[inline(always)]
+pub fn note_host_flow() {
+    if let Some(flows) = HOST_FLOWS.get_ptr_mut(0) {
+        // SAFETY: one word, and all write the same.
+        unsafe { flows.write_volatile(1) };
+    }
 }
 
 /// Count one event.

@@ -8,7 +8,7 @@ use heddle_ebpf_common::{
 
 use crate::ct::{self, Entry, Ports};
 use crate::frontend::{self, Scope};
-use crate::maps::{BACKENDS, CHOICES, NODES, config, count};
+use crate::maps::{BACKENDS, CHOICES, NODES, config, count, note_host_flow};
 use crate::out::{self, REPLY};
 use crate::packet::{Kind, Packet};
 use crate::reject::{self, From};
@@ -187,6 +187,7 @@ fn route(flow: &mut Flow, backend: &Backend, origin: Origin, v4: bool, config: &
     if backend.node == NODE_SELF {
         if host {
             flow.flags |= CT_HOST;
+            note_host_flow();
         } else if backend.addr == client {
             flow.to.src = if v4 { HAIRPIN4 } else { HAIRPIN6 };
         }
@@ -199,7 +200,12 @@ fn route(flow: &mut Flow, backend: &Backend, origin: Origin, v4: bool, config: &
         if inside {
             return Some(Ports::OWN);
         }
-    } else if config.remote == REMOTE_TUNNEL && backend.node != 0 && overlay {
+    } else if config.remote == REMOTE_TUNNEL
+        && backend.node != 0
+        && overlay
+        // The other end learns from this address who asks; an external one says nothing.
+        && frontend::node_addr(&frontend.dst).is_some()
+    {
         flow.flags |= CT_ENTRY;
         flow.node = backend.node;
         flow.to = frontend;

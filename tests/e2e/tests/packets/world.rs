@@ -196,7 +196,15 @@ fn build() -> World {
             ct: 1 << 10,
             sockets: 1 << 10,
         };
-        let datapath = Datapath::open(Pins::new(&root), &sizes).unwrap();
+        // Another object than the embedded one: do the tests notice what was broken in it?
+        let datapath = match std::env::var_os("HEDDLE_TEST_OBJECT") {
+            Some(path) => {
+                let object = std::fs::read(path).unwrap();
+                Datapath::open_object(Pins::new(&root), &sizes, &object)
+            }
+            None => Datapath::open(Pins::new(&root), &sizes),
+        };
+        let datapath = datapath.unwrap();
         World { datapath, links, netns, next_backend: 1, next_ring: 0, next_service: 1 }
     })
     .join()

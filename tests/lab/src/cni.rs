@@ -6,10 +6,10 @@ use std::path::PathBuf;
 use serde_json::{Value, json};
 
 use crate::bin::bin_dir;
+use crate::cmd::Cmd;
 use crate::error::{Context, Error, Result};
 use crate::node::Node;
 use crate::place::Place;
-use crate::process::Cmd;
 
 /// An operation of the specification.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

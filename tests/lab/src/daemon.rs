@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
 use crate::bin::bin;
+use crate::cmd::Cmd;
 use crate::error::{Context, Error, Result};
 use crate::lab::Lab;
 use crate::node::Node;
 use crate::place::Place;
-use crate::process::{Cmd, Process, indent, wait_readable};
+use crate::process::{Process, indent, wait_readable};
 
 /// How long a daemon may take until it is ready.
 pub const READY_LIMIT: Duration = Duration::from_secs(60);

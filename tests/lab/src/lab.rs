@@ -10,7 +10,7 @@ use crate::error::{Result, mkdir};
 use crate::manifests::Manifests;
 use crate::node::{Client, Node};
 use crate::owner;
-use crate::process::Spawner;
+use crate::spawner::Spawner;
 use crate::switch::Switch;
 
 /// What a lab has on the machine besides namespaces. Dropped, it is gone.

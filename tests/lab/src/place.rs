@@ -8,9 +8,11 @@ use std::time::Duration;
 use nix::sched::{CloneFlags, setns};
 
 use crate::cgroup::Cgroup;
+use crate::cmd::Cmd;
 use crate::error::{Context, Error, Result};
 use crate::namespace::{MountNs, NetNs, on_thread};
-use crate::process::{Cmd, Output, Process, Spawner, Streams, indent};
+use crate::process::{Output, Process, indent};
+use crate::spawner::{Spawner, Streams};
 
 /// How long [`Place::run`] lets a program run.
 pub const RUN_LIMIT: Duration = Duration::from_secs(60);

@@ -1,9 +1,9 @@
 //! The lab is built and examined with other people's programs, `ip`, `bridge`, `nft` and `tc`: a mistake in
 //! Heddle's own netlink code must not be able to hide itself.
 
+use crate::cmd::Cmd;
 use crate::error::Result;
 use crate::place::Place;
-use crate::process::Cmd;
 
 /// Carries out lines of `ip -batch`.
 pub(crate) fn ip(place: &Place, batch: &str) -> Result<()> {

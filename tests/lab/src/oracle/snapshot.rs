@@ -9,12 +9,12 @@ use std::process::Command;
 use serde_json::Value;
 
 use crate::cgroup;
+use crate::cmd::Cmd;
 use crate::error::{Context, Error, Result};
 use crate::lab::Lab;
 use crate::oracle::bpf;
 use crate::owner;
 use crate::place::Place;
-use crate::process::Cmd;
 
 /// What was there at one moment, as lines, by place and kind (`n1 routes`).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -5,6 +5,7 @@
 //! [`Report`]. Both are threads of this process in a place of the lab.
 
 mod ask;
+mod client;
 mod load;
 mod report;
 mod server;

@@ -79,6 +79,9 @@ struct Shared {
     stop: bool,
 }
 
+/// How long a loop may take to see what is awaited, on a machine with much else to do.
+const LIMIT: Duration = Duration::from_secs(30);
+
 /// Between two turns of a curl loop, so that the loops leave some of a small machine to the daemons.
 const PAUSE: Duration = Duration::from_millis(20);
 
@@ -119,20 +122,20 @@ impl CurlLoop {
         std::mem::take(&mut self.shared.lock().unwrap_or_else(PoisonError::into_inner).tally)
     }
 
-    /// Waits until it has had `count` more answers or failures, at most 20 s.
+    /// Waits until it has had `count` more answers or failures, at most 30 s.
     pub fn more(&self, count: usize) -> Result<()> {
         let turns = || {
             let tally = self.tally();
             tally.answers() + tally.failures.len()
         };
         let goal = turns() + count;
-        Ok(eventually("more turns of the curl loop", Duration::from_secs(20), || Ok(turns() >= goal))?)
+        Ok(eventually("more turns of the curl loop", LIMIT, || Ok(turns() >= goal))?)
     }
 
-    /// Waits until `count` answers in a row came from none but `names`, at most 20 s; gives how long it took.
+    /// Waits until `count` answers in a row came from none but `names`, at most 30 s; gives how long it took.
     pub fn settles_on(&self, names: &[&str], count: usize) -> Result<Duration> {
         let begun = Instant::now();
-        eventually("answers of the right backends", Duration::from_secs(20), || {
+        eventually("answers of the right backends", LIMIT, || {
             let before = self.tally();
             self.more(count).map_err(|e| heddle_lab::Error::Oracle(format!("{e:#}")))?;
             let after = self.tally();

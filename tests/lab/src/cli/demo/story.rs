@@ -11,7 +11,7 @@ use super::show::Show;
 use super::stage::{NODE_PORT, POD_PORT, Stage};
 
 /// How long a change may take to reach every node.
-const SOON: Duration = Duration::from_secs(10);
+const SOON: Duration = Duration::from_secs(30);
 const FAMILIES: [(bool, &str); 2] = [(true, "IPv4"), (false, "IPv6")];
 
 pub fn tell(show: &mut Show, lab: Builder) -> Result<()> {

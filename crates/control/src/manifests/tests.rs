@@ -324,3 +324,29 @@ async fn without_a_watch_the_directory_is_looked_at() {
     fs::remove_file(room.path.join("a.yaml")).unwrap();
     room.nodes(&["n2"]).await;
 }
+
+/// What people copy from must be right.
+#[tokio::test]
+async fn the_manifests_of_the_demo_are_read_without_a_complaint() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/demo");
+    let store = Store::new();
+    let mut watch = store.watch();
+    crate::Spec::Manifests(path).start(&store);
+    let read = async {
+        loop {
+            let snapshot = watch.changed().await;
+            if snapshot.synced {
+                return snapshot;
+            }
+        }
+    };
+    let snapshot = timeout(Duration::from_secs(20), read).await.unwrap();
+    assert!(snapshot.problems.is_empty(), "{:?}", snapshot.problems);
+    assert!(!snapshot.nodes.is_empty() && !snapshot.services.is_empty(), "{snapshot:?}");
+    for node in snapshot.nodes.keys() {
+        let (table, problems) = heddle_model::resolve::services(&snapshot, node, 1);
+        assert!(problems.is_empty() && !table.frontends.is_empty(), "{problems:?}");
+        let (table, problems) = heddle_model::resolve::overlay(&snapshot, node, 1);
+        assert!(problems.is_empty() && !table.remotes.is_empty(), "{problems:?}");
+    }
+}

@@ -82,7 +82,7 @@ impl Sizes {
             spec("node_names", Hash, 4, size_of::<Name>(), self.nodes),
             spec("counters", PerCpuArray, 4, 8, Counter::COUNT),
             spec("config", Array, 4, size_of::<Config>(), 1),
-            spec("host_flows", Array, 4, 4, 1),
+            spec("kinds", Array, 4, 4, 2),
         ]
     }
 }

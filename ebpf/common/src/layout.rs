@@ -239,7 +239,8 @@ impl Tuple {
 pub struct Flow {
     /// What the packet's tuple becomes.
     pub to: Tuple,
-    /// Element of `backends` and its generation: another generation there means a stale flow.
+    /// Element of `backends` and its generation: another generation there means a stale flow. 0: a direct
+    /// connection of a pod that is no service's, and never stale (`serve::aside`).
     pub backend: u32,
     pub generation: u32,
     /// [`Frontend::service`].

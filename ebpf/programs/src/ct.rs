@@ -81,6 +81,9 @@ impl Entry<'_> {
 
 #[inline(always)]
 fn is_stale(flow: &Flow) -> bool {
+    if flow.backend == 0 {
+        return false;
+    }
     match BACKENDS.get(flow.backend) {
         Some(backend) => backend.generation != flow.generation || backend.state == BACKEND_FREE,
         None => true,

@@ -9,7 +9,7 @@ use heddle_ebpf_common::{
 
 use crate::ct;
 use crate::frontend::{self, Nodes, node_addr};
-use crate::maps::{Work, config, has_host_flows, work};
+use crate::maps::{Kind, Work, config, has_flows, work};
 use crate::nat;
 use crate::out::{self, REPLY};
 use crate::packet::Parsed;
@@ -76,7 +76,11 @@ fn from_pod(skb: Skb, config: &Config) -> i32 {
         }
     }
     if !frontend::of(&packet.tuple, Nodes::All, frontend) {
-        return PASS;
+        return if has_flows(Kind::Pod) && serve::may_collide(packet) {
+            serve::aside(skb, packet, found, fresh)
+        } else {
+            PASS
+        };
     };
     if !out::owns_source(skb, packet) {
         return skb.drop(Counter::DropSpoofed);
@@ -86,7 +90,7 @@ fn from_pod(skb: Skb, config: &Config) -> i32 {
 
 #[inline(always)]
 fn to_pod(skb: Skb, config: &Config) -> i32 {
-    if !has_host_flows() || skb.is_done() {
+    if !has_flows(Kind::Host) || skb.is_done() {
         return PASS;
     }
     host_reply(skb, config)
@@ -157,7 +161,7 @@ fn from_outside(skb: Skb, config: &Config) -> i32 {
 
 #[inline(always)]
 fn to_outside(skb: Skb, config: &Config) -> i32 {
-    if !has_host_flows() || skb.is_done() {
+    if !has_flows(Kind::Host) || skb.is_done() {
         return PASS;
     }
     host_reply(skb, config)

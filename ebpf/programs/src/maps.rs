@@ -38,8 +38,8 @@ maps! {
     "node_names" NODE_NAMES: HashMap<u32, Name> = 1 << 13, LAZY;
     "counters" COUNTERS: PerCpuArray<u64> = Counter::COUNT;
     "config" CONFIG: Array<Config> = 1;
-    /// Not 0 once a flow had a backend in the host network of this node: only then can the host send a reply.
-    "host_flows" HOST_FLOWS: Array<u32> = 1;
+    /// Not 0 once there was a flow of this [`Kind`].
+    "kinds" KINDS: Array<u32> = 2;
 }
 
 /// Where the tc programs work, one on each processor (they run with bottom halves off, so that none meets
@@ -94,15 +94,24 @@ pub fn work() -> Option<&'static mut Work> {
     WORK.get_ptr_mut(0).map(|work| unsafe { &mut *work })
 }
 
-/// Could a packet that the host sends be the reply of a service? On most nodes none ever is.
+/// Kinds of flows that many nodes never have: what looks for them is spared where there are none.
+#[derive(Clone, Copy)]
+pub enum Kind {
+    /// To a backend in the host network of this node. The host sends replies only then.
+    Host = 0,
+    /// Of a pod of this node (no socket hook translated it).
+    Pod = 1,
+}
+
+/// Has there been a flow of this kind since the maps were made?
 #[inline(always)]
-pub fn has_host_flows() -> bool {
-    HOST_FLOWS.get(0).is_some_and(|flows| *flows != 0)
+pub fn has_flows(kind: Kind) -> bool {
+    KINDS.get(kind as u32).is_some_and(|flows| *flows != 0)
 }
 
 #[inline(always)]
-pub fn note_host_flow() {
-    if let Some(flows) = HOST_FLOWS.get_ptr_mut(0) {
+pub fn note_flow(kind: Kind) {
+    if let Some(flows) = KINDS.get_ptr_mut(kind as u32) {
         // SAFETY: one word, and all write the same.
         unsafe { flows.write_volatile(1) };
     }

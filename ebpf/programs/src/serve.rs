@@ -8,11 +8,11 @@ use heddle_ebpf_common::{
 
 use crate::ct::{self, Entry, Ports};
 use crate::frontend::{self, Scope};
-use crate::maps::{BACKENDS, CHOICES, NODES, config, count, note_host_flow};
+use crate::maps::{self, BACKENDS, CHOICES, NODES, config, count, note_flow};
 use crate::out::{self, REPLY};
 use crate::packet::{Kind, Packet};
 use crate::reject::{self, From};
-use crate::skb::Skb;
+use crate::skb::{PASS, Skb};
 use crate::time::random;
 
 /// Where a request was met.
@@ -151,8 +151,48 @@ pub fn begin(skb: Skb, packet: &mut Packet, flow: &mut Flow, frontend: &Frontend
     if !ct::insert(&packet.tuple, flow, &ports, config) {
         return skb.drop(Counter::DropNoPort);
     }
+    if *origin == Origin::Pod {
+        note_flow(maps::Kind::Pod);
+    }
     count(Counter::Request);
     forward(skb, packet, flow)
+}
+
+/// Does this packet of a pod begin something whose replies could be taken for a service's?
+#[inline(always)]
+pub fn may_collide(packet: &Packet) -> bool {
+    packet.kind == Kind::Whole && (packet.is_syn() || !packet.is_tcp())
+}
+
+/// A pod talks to another one directly, or by a socket hook. Ports are used again for another destination: its
+/// packets may have the very tuple that those of a flow of ours are translated to, and the replies would be
+/// taken for that flow's. If that one is over it is forgotten; if not, this one gets another source port (law 4).
+#[inline(never)]
+pub fn aside(skb: Skb, packet: &mut Packet, found: &mut Flow, flow: &mut Flow) -> i32 {
+    let reply_key = packet.tuple.reversed();
+    let Some(entry) = ct::find(&reply_key, found) else { return PASS };
+    if !entry.is_reply() {
+        return PASS;
+    }
+    if ct::is_over(entry.flow) {
+        ct::remove(&reply_key, entry.flow);
+        return PASS;
+    }
+    let Some(config) = config() else { return PASS };
+    if !out::owns_source(skb, packet) {
+        return skb.drop(Counter::DropSpoofed);
+    }
+    flow.to = packet.tuple;
+    flow.backend = 0;
+    flow.generation = 0;
+    flow.service = entry.flow.service;
+    flow.flags = 0;
+    flow.node = 0;
+    flow.ifindex = skb.ifindex();
+    if !ct::insert(&packet.tuple, flow, &Ports::OWN, config) {
+        return skb.drop(Counter::DropNoPort);
+    }
+    out::leave(skb, packet, &flow.to)
 }
 
 /// The backend that the entry node chose, if it is here and lives; else another one of this node.
@@ -187,7 +227,7 @@ fn route(flow: &mut Flow, backend: &Backend, origin: Origin, v4: bool, config: &
     if backend.node == NODE_SELF {
         if host {
             flow.flags |= CT_HOST;
-            note_host_flow();
+            note_flow(maps::Kind::Host);
         } else if backend.addr == client {
             flow.to.src = if v4 { HAIRPIN4 } else { HAIRPIN6 };
         }

@@ -10,7 +10,7 @@ use heddle_ebpf_common::{Backend, CT_ANSWERED, Counter, Flow, Frontend, Frontend
 
 use crate::frames::{Packet, TCP, UDP, tcp, udp};
 use crate::world::{
-    BOTH, Family, OVERLAY, PODS, To, UNDERLAY, World, addr, pod, request_mac, tuple, vtep_mac, world,
+    BOTH, Family, OVERLAY, PODS, To, UNDERLAY, Verdict, World, addr, pod, request_mac, tuple, vtep_mac, world,
 };
 
 /// The source port of a description.
@@ -63,6 +63,44 @@ fn one_client_port_meets_at_one_backend() {
             let mut packet = tcp("A", syn.src, syn.dst);
             (packet.smac, packet.dmac) = (syn.smac, syn.dmac);
             assert_eq!(sport(&w.send(*hook, ifname, &packet).sent(PODS[0]).text), *port);
+        }
+    }
+}
+
+/// A pod uses one port to reach one backend through a service and directly (or by a socket hook: to the hooks of
+/// packets that is the same).
+#[test]
+fn a_direct_connection_beside_one_through_a_service() {
+    for f in BOTH {
+        for (proto, over) in [(TCP, false), (TCP, true), (UDP, false)] {
+            let w = &mut *world();
+            w.service(f, proto, &[pod(f, 1, 11)]);
+            let (client, service, backend) = (f.pod(1, 10, 5000), f.service(1, 80), f.pod(1, 11, 8080));
+            let packet = |flags, src, dst| if proto == TCP { tcp(flags, src, dst) } else { udp(src, dst) };
+            w.send(Pod, PODS[0], &packet("S", client, service)).sent(PODS[1]);
+            w.send(Pod, PODS[1], &packet("SA", backend, client)).sent(PODS[0]);
+            if over {
+                w.send(Pod, PODS[0], &packet("R", client, service)).sent(PODS[1]);
+            }
+            let direct = packet("S", client, backend);
+            let out = w.send(Pod, PODS[0], &direct);
+            if over {
+                assert_eq!((out.verdict, out.frame), (Verdict::Pass, direct.frame()));
+                assert!(w.flow(&packet("", client, service)).is_none(), "forgotten");
+                let reply = packet("SA", backend, client);
+                let out = w.send(Pod, PODS[1], &reply);
+                assert_eq!((out.verdict, out.frame), (Verdict::Pass, reply.frame()), "as it is");
+                continue;
+            }
+            let mut seen_by_backend = client;
+            seen_by_backend.set_port(sport(&out.sent(PODS[1]).text));
+            assert_ne!(seen_by_backend.port(), 5000);
+            let seen = w.send(Pod, PODS[1], &packet("SA", backend, seen_by_backend)).sent(PODS[0]);
+            assert!(seen.text.contains(&format!("{backend} > {client}")), "{}", seen.text);
+            let seen = w.send(Pod, PODS[1], &packet("A", backend, client)).sent(PODS[0]);
+            assert!(seen.text.contains(&format!("{service} > {client}")), "{}", seen.text);
+            let seen = w.send(Pod, PODS[0], &packet("A", client, backend)).sent(PODS[1]);
+            assert_eq!(sport(&seen.text), seen_by_backend.port());
         }
     }
 }
@@ -162,6 +200,42 @@ fn when_the_table_is_full_new_flows_are_refused_and_counted() {
     assert_eq!(w.maps().ct.keys().count(), 1024);
     w.send(UnderlayIn, UNDERLAY, &udp(f.client(1000), frontend)).sent(PODS[0]);
     w.send(Pod, PODS[0], &udp(backend, f.client(1000))).sent(UNDERLAY);
+}
+
+/// The kernel reuses elements at once; what was read of two values is not used. (Tearing itself is too rare to wait
+/// for: a reader must be held up between two instructions for as long as two system calls of the writer.)
+#[test]
+fn a_value_that_does_not_add_up_is_not_used() {
+    for f in BOTH {
+        let w = &mut *world();
+        w.service(f, UDP, &[pod(f, 1, 11)]);
+        w.service_at(f, UDP, f.service(2, 80), 30081, &[pod(f, 1, 10)]);
+        let (client, service) = (f.pod(1, 10, 5000), f.service(1, 80));
+        let key = |i| FrontendKey {
+            addr: addr(f.service(i, 80).ip()),
+            net: 0,
+            port: 80u16.to_be(),
+            proto: UDP,
+            zero: 0,
+        };
+        let (own, other) =
+            (w.maps().frontends.get(&key(1), 0).unwrap(), w.maps().frontends.get(&key(2), 0).unwrap());
+        let packet = udp(client, service);
+        for torn in [other, Frontend { ring: other.ring, ..own }, Frontend { ring: own.ring, ..other }] {
+            w.maps().frontends.insert(key(1), torn, 0).unwrap();
+            let out = w.send(Pod, PODS[0], &packet);
+            assert_eq!((out.verdict, out.frame), (Verdict::Pass, packet.frame()));
+        }
+        w.maps().frontends.insert(key(1), own, 0).unwrap();
+        w.send(Pod, PODS[0], &packet).sent(PODS[1]);
+
+        let flow = w.flow(&packet).unwrap().0;
+        let torn = Flow { to: tuple(&udp(client, f.pod(1, 12, 8080))), ..flow };
+        w.maps().ct_new.insert(tuple(&packet), torn, 0).unwrap();
+        let out = w.send(Pod, PODS[0], &packet);
+        assert_eq!(out.count(Counter::FlowNew), 1, "as if it were not there");
+        out.sent(PODS[1]);
+    }
 }
 
 /// Runs the program over `frame` again and again while `write` changes the maps as fast as it can. Returns, of

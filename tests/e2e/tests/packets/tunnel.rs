@@ -234,7 +234,11 @@ fn the_sender_of_a_vxlan_packet_must_have_a_right_to_what_is_inside() {
             let mut stranger = vxlan(outer, 2, 1, &own);
             stranger.src = outer.client(55555);
             w.send(UnderlayIn, UNDERLAY, &stranger).dropped(Counter::DropUnknownTunnel);
-            w.send(UnderlayIn, UNDERLAY, &vxlan(outer, 1, 1, &own)).dropped(Counter::DropUnknownTunnel);
+            let ours = plain(f.pod(1, 11, 1), f.pod(1, 10, 80));
+            w.send(UnderlayIn, UNDERLAY, &vxlan(outer, 1, 1, &ours)).dropped(Counter::DropUnknownTunnel);
+            let mut inside = vxlan(outer, 2, 1, &own);
+            inside.src = outer.vtep(2, 55555);
+            w.send(UnderlayIn, UNDERLAY, &inside).dropped(Counter::DropUnknownTunnel);
             // Another network, another port, a packet that only passes through: not ours to judge.
             assert_eq!(w.send(UnderlayIn, UNDERLAY, &vxlan(outer, 9, 2, &own)).verdict, Verdict::Pass);
             let mut other = vxlan(outer, 9, 1, &own);

@@ -40,6 +40,7 @@ pub fn add(environment: &Environment, conf: &Conf) -> Result<Success, Failure> {
 fn take_back(environment: &Environment, conf: &Conf, pair: &Pair, host: &mut Socket, store: &Store) {
     drop(heddle_bpf::detach_pod(&conf.bpf_root, &pair.host));
     drop(pair.delete(host));
+    drop(guard::dismiss(pair));
     drop(store.lock(PATIENCE).and_then(|locked| locked.release(&environment.owner)));
 }
 
@@ -76,12 +77,12 @@ fn wire(
     (host, pod): (&mut Socket, &mut Socket),
     allocations: &[Allocation],
 ) -> Result<Success, Failure> {
-    guard::ensure()?;
     let has = |v4| mode::has_family(allocations, v4);
     let mut success =
         Success { dns: conf.dns.clone(), routes: conf.pool.routes.clone(), ..Success::default() };
     match &conf.mode {
         Mode::Ptp => {
+            guard::ensure()?;
             forwarding::ensure(has(true), has(false))?;
             let (near, watches) = create(conf, ns, pair, host)?;
             ptp::wire_host(host, pair, near.index, allocations)?;
@@ -105,6 +106,7 @@ fn wire(
             }
             let device = bridge::ensure(host, wanted, conf.mtu, allocations)?;
             let (near, watches) = create(conf, ns, pair, host)?;
+            guard::admit(pair, allocations)?;
             bridge::wire_host(host, near.index, &device)?;
             bridge::wire_pod(pod, pair, (wanted, &device), allocations, &routes)?;
             finish(pair, near.index, watches, (host, None), (pod, mode::address6(allocations)))?;

@@ -9,13 +9,18 @@ use super::write::Attributes;
 
 const REG_VERDICT: u32 = 0;
 const REG_1: u32 = 1;
+/// The register behind register 1 (`NFT_REG32_04`): the second part of a concatenation whose first is 16
+/// bytes long.
+const REG_2: u32 = 12;
 
+const META_PROTOCOL: u32 = 1;
 const META_MARK: u32 = 3;
 const META_IIFNAME: u32 = 6;
 const META_OIFNAME: u32 = 7;
 const META_NFPROTO: u32 = 15;
 const META_L4PROTO: u32 = 16;
 
+const PAYLOAD_LINK: u32 = 0;
 const PAYLOAD_NETWORK: u32 = 1;
 const PAYLOAD_TRANSPORT: u32 = 2;
 
@@ -66,17 +71,48 @@ pub enum Op {
 /// One expression of a rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Expr {
-    Meta { key: u32 },
-    MetaSet { key: u32 },
-    Payload { base: u32, offset: u32, length: u32 },
-    Bitwise { mask: Vec<u8> },
-    Cmp { op: Op, data: Vec<u8> },
-    Lookup { set: String, invert: bool },
-    Fib { flags: u32, result: u32 },
-    Ct { key: u32 },
-    NumgenRandom { modulus: u32 },
+    Meta {
+        key: u32,
+    },
+    MetaSet {
+        key: u32,
+    },
+    Payload {
+        base: u32,
+        offset: u32,
+        length: u32,
+    },
+    /// As `Payload`, behind the 16 bytes that were loaded before.
+    PayloadBehind {
+        base: u32,
+        offset: u32,
+        length: u32,
+    },
+    Bitwise {
+        mask: Vec<u8>,
+    },
+    Cmp {
+        op: Op,
+        data: Vec<u8>,
+    },
+    Lookup {
+        set: String,
+        invert: bool,
+    },
+    Fib {
+        flags: u32,
+        result: u32,
+    },
+    Ct {
+        key: u32,
+    },
+    NumgenRandom {
+        modulus: u32,
+    },
     HostToNetwork32,
-    Immediate { data: Vec<u8> },
+    Immediate {
+        data: Vec<u8>,
+    },
     Masquerade,
     Counter,
     Verdict(Verdict),
@@ -86,7 +122,7 @@ impl Expr {
     fn name(&self) -> &'static str {
         match self {
             Self::Meta { .. } | Self::MetaSet { .. } => "meta",
-            Self::Payload { .. } => "payload",
+            Self::Payload { .. } | Self::PayloadBehind { .. } => "payload",
             Self::Bitwise { .. } => "bitwise",
             Self::Cmp { .. } => "cmp",
             Self::Lookup { .. } => "lookup",
@@ -123,8 +159,8 @@ impl Expr {
                 data.number(2, *key);
                 data.number(3, REG_1);
             }
-            Self::Payload { base, offset, length } => {
-                data.number(1, REG_1);
+            Self::Payload { base, offset, length } | Self::PayloadBehind { base, offset, length } => {
+                data.number(1, if matches!(self, Self::Payload { .. }) { REG_1 } else { REG_2 });
                 data.number(2, *base);
                 data.number(3, *offset);
                 data.number(4, *length);
@@ -271,6 +307,60 @@ pub fn destination_port(protocol: u8, port: u16) -> Vec<Expr> {
         Expr::Cmp { op: Op::Eq, data: vec![protocol] },
         Expr::Payload { base: PAYLOAD_TRANSPORT, offset: 2, length: 2 },
         Expr::Cmp { op: Op::Eq, data: port.to_be_bytes().to_vec() },
+    ]
+}
+
+/// What of a frame says who sent it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sender {
+    /// `ether saddr`
+    Mac,
+    /// `ip saddr`
+    Ipv4,
+    /// `ip6 saddr`
+    Ipv6,
+    /// `arp saddr ip`
+    Arp,
+}
+
+/// `iifname . SENDER [!=] @SET`, for sets of [`super::SetKey::IfnameMac`] and its like.
+pub fn sender_in(sender: Sender, set: &str, invert: bool) -> Vec<Expr> {
+    let (base, offset, length) = match sender {
+        Sender::Mac => (PAYLOAD_LINK, 6, 6),
+        Sender::Ipv4 => (PAYLOAD_NETWORK, 12, 4),
+        Sender::Ipv6 => (PAYLOAD_NETWORK, 8, 16),
+        // RFC 826 with the sizes of Ethernet and IPv4: 8 bytes of header, 6 of hardware address.
+        Sender::Arp => (PAYLOAD_NETWORK, 14, 4),
+    };
+    vec![
+        Expr::Meta { key: META_IIFNAME },
+        Expr::PayloadBehind { base, offset, length },
+        Expr::Lookup { set: set.into(), invert },
+    ]
+}
+
+/// `meta protocol ETHERTYPE`.
+pub fn ethertype(number: u16) -> Vec<Expr> {
+    vec![Expr::Meta { key: META_PROTOCOL }, Expr::Cmp { op: Op::Eq, data: number.to_be_bytes().to_vec() }]
+}
+
+/// `ip6 saddr PREFIX` where IPv6 is known already (tables of the bridge family).
+pub fn sender6(prefix: ipnetwork::Ipv6Network) -> Vec<Expr> {
+    let mut exprs = vec![Expr::Payload { base: PAYLOAD_NETWORK, offset: 8, length: 16 }];
+    if prefix.prefix() < 128 {
+        exprs.push(Expr::Bitwise { mask: prefix.mask().octets().to_vec() });
+    }
+    exprs.push(Expr::Cmp { op: Op::Eq, data: prefix.network().octets().to_vec() });
+    exprs
+}
+
+/// `icmpv6 type TYPE`.
+pub fn icmp6(kind: u8) -> Vec<Expr> {
+    vec![
+        Expr::Meta { key: META_L4PROTO },
+        Expr::Cmp { op: Op::Eq, data: vec![libc::IPPROTO_ICMPV6 as u8] },
+        Expr::Payload { base: PAYLOAD_TRANSPORT, offset: 0, length: 1 },
+        Expr::Cmp { op: Op::Eq, data: vec![kind] },
     ]
 }
 

@@ -212,6 +212,12 @@ pub enum SetKey {
     Prefix6,
     /// Names of devices, padded to 16 bytes with zeros.
     Ifname,
+    /// A name, and an Ethernet address padded to 8 bytes.
+    IfnameMac,
+    /// A name, and an IPv4 address.
+    IfnameIpv4,
+    /// A name, and an IPv6 address.
+    IfnameIpv6,
 }
 
 impl SetKey {
@@ -225,6 +231,10 @@ impl SetKey {
             Self::Prefix4 => (7, 4),
             Self::Prefix6 => (8, 16),
             Self::Ifname => (41, 16),
+            // Concatenations: six bits a type, each part padded to 4 bytes.
+            Self::IfnameMac => (41 << 6 | 9, 24),
+            Self::IfnameIpv4 => (41 << 6 | 7, 20),
+            Self::IfnameIpv6 => (41 << 6 | 8, 32),
         }
     }
 }

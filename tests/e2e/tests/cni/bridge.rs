@@ -1,10 +1,11 @@
 //! Mode bridge, with the configuration that the project's owner uses.
 
 use std::io::Read;
-use std::net::{IpAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use heddle_netlink::link;
+use heddle_netlink::neigh::{self, Neigh};
 use heddle_netlink::route::{self, Filter};
 use heddle_netlink::{NetNs, addr};
 use serde_json::json;
@@ -89,6 +90,62 @@ fn both_families_and_a_default_gateway() {
         before,
         "it does not follow its ports"
     );
+}
+
+#[test]
+fn a_pod_on_a_bridge_that_lies_about_itself_is_not_heard() {
+    let (host, liar, victim) = (Host::new(), Pod::new("liar"), Pod::new("victim"));
+    let conf = json!({
+        "cniVersion": "1.0.0", "name": "lan", "type": "heddle", "mode": "bridge", "bridge": "br0", "isGateway": true,
+        "ipam": {
+            "type": "host-local", "dataDir": host.data_dir(),
+            "ranges": [[{"subnet": "10.9.0.0/24"}], [{"subnet": "fd09::/64"}]]
+        }
+    });
+    let first = Pod::new("first");
+    host.add(&first, &conf);
+    host.del(&first, &conf);
+    let before = host.state();
+    let honest = host.add(&liar, &conf).ips();
+    let target = host.add(&victim, &conf).ips();
+    let mut socket = liar.socket();
+    let eth0 = link::by_name(&mut socket, "eth0").unwrap().unwrap();
+    // So that nobody has to ask for the victim's Ethernet address with a lie for an answer.
+    let mac = link::by_name(&mut victim.socket(), "eth0").unwrap().unwrap().mac.unwrap();
+    for (family, lie) in ["10.9.0.77", "fd09::77"].into_iter().enumerate() {
+        let address: IpAddr = target[family].parse().unwrap();
+        neigh::replace(&mut socket, &Neigh::new(eth0.index, address, mac)).unwrap();
+        let receiver = victim.ns.run(|| UdpSocket::bind((address, 0))).unwrap().unwrap();
+        receiver.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        let to = receiver.local_addr().unwrap();
+        let send = |from: &str| {
+            let from: IpAddr = from.parse().unwrap();
+            let sent = liar.ns.run(|| UdpSocket::bind((from, 0)).and_then(|socket| socket.send_to(b"x", to)));
+            sent.unwrap().unwrap();
+        };
+        // Another address, then another Ethernet address, then the truth: only that arrives.
+        let bits = if family == 0 { 32 } else { 128 };
+        let other = ipnetwork::IpNetwork::new(lie.parse().unwrap(), bits).unwrap();
+        addr::add(&mut socket, &addr::Addr { nodad: true, ..addr::Addr::new(eth0.index, other) }).unwrap();
+        send(lie);
+        addr::delete(&mut socket, eth0.index, other).unwrap();
+        let disguise = |mac| link::Change { mac: Some(mac), ..link::Change::default() };
+        link::change(&mut socket, eth0.index, &disguise([2, 0, 0, 0, 0, 9])).unwrap();
+        // With its own address a device forgets those of others.
+        neigh::replace(&mut socket, &Neigh::new(eth0.index, address, mac)).unwrap();
+        send(&honest[family]);
+        link::change(&mut socket, eth0.index, &disguise(eth0.mac.unwrap())).unwrap();
+        let witness =
+            liar.ns.run(|| UdpSocket::bind((honest[family].parse::<IpAddr>().unwrap(), 0))).unwrap().unwrap();
+        neigh::replace(&mut socket, &Neigh::new(eth0.index, address, mac)).unwrap();
+        witness.send_to(b"truth", to).unwrap();
+        let mut buffer = [0; 16];
+        let (length, from) = receiver.recv_from(&mut buffer).unwrap_or_else(|error| panic!("{lie}: {error}"));
+        assert_eq!((&buffer[..length], from), (&b"truth"[..], witness.local_addr().unwrap()));
+    }
+    host.del(&liar, &conf);
+    host.del(&victim, &conf);
+    assert_eq!(host.state(), before);
 }
 
 #[test]

@@ -11,7 +11,7 @@ use heddle_netlink::{Error, Socket};
 use ipnetwork::IpNetwork;
 use nix::errno::Errno;
 
-use crate::plan::{Part, Step};
+use crate::plan::Step;
 use crate::state::{Address, Device, Route, RouteKey};
 
 /// Why a step could not be taken.
@@ -61,8 +61,20 @@ impl<'a> Applier<'a> {
     }
 
     /// Whether the step is about something on the device, and there is none.
-    pub fn lacks_device(&self, step: &Step) -> bool {
-        self.index.is_none() && !matches!(step.part(), Part::Device | Part::Leftover(_))
+    pub const fn lacks_device(&self, step: &Step) -> bool {
+        let on_device = matches!(
+            step,
+            Step::PutAddress { .. }
+                | Step::RemoveAddress(_)
+                | Step::PutFdb { .. }
+                | Step::RemoveFdb(_)
+                | Step::PutNeighbour { .. }
+                | Step::RemoveNeighbour(_)
+                | Step::AddRoute(_, Route::Via { .. })
+                | Step::ReplaceRoute(_, Route::Via { .. })
+                | Step::RemoveRoute(_, Route::Via { .. })
+        );
+        on_device && self.index.is_none()
     }
 
     /// Takes a step about the device or what is on it; the others are not this room's.

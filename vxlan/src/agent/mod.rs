@@ -1,0 +1,290 @@
+//! The overlay as a target of the reconcile loop: what must be, what is, and getting from one to the other.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use heddle_daemon::exit::chain;
+use heddle_model::store::Snapshot;
+use heddle_model::{Effect, Object, OverlayTable, Problem, What, resolve};
+use heddle_netlink::Socket;
+use heddle_reconcile::{Error, Outcome, Target};
+use tokio::sync::watch;
+
+use crate::desired::{Settings, desired};
+use crate::kernel::{self, Applier};
+use crate::plan::{Part, Step, plan};
+use crate::report::Report;
+use crate::state::{Family, KernelState, Route, RouteKey};
+use crate::{firewall, forwarding, handoff};
+
+#[cfg(test)]
+mod tests;
+
+/// What the overlay of this node is made with.
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub settings: Settings,
+    /// The underlay device, if the administrator named it.
+    pub underlay: Option<String>,
+    pub cni_conf_dir: PathBuf,
+    pub run_dir: PathBuf,
+}
+
+/// State of the kernel, or why it must be left alone.
+#[derive(Clone, Debug, PartialEq)]
+pub enum State {
+    Known(Box<KernelState>),
+    /// Too little is known, of this node or of its underlay, to say what must be. What stands, stands.
+    Hold(String),
+}
+
+/// For how long what was read of the packet filter holds.
+const FRESH: Duration = Duration::from_secs(10);
+
+/// What was read of the packet filter.
+#[derive(Debug)]
+struct Filtered {
+    at: Instant,
+    routes: BTreeMap<RouteKey, Route>,
+    findings: Vec<String>,
+}
+
+/// The overlay of this node.
+#[derive(Debug)]
+pub struct Overlay {
+    options: Options,
+    device: String,
+    socket: Socket,
+    /// What was desired last: the hand-off waits for it.
+    wanted: Option<KernelState>,
+    filtered: Option<Filtered>,
+    report: Report,
+    /// As it stands in the run directory.
+    written: Option<Report>,
+    /// Set for good if the kernel cannot have the overlay at all.
+    unsupported: watch::Sender<Option<String>>,
+}
+
+impl Overlay {
+    pub fn new(options: Options) -> heddle_netlink::Result<Self> {
+        let device = kernel::device_name(options.settings.vni);
+        let report = Report {
+            settings: options.settings.clone(),
+            table: OverlayTable::default(),
+            problems: Vec::new(),
+            failed: BTreeMap::new(),
+        };
+        Ok(Self {
+            options,
+            device,
+            socket: Socket::open()?,
+            wanted: None,
+            filtered: None,
+            report,
+            written: None,
+            unsupported: watch::Sender::default(),
+        })
+    }
+
+    /// Tells why, if the kernel turns out to lack what the overlay needs.
+    pub fn unsupported(&self) -> watch::Receiver<Option<String>> {
+        self.unsupported.subscribe()
+    }
+
+    /// Everything that must be, with the underlay as it is at this moment.
+    fn wanted(&mut self, table: &OverlayTable, problems: &mut Vec<Problem>) -> Result<KernelState, Error> {
+        let name = &self.options.settings.node;
+        let Some(local) = table.underlay else {
+            return Err(
+                format!("no source tells of node {name} and its address (is --node-name right?)").into()
+            );
+        };
+        if table.local.is_empty() {
+            return Err(format!("node {name} has no pod range").into());
+        }
+        let underlay = kernel::underlay(&mut self.socket, local, self.options.underlay.as_deref())?;
+        let desired = desired(table, &underlay, &self.options.settings)?;
+        problems.extend(desired.problems);
+        let mut state = desired.state;
+        if state.forwarding.contains(&Family::V6) {
+            state.advertisements =
+                forwarding::endangered(&mut self.socket, &underlay.device, &self.options.run_dir)?;
+        }
+        state.conflist = Some(handoff::conflist(&table.local, desired.mtu));
+        Ok(state)
+    }
+
+    /// What the packet filter of this machine drops, as problems of this node. A large filter takes a while
+    /// to read: it is not read again for every change of a service.
+    fn filtered(&mut self, state: &KernelState) -> Vec<Problem> {
+        let fresh =
+            self.filtered.as_ref().filter(|last| last.routes == state.routes && last.at.elapsed() < FRESH);
+        let findings = match fresh {
+            Some(last) => last.findings.clone(),
+            None => firewall::findings(state, &self.device),
+        };
+        if fresh.is_none() {
+            let (at, routes) = (Instant::now(), state.routes.clone());
+            self.filtered = Some(Filtered { at, routes, findings: findings.clone() });
+        }
+        let about = |what| Problem::new(Object::Node(self.options.settings.node.clone()), What::Said(what));
+        findings.into_iter().map(about).collect()
+    }
+
+    fn take(&mut self, steps: &[Step]) -> Outcome<Part> {
+        let mut outcome = Outcome::done();
+        let run_dir = &self.options.run_dir;
+        let mut applier = match Applier::new(&mut self.socket, &self.device) {
+            Ok(applier) => applier,
+            Err(error) => {
+                steps.iter().for_each(|step| outcome.fail(step.part(), &error));
+                return outcome;
+            }
+        };
+        let mut handoff = None;
+        let (mut created, mut changed, mut removed) = (0, 0, 0);
+        for step in steps {
+            let done = match step {
+                Step::Hold(why) => Err(Error::from(why.clone())),
+                Step::KeepAdvertisements(device) => {
+                    forwarding::keep_advertisements(device, run_dir).map_err(Error::from)
+                }
+                Step::SwitchForwarding { family, hearing } => hearing
+                    .iter()
+                    .try_for_each(|device| forwarding::keep_advertisements(device, run_dir))
+                    .and_then(|()| forwarding::switch_on(*family, run_dir))
+                    .map_err(Error::from),
+                Step::WriteConflist { content, .. } => {
+                    handoff = Some(content);
+                    continue;
+                }
+                // The device could not be made, or must wait for another attempt: that is the failure. What is to
+                // be on it follows when it is there, and must not have been set back meanwhile.
+                _ if applier.lacks_device(step) => continue,
+                _ => applier.take(step).map_err(|error| {
+                    if error.is_unsupported() {
+                        self.unsupported.send_replace(Some(error.to_string()));
+                    }
+                    Error::from(error)
+                }),
+            };
+            match done {
+                Ok(()) => {
+                    tracing::debug!(?step, "done");
+                    match step.effect() {
+                        Effect::Create => created += 1,
+                        Effect::Change => changed += 1,
+                        Effect::Remove => removed += 1,
+                    }
+                }
+                Err(error) => outcome.fail(step.part(), chain(error.as_ref())),
+            }
+        }
+        if created + changed + removed > 0 {
+            tracing::info!(created, changed, removed, "wrote to the kernel");
+        }
+        if let Some(content) = handoff
+            && !outcome.failed.contains_key(&Part::Device)
+            && let Err(error) = self.hand_off(content)
+        {
+            outcome.fail(Part::Conflist, chain(error.as_ref()));
+        }
+        outcome
+    }
+
+    /// Writes the CNI configuration, if the node can take pods.
+    fn hand_off(&mut self, content: &str) -> Result<(), Error> {
+        let (State::Known(observed), Some(wanted)) = (self.observe()?, &self.wanted) else { return Ok(()) };
+        if observed.device.is_none() {
+            // That is the failure; this one must not be set back by it.
+            return Ok(());
+        }
+        if !observed.carries(wanted) {
+            return Err("not written: the overlay does not stand yet".into());
+        }
+        if handoff::write(&self.options.cni_conf_dir, content)? {
+            let dir = self.options.cni_conf_dir.display();
+            tracing::info!("wrote {dir}/{}: this node takes pods", handoff::CONFLIST);
+        }
+        Ok(())
+    }
+
+    /// Leaves for `vxland status` what has changed.
+    fn write_report(&mut self) {
+        if self.written.as_ref() == Some(&self.report) {
+            return;
+        }
+        match self.report.write(&self.options.run_dir) {
+            Ok(()) => self.written = Some(self.report.clone()),
+            Err(error) => tracing::warn!("{error}"),
+        }
+    }
+}
+
+impl Target for Overlay {
+    type Input = Snapshot;
+    type State = State;
+    type Step = Step;
+    type Part = Part;
+
+    fn desired(&mut self, snapshot: &Snapshot) -> (State, Vec<Problem>) {
+        let Settings { node, vni, .. } = &self.options.settings;
+        let (table, mut problems) = resolve::overlay(snapshot, node, *vni);
+        let wanted = self.wanted(&table, &mut problems);
+        self.report.table = table;
+        self.report.problems = problems.iter().map(ToString::to_string).collect();
+        let state = match wanted {
+            Ok(state) => {
+                // What the filter drops, `vxland status` finds out for itself.
+                problems.extend(self.filtered(&state));
+                self.wanted = Some(state.clone());
+                State::Known(Box::new(state))
+            }
+            Err(error) => {
+                self.wanted = None;
+                let hold = State::Hold(chain(error.as_ref()));
+                // The sources have just begun to tell: nothing is wrong yet.
+                if snapshot.synced { hold } else { self.observe().unwrap_or(hold) }
+            }
+        };
+        self.report.failed.remove(&Part::Overlay.to_string());
+        self.write_report();
+        (state, problems)
+    }
+
+    fn observe(&mut self) -> Result<State, Error> {
+        let mut state = kernel::observe(&mut self.socket, &self.device)?;
+        state.forwarding = forwarding::forwarded()?;
+        state.conflist = handoff::read(&self.options.cni_conf_dir)?;
+        Ok(State::Known(Box::new(state)))
+    }
+
+    fn diff(&self, observed: &State, desired: &State) -> Vec<Step> {
+        match (observed, desired) {
+            (State::Known(observed), State::Known(desired)) => plan(observed, desired),
+            (_, State::Hold(why)) | (State::Hold(why), _) => vec![Step::Hold(why.clone())],
+        }
+    }
+
+    fn part(step: &Step) -> Part {
+        step.part()
+    }
+
+    fn effect(step: &Step) -> Effect {
+        step.effect()
+    }
+
+    fn apply(&mut self, steps: Vec<Step>) -> Outcome<Part> {
+        let outcome = self.take(&steps);
+        for step in &steps {
+            let part = step.part();
+            match outcome.failed.get(&part) {
+                Some(why) => self.report.failed.insert(part.to_string(), why.clone()),
+                None => self.report.failed.remove(&part.to_string()),
+            };
+        }
+        self.write_report();
+        outcome
+    }
+}

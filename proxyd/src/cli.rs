@@ -6,7 +6,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use heddle_control::Spec;
 use heddle_daemon::{Common, Output};
 
-use crate::ebpf::Remote;
+use crate::ebpf::{MapSizes, Remote};
 
 /// The service proxy and routing mesh: every service address reaches a living backend, from every node
 ///
@@ -44,6 +44,8 @@ pub struct Cli {
     /// UDP port of the overlay's VXLAN packets
     #[arg(long, default_value_t = 8472, value_parser = clap::value_parser!(u16).range(1..))]
     pub port: u16,
+    #[command(flatten)]
+    pub sizes: MapSizes,
     #[command(subcommand)]
     pub command: Option<Command>,
 }
@@ -92,6 +94,9 @@ mod tests {
             ("remote", "snat"),
             ("vni", "7"),
             ("port", "4789"),
+            ("max-frontends", "100"),
+            ("max-backends", "1000"),
+            ("max-flows", "1000000"),
         ];
         heddle_daemon::config::layers_agree::<Cli>(&samples, scratch.path()).unwrap();
     }

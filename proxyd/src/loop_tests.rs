@@ -19,7 +19,7 @@ use tokio::time::sleep;
 use crate::dataplane::{Dataplane, Device, Devices};
 use crate::devices::Found;
 use crate::ebpf::live::alone;
-use crate::ebpf::{self, Ebpf, View};
+use crate::ebpf::{self, Ebpf, MapSizes, View};
 use crate::fake::{Fake, Kernel};
 use crate::target::Services;
 
@@ -285,8 +285,7 @@ proptest! {
 #[test]
 fn the_ebpf_dataplane_converges_under_faults() {
     alone("loop", |mut options| {
-        options.sizes =
-            heddle_bpf::Sizes { frontends: 128, ring: 4096, backends: 1024, choices: 1024, ..options.sizes };
+        options.sizes = MapSizes { max_frontends: 2048, max_backends: 1024, ..options.sizes };
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
         runtime.block_on(converges_in_the_kernel(options));

@@ -53,7 +53,7 @@ pub fn run(cli: &Cli) -> Result<(), Failure> {
         remote: cli.remote,
         vni: cli.vni,
         vxlan_port: cli.port,
-        ..ebpf::Options::default()
+        sizes: cli.sizes,
     })?;
     runtime.block_on(serve(cli, node, dataplane, instance))
 }

@@ -25,9 +25,7 @@ use super::write::{Maps, Write};
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refused<E: std::fmt::Display> {
     /// A map has no room for it. Nothing was written.
-    #[error(
-        "map {map} is full: {need} more wanted, {free} of {size} free (raise its size in the configuration)"
-    )]
+    #[error("map {map} is full: {need} more wanted, {free} of {size} free{}", option_of(map))]
     Full { map: &'static str, need: usize, free: usize, size: u32 },
     /// The programs cannot hold it; `project` says so beforehand.
     #[error("{0} cannot be held by the eBPF programs")]
@@ -41,6 +39,15 @@ pub enum Refused<E: std::fmt::Display> {
     /// The kernel refused a write.
     #[error("{0}")]
     Write(E),
+}
+
+/// The way out of a full map.
+pub fn option_of(map: &str) -> &'static str {
+    match map {
+        "frontends" | "services" | "ring" => " (raise --max-frontends)",
+        "backends" | "choices" => " (raise --max-backends)",
+        _ => "",
+    }
 }
 
 /// What failed of a plan.

@@ -8,6 +8,7 @@ use heddle_ebpf_common::{Name, Node, RING_BLOCK, RingBlock};
 use ipnetwork::IpNetwork;
 use nix::libc;
 
+use super::compile::option_of;
 use super::encode;
 use super::write::{Dump, Limits, Maps, Write};
 
@@ -19,13 +20,13 @@ const BATCH: u32 = 4096;
 pub enum Error {
     #[error(transparent)]
     Bpf(#[from] heddle_bpf::Error),
-    #[error("cannot {operation} map {map}: {source}{}", hint(source))]
+    #[error("cannot {operation} map {map}: {source}{}", hint(map, source))]
     Map { operation: &'static str, map: &'static str, source: std::io::Error },
 }
 
-fn hint(source: &std::io::Error) -> &'static str {
+fn hint(map: &str, source: &std::io::Error) -> &'static str {
     match source.raw_os_error() {
-        Some(libc::E2BIG) => " (the map is full; raise its size in the configuration)",
+        Some(libc::E2BIG) => option_of(map),
         Some(libc::EPERM) => " (are CAP_BPF and CAP_NET_ADMIN there?)",
         _ => "",
     }

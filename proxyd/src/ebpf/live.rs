@@ -44,8 +44,7 @@ pub(crate) fn alone(name: &'static str, test: impl FnOnce(Options) + Send + 'sta
         fs::create_dir(&bpf_root).unwrap();
         mount(Some("bpf"), &bpf_root, Some("bpf"), MsFlags::empty(), None::<&str>).unwrap();
         let cgroup = Cgroup::new(name);
-        let small = heddle_bpf::Sizes { frontends: 32, ring: 512, backends: 64, ..sizes() };
-        let small = heddle_bpf::Sizes { ct: 1024, ct_new: 1024, sockets: 1024, choices: 64, ..small };
+        let small = MapSizes { max_frontends: 512, max_backends: 64, max_flows: 512 };
         let cgroup_root = Some(cgroup.0.clone());
         test(Options { bpf_root: bpf_root.clone(), cgroup_root, sizes: small, ..Options::default() });
         nix::mount::umount(&bpf_root).unwrap();
@@ -156,7 +155,7 @@ fn a_service_that_does_not_fit_is_refused_whole_and_others_stand() {
         let fits =
             Step::PutFrontend { at: also, frontend: frontend("a/b:c", 1, false), effect: Effect::Create };
         let outcome = ebpf.apply(&vec![big, fits]);
-        let why = "map backends is full: 60 more wanted, 53 of 64 free (raise its size in the configuration)";
+        let why = "map backends is full: 60 more wanted, 53 of 64 free (raise --max-backends)";
         assert_eq!(outcome.failed.into_iter().collect::<Vec<_>>(), [(Part::Frontend(at), why.into())]);
         let observed = ebpf.observe().unwrap();
         assert!(observed.frontends.contains_key(&also) && !observed.frontends.contains_key(&at));

@@ -29,7 +29,7 @@ use collect::Collector;
 pub use collect::Sizes as FlowCounts;
 use heddle_bpf::{Datapath, Pins, TcHook};
 use heddle_daemon::exit::Failure;
-use heddle_ebpf_common::{Config, Counter, RING_BLOCK};
+use heddle_ebpf_common::{Config, Counter};
 use heddle_model::{Plan, ServiceTable};
 use heddle_netlink::{NetNs, Socket, link, sysctl};
 use kernel::Kernel;
@@ -52,7 +52,7 @@ pub struct Options {
     pub vni: u32,
     /// UDP port of VXLAN.
     pub vxlan_port: u16,
-    pub sizes: heddle_bpf::Sizes,
+    pub sizes: MapSizes,
 }
 
 impl Default for Options {
@@ -63,21 +63,45 @@ impl Default for Options {
             remote: Remote::Tunnel,
             vni: 1,
             vxlan_port: 8472,
-            sizes: sizes(),
+            sizes: MapSizes::default(),
         }
     }
 }
 
-/// Room for some ten thousand frontends with ten backends each; about 60 MB of kernel memory, most of it
-/// for flows.
-pub fn sizes() -> heddle_bpf::Sizes {
-    heddle_bpf::Sizes {
-        frontends: 1 << 15,
-        ring: (1 << 20) / RING_BLOCK,
-        backends: 1 << 17,
-        // Every backend of a service is a choice, wherever it runs: so the table can be read back.
-        choices: 1 << 17,
-        ..heddle_bpf::Sizes::default()
+/// How much the maps hold. Other sizes than those of the maps that are pinned mean new, empty maps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::Args)]
+pub struct MapSizes {
+    /// Most addresses of services (ClusterIPs and node ports, a port and protocol each; those that are reached
+    /// from outside also need a table: one in 32 may be of that kind)
+    #[arg(long, value_name = "COUNT", default_value_t = 1 << 16, value_parser = clap::value_parser!(u32).range(64..=1 << 22))]
+    pub max_frontends: u32,
+    /// Most backends, counted once for each address of a service
+    #[arg(long, value_name = "COUNT", default_value_t = 1 << 17, value_parser = clap::value_parser!(u32).range(64..=1 << 22))]
+    pub max_backends: u32,
+    /// Most connections and conversations that are translated packet by packet at one time
+    #[arg(long, value_name = "COUNT", default_value_t = 1 << 17, value_parser = clap::value_parser!(u32).range(64..=1 << 24))]
+    pub max_flows: u32,
+}
+
+impl Default for MapSizes {
+    fn default() -> Self {
+        Self { max_frontends: 1 << 16, max_backends: 1 << 17, max_flows: 1 << 17 }
+    }
+}
+
+impl MapSizes {
+    fn sizes(self) -> heddle_bpf::Sizes {
+        heddle_bpf::Sizes {
+            frontends: self.max_frontends,
+            // In blocks: most frontends take one for their dense list; a Maglev table takes 64.
+            ring: self.max_frontends * 2,
+            backends: self.max_backends,
+            // Every backend of a service is a choice, wherever it runs: so the table can be read back.
+            choices: self.max_backends,
+            // A flow has two entries.
+            ct: self.max_flows * 2,
+            ..heddle_bpf::Sizes::default()
+        }
     }
 }
 
@@ -114,14 +138,14 @@ impl Ebpf {
         )
         .map_err(Failure::unsupported)?;
         let pins = Pins::new(&options.bpf_root);
-        let datapath = Datapath::open(pins, &options.sizes).map_err(place::failure)?;
+        let datapath = Datapath::open(pins, &options.sizes.sizes()).map_err(place::failure)?;
         match &datapath.opened {
             heddle_bpf::Opened::Fresh => tracing::info!("new maps"),
             heddle_bpf::Opened::Adopted => tracing::info!("maps of an earlier run adopted"),
             heddle_bpf::Opened::Rebuilt(why) => tracing::warn!(%why, "maps of an earlier run replaced"),
         }
         let maps = heddle_bpf::Maps::open(&datapath.pins).map_err(place::failure)?;
-        let kernel = Kernel::new(maps, &datapath.pins, &options.sizes);
+        let kernel = Kernel::new(maps, &datapath.pins, &options.sizes.sizes());
         let collector = Collector::start(&datapath.pins).map_err(place::failure)?;
         Ok(Self {
             options: options.clone(),

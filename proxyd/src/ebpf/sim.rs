@@ -368,7 +368,7 @@ fn a_frontend_that_does_not_fit_is_refused_whole() {
     let refused = state.upsert(&at(2), &frontend_with(256, false), &mut maps).unwrap_err();
     assert_eq!(
         refused.to_string(),
-        "map backends is full: 256 more wanted, 252 of 256 free (raise its size in the configuration)"
+        "map backends is full: 256 more wanted, 252 of 256 free (raise --max-backends)"
     );
     assert_eq!(maps.writes, writes);
     assert_eq!(state.table().frontends, fits.frontends);

@@ -2,7 +2,7 @@
 //!
 //! Nearly everything of a lab lives in namespaces that nothing but file descriptors hold, so the kernel
 //! takes it away with the process, however that ends. Two things have a name: the lab's directory of
-//! temporary files and its cgroup. Both are called `heddle-lab.<pid>-<start time>.<number>`. They are
+//! temporary files and its cgroup. Both are called `heddle-lab.<pid>-<start time>-<pid namespace>.<number>`. They are
 //! removed when the lab is dropped; by the janitor, a child process that does nothing but wait for this
 //! process to be gone, when it was killed; and by the next lab that is built, should the janitor have been
 //! killed, too.
@@ -10,6 +10,7 @@
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -26,13 +27,18 @@ use crate::error::{Context, Result};
 /// What the names of labs begin with.
 pub(crate) const PREFIX: &str = "heddle-lab.";
 
-/// `heddle-lab.<pid>-<start time>.`: the start of the names of everything that this process owns.
+/// The start of the names of everything that this process owns, with the dot before the number.
 fn own_prefix() -> &'static str {
     static OWN: OnceLock<String> = OnceLock::new();
     OWN.get_or_init(|| {
         let pid = std::process::id();
-        format!("{PREFIX}{pid}-{}.", start_time(pid).unwrap_or(0))
+        format!("{PREFIX}{pid}-{}-{}.", start_time(pid).unwrap_or(0), pid_namespace())
     })
+}
+
+/// The number of our pid namespace: in another one the same pid is another process.
+fn pid_namespace() -> u64 {
+    fs::metadata("/proc/self/ns/pid").map(|ns| ns.ino()).unwrap_or(0)
 }
 
 /// A name that nothing else on the machine has: this process, when it started, a number.
@@ -54,12 +60,14 @@ fn start_time(pid: u32) -> Option<u64> {
     after_name.split_whitespace().nth(19)?.parse().ok()
 }
 
-/// Whether the owner of something called `name` is gone. Names that are not ours have no owner.
+/// Whether the owner of something called `name` is gone. Of names that are not ours, and of owners in another
+/// pid namespace, we cannot tell.
 fn is_stale(name: &str) -> bool {
     let owner = name.strip_prefix(PREFIX).and_then(|rest| rest.split_once('.')).map(|(owner, _)| owner);
-    let Some((pid, started)) = owner.and_then(|owner| owner.split_once('-')) else { return false };
+    let Some(words) = owner.map(|owner| owner.split('-').collect::<Vec<_>>()) else { return false };
+    let [pid, started, namespace] = words[..] else { return false };
     let (Ok(pid), Ok(started)) = (pid.parse(), started.parse()) else { return false };
-    start_time(pid) != Some(started)
+    namespace == pid_namespace().to_string() && start_time(pid) != Some(started)
 }
 
 /// The entries of `dir` whose name fits.

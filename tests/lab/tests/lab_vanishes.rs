@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::MetadataExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -129,7 +130,8 @@ fn after_a_panic() -> Result<()> {
 
 #[test]
 fn what_a_killed_janitor_left_is_swept_by_the_next_lab() -> Result<()> {
-    let dead = format!("heddle-lab.{}-1.1", 1 << 30);
+    let namespace = fs::metadata("/proc/self/ns/pid").expect("it is there").ino();
+    let dead = format!("heddle-lab.{}-1-{namespace}.1", 1 << 30);
     let dir = std::env::temp_dir().join(&dead);
     fs::create_dir_all(dir.join("logs")).expect("it can be made");
     let lab = Lab::builder().nodes(1).build()?;
@@ -138,6 +140,11 @@ fn what_a_killed_janitor_left_is_swept_by_the_next_lab() -> Result<()> {
     fs::create_dir_all(base.join(&dead).join("n1")).expect("it can be made");
     drop(Lab::builder().nodes(1).build()?);
     assert!(!base.join(&dead).exists());
+    // What belongs to another pid namespace is not ours to judge.
+    let foreign = std::env::temp_dir().join(format!("heddle-lab.{}-1-1.1", 1 << 30));
+    fs::create_dir(&foreign).expect("it can be made");
+    drop(Lab::builder().nodes(1).build()?);
+    fs::remove_dir(&foreign).expect("it is still there");
     Ok(())
 }
 

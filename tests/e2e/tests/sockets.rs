@@ -1,0 +1,336 @@
+//! The socket hooks, with real sockets in a cgroup of their own: connected and not, TCP and UDP, IPv4, IPv6 and
+//! mapped addresses.
+//!
+//! A process can only be put into a cgroup as a whole, so the test starts this program again: the parent makes the
+//! namespaces, the cgroup and the BPF file system, the child joins the cgroup and does the rest.
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+use std::{env, fs, thread};
+
+use heddle_bpf::{Datapath, Maps, Pins, Sizes};
+use heddle_ebpf_common::{
+    Addr, BACKEND_ACTIVE, BACKEND_DOWN, Backend, Config, Counter, FRONTEND_EXTERNAL, Frontend, FrontendKey,
+    NODE_ADDR_UNDERLAY, NODE_SELF, NODE_UP, Node, NodeAddr,
+};
+use heddle_netlink::{NetNs, Socket, link};
+use nix::mount::{MsFlags, mount, umount};
+use nix::sched::{CloneFlags, unshare};
+
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+/// In the child's environment: the cgroup that it joins.
+const CGROUP: &str = "HEDDLE_TEST_CGROUP";
+const BPF_ROOT: &str = "/mnt";
+
+#[test]
+fn socket_hooks() {
+    if let Some(cgroup) = env::var_os(CGROUP) {
+        fs::write(Path::new(&cgroup).join("cgroup.procs"), std::process::id().to_string()).unwrap();
+        return child();
+    }
+    let cgroup = cgroup2().join(format!("heddle-sockets-{}", std::process::id()));
+    fs::create_dir(&cgroup).unwrap();
+    let dir = cgroup.clone();
+    let done = thread::spawn(move || {
+        NetNs::create().unwrap().enter().unwrap();
+        let mut socket = Socket::open().unwrap();
+        let lo = link::by_name(&mut socket, "lo").unwrap().unwrap().index;
+        link::set_up(&mut socket, lo).unwrap();
+        unshare(CloneFlags::CLONE_NEWNS).unwrap();
+        mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).unwrap();
+        mount(Some("bpf"), BPF_ROOT, Some("bpf"), MsFlags::empty(), None::<&str>).unwrap();
+        let small = Sizes {
+            frontends: 64,
+            ring: 64,
+            backends: 64,
+            nodes: 8,
+            node_addrs: 8,
+            choices: 8,
+            ct_new: 64,
+            ct: 64,
+            sockets: 256,
+        };
+        let datapath = Datapath::open(Pins::new(Path::new(BPF_ROOT)), &small).unwrap();
+        datapath.attach_cgroup(&dir).unwrap();
+        let mut child = Command::new(env::current_exe().unwrap());
+        child.args(["--exact", "socket_hooks", "--nocapture"]).env(CGROUP, &dir);
+        let status = child.status().unwrap();
+        drop(datapath);
+        umount(BPF_ROOT).unwrap();
+        status
+    })
+    .join();
+    fs::remove_dir(&cgroup).unwrap();
+    assert!(done.unwrap().success(), "see above");
+}
+
+/// Where the cgroup2 file system is mounted.
+fn cgroup2() -> PathBuf {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    let line = mounts.lines().find(|line| line.split(' ').nth(2) == Some("cgroup2"));
+    PathBuf::from(line.expect("cgroup2 is mounted").split(' ').nth(1).unwrap())
+}
+
+fn child() {
+    let mut world = World::new();
+    for family in ["127.0.0.1", "::1"] {
+        let local: IpAddr = family.parse().unwrap();
+        world.connections(local);
+        world.datagrams(local);
+        world.two_services_of_one_socket(local);
+        world.nobody(local);
+        world.node_port(local);
+    }
+    world.mapped();
+}
+
+struct World {
+    maps: Maps,
+    next: u32,
+}
+
+fn addr(ip: IpAddr) -> Addr {
+    match ip {
+        IpAddr::V4(ip) => Addr::v4(u32::from_ne_bytes(ip.octets())),
+        IpAddr::V6(ip) => {
+            let bytes = ip.octets();
+            Addr([0, 4, 8, 12].map(|at| u32::from_ne_bytes(bytes[at..at + 4].try_into().unwrap())))
+        }
+    }
+}
+
+/// The address of service `n`, which no interface has and no route leads to.
+fn service(local: IpAddr, n: u8, port: u16) -> SocketAddr {
+    let ip: IpAddr = if local.is_ipv4() {
+        [10, 96, 0, n].into()
+    } else {
+        [0xfd00, 0x10, 0x96, 0, 0, 0, 0, n.into()].into()
+    };
+    SocketAddr::new(ip, port)
+}
+
+/// A server that tells its own port to whoever connects.
+fn tcp_server(ip: IpAddr) -> SocketAddr {
+    let listener = TcpListener::bind((ip, 0)).unwrap();
+    let addr = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            stream.unwrap().write_all(&addr.port().to_be_bytes()).unwrap();
+        }
+    });
+    addr
+}
+
+/// A server that answers a datagram with its own port.
+fn udp_server(ip: IpAddr) -> SocketAddr {
+    let socket = UdpSocket::bind((ip, 0)).unwrap();
+    let addr = socket.local_addr().unwrap();
+    thread::spawn(move || {
+        let mut buffer = [0; 64];
+        loop {
+            let (_, from) = socket.recv_from(&mut buffer).unwrap();
+            socket.send_to(&addr.port().to_be_bytes(), from).unwrap();
+        }
+    });
+    addr
+}
+
+fn ask_tcp(to: SocketAddr) -> std::io::Result<(u16, SocketAddr)> {
+    let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(10))?;
+    let mut port = [0; 2];
+    stream.read_exact(&mut port)?;
+    Ok((u16::from_be_bytes(port), stream.peer_addr()?))
+}
+
+fn udp_socket(ip: IpAddr) -> UdpSocket {
+    let socket = UdpSocket::bind((ip, 0)).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    socket
+}
+
+/// The port of the server that answered, and whom the answer seems to come from.
+fn ask_udp(socket: &UdpSocket, to: SocketAddr) -> std::io::Result<(u16, SocketAddr)> {
+    socket.send_to(b"?", to)?;
+    let mut port = [0; 2];
+    let (_, from) = socket.recv_from(&mut port)?;
+    Ok((u16::from_be_bytes(port), from))
+}
+
+impl World {
+    fn new() -> Self {
+        let mut maps = Maps::open(&Pins::new(Path::new(BPF_ROOT))).unwrap();
+        let node = Node { state: NODE_UP, ..Node::default() };
+        maps.nodes.set(NODE_SELF, node, 0).unwrap();
+        maps.config.set(0, Config::default(), 0).unwrap();
+        Self { maps, next: 1 }
+    }
+
+    /// A service at this address; the indices of its backends.
+    fn serve(&mut self, at: FrontendKey, backends: &[SocketAddr]) -> Vec<u32> {
+        let mut indices = Vec::new();
+        for to in backends {
+            let backend = Backend {
+                addr: addr(to.ip()),
+                generation: self.next,
+                node: NODE_SELF,
+                port: to.port().to_be(),
+                proto: at.proto,
+                state: BACKEND_ACTIVE,
+                hash: self.next,
+            };
+            self.maps.backends.set(self.next, backend, 0).unwrap();
+            indices.push(self.next);
+            self.next += 1;
+        }
+        let ring = self.next * 16;
+        self.next += 1;
+        self.maps.write_ring(ring, &indices).unwrap();
+        let frontend = Frontend {
+            ring,
+            ring_len: indices.len() as u32,
+            service: self.next,
+            flags: FRONTEND_EXTERNAL,
+            ..Frontend::default()
+        };
+        self.maps.frontends.insert(at, frontend.sealed(&at), 0).unwrap();
+        indices
+    }
+
+    fn key(at: SocketAddr, proto: u8) -> FrontendKey {
+        FrontendKey { addr: addr(at.ip()), net: 0, port: at.port().to_be(), proto, zero: 0 }
+    }
+
+    fn set_state(&mut self, index: u32, state: u8) {
+        let backend = self.maps.backends.get(&index, 0).unwrap();
+        self.maps.backends.set(index, Backend { state, ..backend }, 0).unwrap();
+    }
+
+    fn connections(&mut self, local: IpAddr) {
+        let at = service(local, 1, 80);
+        let servers = [tcp_server(local), tcp_server(local), tcp_server(local)];
+        let indices = self.serve(Self::key(at, TCP), &servers);
+        let mut met = [0; 3];
+        for _ in 0..60 {
+            let (port, peer) = ask_tcp(at).unwrap();
+            assert_eq!(peer, at, "getpeername gives the address that was asked for");
+            met[servers.iter().position(|server| server.port() == port).unwrap()] += 1;
+        }
+        assert!(met.iter().all(|count| *count > 5), "{met:?}");
+        self.set_state(indices[0], BACKEND_DOWN);
+        self.set_state(indices[2], BACKEND_DOWN);
+        for _ in 0..20 {
+            assert_eq!(ask_tcp(at).unwrap().0, servers[1].port());
+        }
+        // What is no frontend is left alone: another port, another protocol, the backend itself.
+        let (port, peer) = ask_tcp(servers[0]).unwrap();
+        assert_eq!((port, peer), (servers[0].port(), servers[0]));
+        assert!(UdpSocket::bind((local, 0)).unwrap().send_to(b"?", at).is_err(), "no route");
+    }
+
+    fn datagrams(&mut self, local: IpAddr) {
+        let at = service(local, 2, 53);
+        let servers = [udp_server(local), udp_server(local)];
+        let indices = self.serve(Self::key(at, UDP), &servers);
+
+        // Connected: one backend for good, and recvfrom gives the service's address.
+        let connected = udp_socket(local);
+        connected.connect(at).unwrap();
+        assert_eq!(connected.peer_addr().unwrap(), at);
+        let mut port = [0; 2];
+        for _ in 0..3 {
+            connected.send(b"?").unwrap();
+            let (_, from) = connected.recv_from(&mut port).unwrap();
+            assert_eq!(from, at);
+        }
+
+        // Not connected: a socket keeps its backend from datagram to datagram; sockets differ.
+        let mut met = [0; 2];
+        for _ in 0..20 {
+            let socket = udp_socket(local);
+            let (first, from) = ask_udp(&socket, at).unwrap();
+            assert_eq!(from, at);
+            for _ in 0..5 {
+                assert_eq!(ask_udp(&socket, at).unwrap(), (first, at));
+            }
+            met[usize::from(first == servers[1].port())] += 1;
+        }
+        assert!(met.iter().all(|count| *count > 0), "{met:?}");
+
+        // Its backend goes: the next datagram moves. Directly, the server answers for itself.
+        let socket = udp_socket(local);
+        let (first, _) = ask_udp(&socket, at).unwrap();
+        let first = usize::from(first == servers[1].port());
+        self.set_state(indices[first], BACKEND_DOWN);
+        assert_eq!(ask_udp(&socket, at).unwrap(), (servers[1 - first].port(), at));
+        let other = udp_socket(local);
+        assert_eq!(ask_udp(&other, servers[0]).unwrap(), (servers[0].port(), servers[0]));
+    }
+
+    /// One socket, two services with the same two backends: the answers of each name the right one.
+    fn two_services_of_one_socket(&mut self, local: IpAddr) {
+        let (one, two) = (service(local, 3, 53), service(local, 4, 53));
+        let servers = [udp_server(local), udp_server(local)];
+        self.serve(Self::key(one, UDP), &servers);
+        self.serve(Self::key(two, UDP), &servers);
+        let mut right = 0;
+        for _ in 0..20 {
+            let socket = udp_socket(local);
+            let (first, _) = ask_udp(&socket, one).unwrap();
+            let (second, from) = ask_udp(&socket, two).unwrap();
+            assert_eq!(from, two);
+            if first != second {
+                assert_eq!(ask_udp(&socket, one).unwrap(), (first, one));
+                right += 1;
+            }
+        }
+        // Four tries in a row for a free one of two fail once in 16 times.
+        assert!(right >= 12, "{right} of 20");
+    }
+
+    fn nobody(&mut self, local: IpAddr) {
+        let at = service(local, 5, 80);
+        self.serve(Self::key(at, TCP), &[]);
+        self.serve(Self::key(at, UDP), &[]);
+        let before = self.maps.counter(Counter::RejectNoBackend).unwrap();
+        let start = Instant::now();
+        assert_eq!(ask_tcp(at).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+        assert_eq!(udp_socket(local).connect(at).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+        assert_eq!(ask_udp(&udp_socket(local), at).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+        assert!(start.elapsed() < Duration::from_secs(1), "at once");
+        assert_eq!(self.maps.counter(Counter::RejectNoBackend).unwrap(), before + 3);
+    }
+
+    /// The node port on an address of any node, not on others.
+    fn node_port(&mut self, local: IpAddr) {
+        let server = tcp_server(local);
+        let any = if local.is_ipv4() { Addr::ANY4 } else { Addr::ANY6 };
+        let key = FrontendKey { addr: any, net: 0, port: 30080u16.to_be(), proto: TCP, zero: 0 };
+        self.serve(key, &[server]);
+        for n in [6, 7] {
+            let owner = NodeAddr { node: n, kind: NODE_ADDR_UNDERLAY };
+            let node = service(local, n as u8, 30080);
+            self.maps.node_addrs.insert(addr(node.ip()), owner, 0).unwrap();
+            assert_eq!(ask_tcp(node).unwrap(), (server.port(), node));
+        }
+        assert!(ask_tcp(service(local, 8, 30080)).is_err(), "no node's address");
+    }
+
+    /// An IPv6 socket that talks to an IPv4 service by its mapped address, as dual-stack programs do.
+    fn mapped(&mut self) {
+        let local: IpAddr = "127.0.0.1".parse().unwrap();
+        let at = service(local, 9, 80);
+        let IpAddr::V4(ip) = at.ip() else { unreachable!() };
+        let mapped = SocketAddr::new(ip.to_ipv6_mapped().into(), 80);
+        let (stream, datagram) = (tcp_server(local), udp_server(local));
+        self.serve(Self::key(at, TCP), &[stream]);
+        self.serve(Self::key(at, UDP), &[datagram]);
+        assert_eq!(ask_tcp(mapped).unwrap(), (stream.port(), mapped));
+        let socket = udp_socket("::".parse().unwrap());
+        assert_eq!(ask_udp(&socket, mapped).unwrap(), (datagram.port(), mapped));
+    }
+}

@@ -42,11 +42,14 @@ pub mod idle {
     pub const UDP_ANSWERED: Duration = Duration::from_secs(180);
 }
 
-/// Whether a flow's backend is no longer what it was.
+/// Whether a flow's backend is no longer what it was. A flow of none (a pod's own connection that a service's
+/// flow made way for) has nothing to outlive.
 fn is_stale(flow: &Flow, backends: &impl Fn(u32) -> Option<Backend>) -> bool {
-    backends(flow.backend).is_none_or(|backend| {
-        backend.generation != flow.generation || !matches!(backend.state, BACKEND_ACTIVE | BACKEND_DRAINING)
-    })
+    flow.backend != 0
+        && backends(flow.backend).is_none_or(|backend| {
+            backend.generation != flow.generation
+                || !matches!(backend.state, BACKEND_ACTIVE | BACKEND_DRAINING)
+        })
 }
 
 /// How long the flow may be without a packet. `flags` are those of both directions together.
@@ -245,6 +248,13 @@ mod tests {
         let backends = |_| Some(Backend { generation: 1, state: BACKEND_ACTIVE, ..Backend::default() });
         assert!(over(&entries, 340 * SECOND, backends).is_empty());
         assert_eq!(over(&entries, 351 * SECOND, backends).len(), 2);
+    }
+
+    #[test]
+    fn a_flow_of_no_backend_has_its_time_too() {
+        let entries = flow(1, 17, CT_ANSWERED, CT_ANSWERED).map(|(key, f)| (key, Flow { backend: 0, ..f }));
+        assert!(over(&entries, 179 * SECOND, |_| None).is_empty());
+        assert_eq!(over(&entries, 182 * SECOND, |_| None).len(), 2);
     }
 
     #[test]

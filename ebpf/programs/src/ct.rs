@@ -1,7 +1,10 @@
 //! The flows. Two maps: `ct_new` (LRU) for what has not been answered, so that a flood of new flows displaces
 //! only its like; `ct` for what has. A flow moves with its first reply.
 
+use core::ffi::c_void;
+
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
+use aya_ebpf::helpers::generated::bpf_loop;
 use heddle_ebpf_common::{BACKEND_FREE, CT_ANSWERED, CT_FIN, CT_REPLY, CT_RST, Config, Counter, Flow, Tuple};
 
 use crate::maps::{self, BACKENDS, CT, CT_NEW, count};
@@ -223,31 +226,57 @@ fn occupied(reply_key: &Tuple, key: &Tuple) -> bool {
 /// free.
 #[inline(never)]
 pub fn insert(key: &Tuple, flow: &mut Flow, ports: &Ports, config: &Config) -> bool {
-    let Some(reply) = maps::mirror() else { return false };
-    let hash = random(config);
     flow.seen = coarse_now(config);
-    for i in 0..PORTS {
-        if ports.always || i > 0 {
-            let at = hash.wrapping_add(i.wrapping_mul(0x9e37_79b9));
-            let port = ports.first + ((u64::from(at) * u64::from(ports.count)) >> 32) as u32;
-            flow.to.sport = (port as u16).to_be();
-        }
-        let reply_key = flow.peer();
-        if occupied(&reply_key, key) {
-            continue;
-        }
-        seal(key, flow);
-        mirror(key, flow, CT_REPLY, reply);
-        if CT_NEW.insert(&reply_key, &*reply, BPF_NOEXIST.into()).is_err() {
-            // Ours of earlier, or another's of this very moment.
-            if occupied(&reply_key, key) || CT_NEW.insert(&reply_key, &*reply, BPF_ANY.into()).is_err() {
-                continue;
-            }
-        }
-        if CT_NEW.insert(key, &*flow, BPF_ANY.into()).is_ok() {
-            count(Counter::FlowNew);
-            return true;
+    if !ports.always && enter(key, flow) {
+        return true;
+    }
+    // Rare, so a call per port: the verifier walks through it once.
+    let mut trial =
+        Trial { key, flow, first: ports.first, count: ports.count, hash: random(config), entered: false };
+    // SAFETY: `another_port` is called with this very pointer, while `trial` lives.
+    unsafe { bpf_loop(PORTS, another_port as *mut c_void, (&raw mut trial).cast(), 0) };
+    trial.entered
+}
+
+/// Looking for a source port.
+struct Trial<'a> {
+    key: &'a Tuple,
+    flow: &'a mut Flow,
+    first: u32,
+    count: u32,
+    hash: u32,
+    entered: bool,
+}
+
+extern "C" fn another_port(i: u32, trial: *mut Trial<'_>) -> i64 {
+    // SAFETY: `insert` passes its own, exclusively.
+    let trial = unsafe { &mut *trial };
+    let at = trial.hash.wrapping_add(i.wrapping_mul(0x9e37_79b9));
+    let port = trial.first + ((u64::from(at) * u64::from(trial.count)) >> 32) as u32;
+    trial.flow.to.sport = (port as u16).to_be();
+    trial.entered = enter(trial.key, trial.flow);
+    i64::from(trial.entered)
+}
+
+/// Enters the flow as it is, unless another has the tuple of its replies.
+#[inline(never)]
+fn enter(key: &Tuple, flow: &mut Flow) -> bool {
+    let Some(reply) = maps::mirror() else { return false };
+    let reply_key = flow.peer();
+    if occupied(&reply_key, key) {
+        return false;
+    }
+    seal(key, flow);
+    mirror(key, flow, CT_REPLY, reply);
+    if CT_NEW.insert(&reply_key, &*reply, BPF_NOEXIST.into()).is_err() {
+        // Ours of earlier, or another's of this very moment.
+        if occupied(&reply_key, key) || CT_NEW.insert(&reply_key, &*reply, BPF_ANY.into()).is_err() {
+            return false;
         }
     }
-    false
+    if CT_NEW.insert(key, &*flow, BPF_ANY.into()).is_err() {
+        return false;
+    }
+    count(Counter::FlowNew);
+    true
 }

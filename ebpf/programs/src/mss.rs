@@ -5,7 +5,7 @@ use crate::packet::{Kind, Packet, SYN};
 use crate::skb::Skb;
 
 /// Options looked at. The MSS is nearly always the first.
-const OPTIONS: u32 = 12;
+const OPTIONS: u32 = 8;
 
 /// Lowers the MSS to `most`. 0: unknown, nothing is done.
 #[inline(always)]

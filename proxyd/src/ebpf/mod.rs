@@ -189,14 +189,22 @@ impl Ebpf {
         Ok(())
     }
 
-    /// Attaches the pods' programs to veths that do not have them: those that were made while no daemon had
+    /// Attaches the pods' programs to veths (and to the bridges that veths are ports of) that do not have them: those that were made while no daemon had
     /// pinned its programs, or by another plugin. `all`: looks at every one again.
     fn attach_pods(&mut self, all: bool) -> Result<(), Error> {
         let links = link::list(&mut self.netlink)?;
         let pods: BTreeMap<u32, String> = links
-            .into_iter()
+            .iter()
             .filter(|link| link.name.starts_with(POD_PREFIX) && link.kind.as_deref() == Some("veth"))
-            .map(|link| (link.index, link.name))
+            .map(|link| {
+                // Pods on a bridge are reached by the bridge; so is the program that looks at what they send to
+                // others than each other.
+                let bridge = |other: &&link::Link| {
+                    Some(other.index) == link.master && other.kind.as_deref() == Some("bridge")
+                };
+                links.iter().find(bridge).unwrap_or(link)
+            })
+            .map(|link| (link.index, link.name.clone()))
             .collect();
         let gone = self.pods.len();
         self.pods.retain(|index| pods.contains_key(index));

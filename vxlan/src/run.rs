@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context as _;
 use heddle_daemon::Failure;
 use heddle_daemon::run_dir::Instance;
 use heddle_daemon::signal::Stop;
@@ -40,7 +39,7 @@ pub fn run(cli: &Cli) -> Result<(), Failure> {
         .worker_threads(2)
         .enable_all()
         .build()
-        .context("cannot start the runtime")?;
+        .map_err(|error| Failure::runtime(format!("cannot start the runtime: {error}")))?;
     let instance = Instance::take(&options.run_dir, "vxland", || {
         tracing::info!("another vxland runs on this node: waiting for it to end");
     })?;

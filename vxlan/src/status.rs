@@ -49,6 +49,8 @@ pub struct Status {
     pub handed_off: bool,
     /// What is not as it should be. Empty: all is well.
     pub wrong: Vec<String>,
+    /// What cannot be seen from here, and may be wrong.
+    pub unclear: Vec<String>,
 }
 
 /// Another node.
@@ -144,6 +146,7 @@ pub fn status(places: &Places) -> Result<Status, Failure> {
         sysctl: Record::read(&places.run_dir)?,
         handed_off: observed.conflist.is_some(),
         wrong: Vec::new(),
+        unclear: Vec::new(),
         device,
     };
     match Report::read(&places.run_dir)? {
@@ -188,7 +191,9 @@ fn compare(
         let why = report.failed.get(&step.part().to_string());
         status.wrong.push(why.map_or(wrong.clone(), |why| format!("{wrong}: {why}")));
     }
-    status.wrong.extend(firewall::findings(&wanted.state, &status.device));
+    let filter = firewall::findings(&wanted.state, &status.device);
+    status.wrong.extend(filter.missing);
+    status.unclear = filter.unclear;
 }
 
 fn peers(report: &Report, observed: &KernelState, wanted: &KernelState) -> Vec<Peer> {
@@ -298,10 +303,10 @@ pub fn text(status: &Status) -> String {
         out.push('\n');
         out.push_str(&table(&status.peers));
     }
-    if !status.wrong.is_empty() {
-        out.push_str("\nwrong:\n");
-        for wrong in &status.wrong {
-            let _ = writeln!(out, "  - {wrong}");
+    for (head, list) in [("wrong", &status.wrong), ("unclear", &status.unclear)] {
+        if !list.is_empty() {
+            let _ = writeln!(out, "\n{head}:");
+            list.iter().for_each(|what| out.push_str(&format!("  - {what}\n")));
         }
     }
     out
@@ -406,11 +411,12 @@ mod tests {
             sysctl: Record::default(),
             handed_off: true,
             wrong: vec!["something".into()],
+            unclear: vec!["something else".into()],
         };
         let text = text(&status);
         assert!(text.starts_with("heddle.1  up  vni 1  port 8472  mtu 1450  mac 02:"), "{text}");
         assert!(text.contains("node n1  underlay 192.168.77.1 dev eth0  pods 10.244.1.0/24 fd00:10:244:1::/64  daemon ready (pid 7)"), "{text}");
-        assert!(text.ends_with("wrong:\n  - something\n"), "{text}");
+        assert!(text.ends_with("\nwrong:\n  - something\n\nunclear:\n  - something else\n"), "{text}");
         let json = serde_json::to_value(&status).unwrap();
         assert_eq!(json["kernel"]["mtu"], 1450);
         assert_eq!(json["peers"][0]["ranges"][1]["route"], "ok");

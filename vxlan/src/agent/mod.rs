@@ -122,7 +122,7 @@ impl Overlay {
             self.filtered.as_ref().filter(|last| last.routes == state.routes && last.at.elapsed() < FRESH);
         let findings = match fresh {
             Some(last) => last.findings.clone(),
-            None => firewall::findings(state, &self.device),
+            None => firewall::findings(state, &self.device).missing,
         };
         if fresh.is_none() {
             let (at, routes) = (Instant::now(), state.routes.clone());

@@ -77,17 +77,29 @@ pub fn missing(nft: &mut Nft, desired: &KernelState, device: &str) -> Result<Vec
     Ok(found)
 }
 
-/// What the packet filter of this network namespace does to pods, in words. Nothing: it lets them through,
-/// or the kernel has none.
-pub fn findings(desired: &KernelState, device: &str) -> Vec<String> {
-    let read = Nft::open().and_then(|mut nft| missing(&mut nft, desired, device));
-    let mut findings: Vec<String> = match read {
-        Ok(missing) => missing.iter().map(ToString::to_string).collect(),
-        Err(error) => vec![format!("whether forwarded packets of pods are dropped is not known: {error}")],
-    };
+/// What the packet filter of this network namespace does to pods, in words.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Findings {
+    /// Each drops packets of pods, and names the rule that would not.
+    pub missing: Vec<String>,
+    /// What could not be read, and may drop them or not.
+    pub unclear: Vec<String>,
+}
+
+/// Reads the packet filter. Nothing is missing where the kernel has none.
+pub fn findings(desired: &KernelState, device: &str) -> Findings {
+    let mut findings = Findings::default();
+    match Nft::open().and_then(|mut nft| missing(&mut nft, desired, device)) {
+        Ok(missing) => findings.missing = missing.iter().map(ToString::to_string).collect(),
+        Err(error) => {
+            findings
+                .unclear
+                .push(format!("whether nf_tables drops forwarded packets of pods is not known: {error}"));
+        }
+    }
     for (path, program) in [(LEGACY4, "iptables"), (LEGACY6, "ip6tables")] {
         if std::fs::read_to_string(path).is_ok_and(|names| names.lines().any(|name| name == "filter")) {
-            findings.push(format!(
+            findings.unclear.push(format!(
                 "the old {program} has a filter table, which cannot be read here: if `{program}-legacy -S FORWARD` \
                  shows the policy DROP, pods need rules there that accept them"
             ));

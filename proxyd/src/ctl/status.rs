@@ -50,7 +50,8 @@ pub struct BackendStatus {
     pub state: &'static str,
     /// `None`: no node of ours.
     pub node: Option<NodeName>,
-    /// How traffic from outside gets there from this node: `local`, `tunnel`, `snat`.
+    /// How what this node sends there gets there: `local`; `overlay`: as from pod to pod; `tunnel`: the client's
+    /// own packet through the overlay; `snat`: with an address of this node as its source.
     pub by: &'static str,
 }
 
@@ -89,7 +90,7 @@ pub fn status(bpf_root: &Path) -> Result<Status, Error> {
             counters: BTreeMap::new(),
         });
     };
-    let remote = if view.config.remote == REMOTE_SNAT { "snat" } else { "tunnel" };
+    let ways = Ways { tunnel: view.config.remote != REMOTE_SNAT, overlay: view.config.vxlan_ifindex != 0 };
     let hook = |link: &heddle_bpf::PinnedLink| {
         let is_cgroup = link.place.bytes().all(|byte| byte.is_ascii_digit());
         let at = if is_cgroup { format!("cgroup {}", link.place) } else { link.place.clone() };
@@ -101,8 +102,8 @@ pub fn status(bpf_root: &Path) -> Result<Status, Error> {
     Ok(Status {
         mode: Some("ebpf"),
         node: table.local.clone(),
-        remote: Some(remote),
-        frontends: table.frontends.iter().map(|(at, f)| frontend(table, remote, at, f)).collect(),
+        remote: Some(if ways.tunnel { "tunnel" } else { "snat" }),
+        frontends: table.frontends.iter().map(|(at, f)| frontend(table, ways, at, f)).collect(),
         nodes: table
             .nodes
             .iter()
@@ -119,24 +120,39 @@ pub fn status(bpf_root: &Path) -> Result<Status, Error> {
     })
 }
 
-fn frontend(
-    table: &ServiceTable,
-    remote: &'static str,
-    at: &FrontendAddr,
-    frontend: &Frontend,
-) -> FrontendStatus {
+fn frontend(table: &ServiceTable, ways: Ways, at: &FrontendAddr, frontend: &Frontend) -> FrontendStatus {
     let name = Some(frontend.name.clone()).filter(|name| !name.is_empty());
-    let backends = frontend.backends.iter().map(|b| backend(table, remote, b)).collect();
+    let backend = |b| backend(b, ways.of(table, at, frontend.external, b));
+    let backends = frontend.backends.iter().map(backend).collect();
     FrontendStatus { address: at.to_string(), name, external: frontend.external, backends }
 }
 
-fn backend(table: &ServiceTable, remote: &'static str, backend: &Backend) -> BackendStatus {
-    let by = match &backend.node {
-        Some(name) if Some(name) == table.local.as_ref() => "local",
-        Some(name) if table.nodes.get(name).is_some_and(|node| node.mac.is_some()) => remote,
-        // No node of ours, or one without the overlay: no tunnel leads there.
-        _ => "snat",
-    };
+/// The ways that lead from this node to others.
+#[derive(Clone, Copy, Debug)]
+struct Ways {
+    /// `--remote tunnel`.
+    tunnel: bool,
+    /// This node has the overlay's device.
+    overlay: bool,
+}
+
+impl Ways {
+    fn of(self, table: &ServiceTable, at: &FrontendAddr, external: bool, backend: &Backend) -> &'static str {
+        if backend.node.is_some() && backend.node == table.local {
+            return "local";
+        }
+        let Some(node) = backend.node.as_ref().and_then(|name| table.nodes.get(name)) else { return "snat" };
+        let reached = self.overlay && node.mac.is_some();
+        match external {
+            // The address that the client used must tell the other node which node it was.
+            true if reached && self.tunnel && at.is_node_port() => "tunnel",
+            false if reached && !node.addresses.contains(&backend.ip) => "overlay",
+            _ => "snat",
+        }
+    }
+}
+
+fn backend(backend: &Backend, by: &'static str) -> BackendStatus {
     BackendStatus {
         address: std::net::SocketAddr::new(backend.ip, backend.port).to_string(),
         state: match backend.state {
@@ -243,7 +259,8 @@ mod tests {
             nodes: (1..=3).map(|n| (name(n), node(n, n < 3))).collect(),
             local: Some(name(1)),
         };
-        let frontends = table.frontends.iter().map(|(at, f)| frontend(&table, "tunnel", at, f)).collect();
+        let ways = Ways { tunnel: true, overlay: true };
+        let frontends = table.frontends.iter().map(|(at, f)| frontend(&table, ways, at, f)).collect();
         Status {
             mode: Some("ebpf"),
             node: table.local.clone(),

@@ -3,6 +3,7 @@
 //! Every scenario about packets runs on nodes without a default route, with `ct state invalid drop` and policy
 //! DROP in FORWARD; those of [`everywhere`] with every value of rp_filter.
 
+mod bridged;
 mod churn;
 mod everywhere;
 mod large;

@@ -24,6 +24,12 @@ fn proxy_status_tells_without_a_daemon_and_cleanup_leaves_nothing() -> Result<()
     let by: Vec<_> = list(&web["backends"]).iter().map(|b| (&b["node"], &b["by"], &b["state"])).collect();
     let (tunnel, active) = ("tunnel".into(), "active".into());
     assert_eq!(by, [(&"n1".into(), &tunnel, &active), (&"n2".into(), &tunnel, &active)]);
+    let by = |address: &str| {
+        let found = list(&said["frontends"]).iter().find(|f| f["address"] == address);
+        found.map(|f| f["backends"][0]["by"].clone())
+    };
+    assert_eq!(by("10.96.0.10:80/tcp"), Some("overlay".into()));
+    assert_eq!(by("10.96.0.12:80/tcp"), Some("snat".into()), "a process of another node");
     assert!(said["counters"]["flow_new"].as_u64() >= Some(10), "{}", said["counters"]);
     for hook in ["connect4", "underlay_in", "underlay_out", "overlay_in", "pod"] {
         assert!(list(&said["hooks"]).iter().any(|h| h["program"] == hook), "{hook}: {}", said["hooks"]);

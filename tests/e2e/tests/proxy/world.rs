@@ -9,7 +9,7 @@ use heddle_lab::{
     Ask, Backend, Builder, Cluster, Cmd, Endpoint, Error, Firewall, Lab, Place, Plan, Pod, Proto, Reply,
     Result, Server, Service, bin, eventually,
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// A service of the setting: its ClusterIP is number `number`, its node port 30000 + `number`, TCP and UDP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,6 +107,25 @@ impl World {
             node.run("mkdir /sys/fs/cgroup/nobody")?;
         }
         let plan = Plan::default().proxyd_arg("--cgroup-root").proxyd_arg("/sys/fs/cgroup/nobody");
+        Self::on(Cluster::on(lab, plan)?)
+    }
+
+    /// The pods of a node share a bridge, and no socket hook sees any process.
+    pub fn start_bridged(builder: Builder) -> Result<Self> {
+        let lab = builder.build()?;
+        for node in lab.nodes() {
+            lab.manifests().node(node)?;
+            node.run("mkdir /sys/fs/cgroup/nobody /run/elsewhere")?;
+            let ranges: Vec<_> = node.pod_ranges().iter().map(|range| json!([{ "subnet": range }])).collect();
+            let ipam = json!({ "type": "host-local", "ranges": ranges, "routes": [{ "dst": "0.0.0.0/0" }, { "dst": "::/0" }] });
+            let plugin = json!({ "type": "heddle", "mode": "bridge", "bridge": "pods0", "isGateway": true, "mtu": 1430, "ipam": ipam });
+            node.write_conflist(
+                &json!({ "cniVersion": "1.0.0", "name": "heddle", "plugins": [plugin] }).to_string(),
+            )?;
+        }
+        let plan =
+            ["--cgroup-root", "/sys/fs/cgroup/nobody"].into_iter().fold(Plan::default(), Plan::proxyd_arg);
+        let plan = ["--cni-conf-dir", "/run/elsewhere"].into_iter().fold(plan, Plan::vxland_arg);
         Self::on(Cluster::on(lab, plan)?)
     }
 

@@ -11,6 +11,7 @@ use heddle_netlink::nft::expr::{Sender, ethertype, icmp6, iifname, sender_in, se
 use heddle_netlink::nft::{Base, Batch, Expr, Family, Hook, Nft, Rule, SetKey, Verdict, priority};
 use ipnetwork::Ipv6Network;
 
+use crate::conf::Mode;
 use crate::spec::Failure;
 use crate::veth::{PREFIX, Pair};
 
@@ -34,11 +35,22 @@ const REDIRECT: u8 = 137;
 ///
 /// It stays when the last pod goes: it costs nothing, and an ADD that runs beside that DEL relies on it.
 pub fn ensure() -> Result<(), Failure> {
-    let spoofed = [iifname(&pods()), source_is_spoofed()];
-    let rule = Rule::new("a pod sends from its own addresses", spoofed, Verdict::Drop);
     let base = Base::filter(Hook::Prerouting, priority::RAW);
-    Nft::open()?.ensure_chain(Family::Inet, TABLE, CHAIN, &base, &[rule])?;
+    Nft::open()?.ensure_chain(Family::Inet, TABLE, CHAIN, &base, &[routed_rule()])?;
     Ok(())
+}
+
+fn routed_rule() -> Rule {
+    Rule::new("a pod sends from its own addresses", [iifname(&pods()), source_is_spoofed()], Verdict::Drop)
+}
+
+/// Whether the rules of a mode are there.
+pub fn is_there(mode: &Mode) -> Result<bool, Failure> {
+    let mut nft = Nft::open()?;
+    Ok(match mode {
+        Mode::Ptp => nft.holds(Family::Inet, TABLE, CHAIN, &[routed_rule()])?,
+        Mode::Bridge(_) => nft.holds(Family::Bridge, TABLE, CHAIN, &bridge_rules()?)?,
+    })
 }
 
 /// Makes sure of the rules for bridges, and of this pod's place in their sets. To be called before the pod can

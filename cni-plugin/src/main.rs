@@ -87,6 +87,12 @@ fn run(command: &str, version: &mut Version) -> Result<Option<Value>, Failure> {
     let environment = Environment::parse(command, variable)?;
     let object = spec::json::object(&input?)?;
     *version = read_version(&object)?;
+    if *version < command.since() {
+        return Err(Failure::new(
+            code::INCOMPATIBLE_VERSION,
+            format!("cniVersion {version} does not have this command; it came with {}", command.since()),
+        ));
+    }
     match (command, environment) {
         (Command::Add, Some(environment)) => {
             let conf = Conf::new(&object, *version)?;
@@ -103,9 +109,10 @@ fn run(command: &str, version: &mut Version) -> Result<Option<Value>, Failure> {
             cmd::del::del(&environment, &Place::new(&object)?).map(|()| None)
         }
         (Command::Status, _) => cmd::status::status(&Conf::new(&object, *version)?).map(|()| None),
-        (Command::Check | Command::Gc, _) => {
-            Err(Failure::new(code::INVALID_ENVIRONMENT, "CNI_COMMAND: CHECK and GC are not built yet"))
+        (Command::Check, Some(environment)) => {
+            cmd::check::check(&environment, &Conf::new(&object, *version)?, &object).map(|()| None)
         }
+        (Command::Gc, _) => cmd::gc::gc(&object, &Place::new(&object)?).map(|()| None),
         _ => Err(Failure::new(code::INTERNAL, "a command without its parameters")),
     }
 }

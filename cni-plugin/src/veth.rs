@@ -42,6 +42,15 @@ impl Pair {
         }
     }
 
+    /// Who the mark of a complete pair of this network says that it belongs to.
+    pub fn owner_of(network: &Network, mark: &str) -> Option<Owner> {
+        let mut words = mark.split(' ');
+        if words.next()? != network.as_str() {
+            return None;
+        }
+        Owner::new(words.next()?, words.next()?).ok()
+    }
+
     /// Creates the pair, the pod's side directly in its namespace. Both sides are down.
     pub fn create(&self, host: &mut Socket, pod_ns: &NetNs, mtu: Option<u32>) -> Result<(), Failure> {
         let near = VethEnd { name: &self.host, mac: Some(self.host_mac), mtu, ns: None };

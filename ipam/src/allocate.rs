@@ -196,6 +196,19 @@ impl Locked<'_> {
         sets.iter().enumerate().try_for_each(|(n, set)| self.choose(n, set).map(drop))
     }
 
+    /// Everybody who holds anything. Reads all leases. What is no lease of an interface has no owner.
+    pub fn owners(&self) -> Result<HashSet<Owner>> {
+        let mut owners = HashSet::new();
+        for (_, ip) in self.addresses()? {
+            if let Lease::Held(content) = self.lease(ip)
+                && let Some((container, ifname)) = content.split_once("\r\n")
+            {
+                owners.extend(Owner::new(container, ifname));
+            }
+        }
+        Ok(owners)
+    }
+
     /// What `owner` holds.
     pub fn held(&self, owner: &Owner) -> Result<Vec<IpAddr>> {
         let ips = match self.noted(owner) {

@@ -44,7 +44,8 @@ fn take_back(environment: &Environment, conf: &Conf, pair: &Pair, host: &mut Soc
     drop(store.lock(PATIENCE).and_then(|locked| locked.release(&environment.owner)));
 }
 
-fn open_namespace(path: &Path) -> Result<NetNs, Failure> {
+/// The pod's namespace, which must not be the host's.
+pub fn open_namespace(path: &Path) -> Result<NetNs, Failure> {
     let ns = NetNs::open(path).map_err(|error| {
         let code = if error.not_found() { code::UNKNOWN_CONTAINER } else { code::INVALID_ENVIRONMENT };
         Failure::new(code, format!("CNI_NETNS: {error}"))

@@ -1,7 +1,9 @@
 //! The commands of the specification.
 
 pub mod add;
+pub mod check;
 pub mod del;
+pub mod gc;
 pub mod status;
 
 use std::time::Duration;

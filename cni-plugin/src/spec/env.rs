@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use heddle_ipam::Owner;
 use heddle_netlink::link;
 
-use super::{Failure, code};
+use super::{Failure, Version, code};
 
 /// What is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +38,15 @@ impl Command {
                 ));
             }
         })
+    }
+
+    /// The version of the specification that the command came with.
+    pub const fn since(self) -> Version {
+        match self {
+            Self::Add | Self::Del | Self::Version => Version::V0_1_0,
+            Self::Check => Version::V0_4_0,
+            Self::Gc | Self::Status => Version::V1_1_0,
+        }
     }
 
     /// The variables that the command cannot do without.

@@ -328,6 +328,12 @@ impl Nft {
         sequence
     }
 
+    /// Whether the chain holds exactly `rules`.
+    pub fn holds(&mut self, family: Family, table: &str, chain: &str, rules: &[Rule]) -> Result<bool> {
+        let listed = self.rules(family, table, Some(chain))?;
+        Ok(listed.iter().map(|rule| rule.comment.clone()).eq(rules.iter().map(Rule::tag)))
+    }
+
     /// Makes the chain hold exactly `rules`, in one transaction, and only if it does not already. Safe
     /// against others who do the same at the same moment. Returns whether anything had to be done.
     pub fn ensure_chain(
@@ -340,11 +346,8 @@ impl Nft {
     ) -> Result<bool> {
         let present = self.chain(family, table, chain)?;
         let fits = present.as_ref().is_some_and(|present| present.base.as_ref() == Some(base));
-        if fits {
-            let listed = self.rules(family, table, Some(chain))?;
-            if listed.iter().map(|rule| rule.comment.clone()).eq(rules.iter().map(Rule::tag)) {
-                return Ok(false);
-            }
+        if fits && self.holds(family, table, chain, rules)? {
+            return Ok(false);
         }
         let mut batch = Batch::new();
         batch.add_table(family, table);

@@ -7,6 +7,7 @@
 
 mod bench;
 mod bridge;
+mod check;
 mod crash;
 mod input;
 mod ptp;

@@ -31,9 +31,8 @@ pub fn cleanup(places: &Places) -> Cleanup {
     if let Err(error) = kernel(places, &mut done) {
         done.failed.push(error.to_string());
     }
-    match spoofing_rule() {
-        Ok(true) => done.removed.push(format!("nftables chain inet {TABLE} {CHAIN}")),
-        Ok(false) => {}
+    match plugin_rules() {
+        Ok(removed) => done.removed.extend(removed),
         Err(error) => done.failed.push(error.to_string()),
     }
     match forwarding::restore(&places.run_dir) {
@@ -67,31 +66,35 @@ fn kernel(places: &Places, done: &mut Cleanup) -> Result<(), kernel::ApplyError>
     Ok(())
 }
 
-/// Where the CNI plugin keeps the one rule that it has for all pods.
+/// Where the CNI plugin keeps the rules by which pods send only in their own name, for routed pods and for
+/// those on a bridge.
 const TABLE: &str = "heddle";
 const CHAIN: &str = "spoofing";
 
-/// Removes the plugin's rule, which outlives its pods, when there are none any more: nobody else will. Returns
-/// whether it was there.
-fn spoofing_rule() -> heddle_netlink::Result<bool> {
+/// Removes the plugin's rules, which outlive its pods, when there are none any more: nobody else will. Returns
+/// what was there.
+fn plugin_rules() -> heddle_netlink::Result<Vec<String>> {
     if link::list(&mut Socket::open()?)?.iter().any(|link| link.name.starts_with(POD_PREFIX)) {
-        return Ok(false);
+        return Ok(Vec::new());
     }
     let mut nft = Nft::open()?;
-    let in_table = |chain: &ListedChain| chain.family == Family::Inet && chain.table == TABLE;
-    let chains: Vec<String> = nft.chains()?.into_iter().filter(in_table).map(|chain| chain.name).collect();
-    if !chains.iter().any(|name| name == CHAIN) {
-        return Ok(false);
-    }
-    let mut batch = Batch::new();
-    if chains.len() == 1 {
-        batch.delete_table(Family::Inet, TABLE);
-    } else {
-        batch.flush_chain(Family::Inet, TABLE, CHAIN);
-        batch.delete_chain(Family::Inet, TABLE, CHAIN);
+    let (mut batch, mut removed) = (Batch::new(), Vec::new());
+    let all = nft.chains()?;
+    for family in [Family::Inet, Family::Bridge] {
+        let ours = |chain: &&ListedChain| chain.family == family && chain.table == TABLE;
+        let chains: Vec<&str> = all.iter().filter(ours).map(|chain| chain.name.as_str()).collect();
+        match chains.as_slice() {
+            [CHAIN] => batch.delete_table(family, TABLE),
+            chains if chains.contains(&CHAIN) => {
+                batch.flush_chain(family, TABLE, CHAIN);
+                batch.delete_chain(family, TABLE, CHAIN);
+            }
+            _ => continue,
+        }
+        removed.push(format!("nftables chain {family} {TABLE} {CHAIN}"));
     }
     nft.commit(&batch)?;
-    Ok(true)
+    Ok(removed)
 }
 
 /// What was done as people read it.
@@ -102,5 +105,39 @@ pub fn text(cleanup: &Cleanup) -> String {
         "there was nothing to remove\n".to_owned()
     } else {
         text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use heddle_netlink::NetNs;
+    use heddle_netlink::link::VethEnd;
+
+    use super::*;
+
+    #[test]
+    fn the_plugins_rules_go_with_the_last_pod_and_others_stay() {
+        let ns = NetNs::create().unwrap();
+        ns.run(|| {
+            let mut batch = Batch::new();
+            for (family, chains) in
+                [(Family::Inet, &["spoofing", "other"][..]), (Family::Bridge, &["spoofing"])]
+            {
+                batch.add_table(family, TABLE);
+                chains.iter().for_each(|chain| batch.add_chain(family, TABLE, chain, None));
+            }
+            Nft::open().unwrap().commit(&batch).unwrap();
+            let (near, far) =
+                (VethEnd { name: "hdl0", ..VethEnd::default() }, VethEnd { name: "b", ..VethEnd::default() });
+            link::create_veth(&mut Socket::open().unwrap(), &near, &far).unwrap();
+            assert_eq!(plugin_rules().unwrap(), [""; 0], "there is a pod");
+            link::delete_by_name(&mut Socket::open().unwrap(), "b").unwrap();
+            let removed = ["nftables chain inet heddle spoofing", "nftables chain bridge heddle spoofing"];
+            assert_eq!(plugin_rules().unwrap(), removed);
+            assert_eq!(plugin_rules().unwrap(), [""; 0]);
+            let left = Nft::open().unwrap().chains().unwrap();
+            assert_eq!(left.iter().map(|chain| chain.name.as_str()).collect::<Vec<_>>(), ["other"]);
+        })
+        .unwrap();
     }
 }

@@ -191,14 +191,11 @@ impl Locked<'_> {
     /// Notes the address that range set `n` gave last. Only the order of giving depends on it.
     pub(crate) fn set_last(&self, n: usize, ip: IpAddr) -> Result<()> {
         let name = format!("last_reserved_ip.{n}");
-        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_TRUNC | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
-        openat(&self.store.dir, name.as_str(), flags, Mode::from_bits_truncate(0o644))
-            .map_err(|errno| self.failed("write", &name, errno))
-            .and_then(|file| {
-                File::from(file)
-                    .write_all(ip.to_string().as_bytes())
-                    .map_err(|source| Error::io("write", self.store.path.join(&name), source))
-            })
+        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
+        let file = openat(&self.store.dir, name.as_str(), flags, Mode::from_bits_truncate(0o644))
+            .map_err(|errno| self.failed("write", &name, errno))?;
+        overwrite(File::from(file), ip.to_string().as_bytes())
+            .map_err(|source| Error::io("write", self.store.path.join(&name), source))
     }
 
     /// What `owner` was given, as far as our own notes say; `None` if they say nothing. The leases are
@@ -309,6 +306,16 @@ fn create(dir: &OwnedFd, name: &str, content: &[u8], mode: u32, durable: bool) -
         nix::unistd::fsync(dir)?;
     }
     Ok(true)
+}
+
+/// Replaces the content of a file in place. Emptying it first would be simpler and cost 2 ms: ext4 writes a file
+/// that was emptied to disk at once.
+fn overwrite(mut file: File, content: &[u8]) -> std::io::Result<()> {
+    file.write_all(content)?;
+    if file.metadata()?.len() > content.len() as u64 {
+        file.set_len(content.len() as u64)?;
+    }
+    Ok(())
 }
 
 /// Deletes a file; it need not be there.

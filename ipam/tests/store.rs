@@ -259,10 +259,14 @@ fn fault_048_a_reboot_frees_our_leases_and_only_ours() {
 #[test]
 fn fault_049_the_last_address_may_be_missing_or_nonsense() {
     let bench = Bench::new(SMALL);
-    for (n, content) in ["", "garbage", "10.9.9.9", "fd00::1", "10.1.0.6"].into_iter().enumerate() {
+    for (n, content) in
+        ["", "garbage, and a lot of it", "10.9.9.9", "fd00::1", "10.1.0.6"].into_iter().enumerate()
+    {
         drop(bench.store("boot-1").lock(PATIENCE).unwrap());
         fs::write(bench.path("last_reserved_ip.0"), content).unwrap();
         assert_eq!(bench.add(&format!("c{n}")).unwrap(), ["10.1.0.2/29"], "{content:?}");
+        let noted = fs::read_to_string(bench.path("last_reserved_ip.0")).unwrap();
+        assert_eq!(noted, "10.1.0.2", "in place of something longer or shorter");
         bench.del(&format!("c{n}"));
     }
 }

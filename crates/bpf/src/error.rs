@@ -11,8 +11,6 @@ pub enum Error {
     Pin { operation: &'static str, path: PathBuf, source: io::Error },
     #[error("{path} is no BPF file system (mount one: mount -t bpf bpf {path})")]
     NotBpffs { path: PathBuf },
-    #[error("refusing {path}: owner {uid}, mode {mode:o}; only root may be able to write there")]
-    Untrusted { path: PathBuf, uid: u32, mode: u32 },
     #[error("cannot load the eBPF object: {}", chain(source))]
     Load { source: Box<aya::EbpfError> },
     #[error("cannot load eBPF program {name}: {}", chain(source))]

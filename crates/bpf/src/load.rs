@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 
 use aya::EbpfLoader;
 use aya::maps::{MapData, MapType};
@@ -91,8 +92,9 @@ impl Spec {
     /// The reason why the map that is pinned cannot be ours, if it is there and there is one.
     fn mismatch(&self, pins: &Pins) -> Option<String> {
         let path = pins.map(self.name);
-        if !path.exists() {
-            return None;
+        let meta = fs::symlink_metadata(&path).ok()?;
+        if meta.uid() != 0 {
+            return Some(format!("map {} belongs to user {}", self.name, meta.uid()));
         }
         let info = match MapData::from_pin(&path).and_then(|map| map.info()) {
             Ok(info) => info,

@@ -1,8 +1,8 @@
 //! The directory of what is pinned.
 
-use std::fs;
+use std::fs::{self, Permissions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use heddle_ebpf_common::LAYOUT_VERSION;
@@ -48,14 +48,13 @@ impl Pins {
         self.links().join(format!("{program}-{}", place.replace('.', ":")))
     }
 
-    /// Is anything pinned there by a daemon of this layout, in a directory that we may trust?
-    ///
-    /// # Errors
-    /// The directory is there and others than root can write to it.
+    /// Is anything pinned there by a daemon of this layout, in a directory that only root can write to? What
+    /// others have planted is as good as nothing.
     pub fn exist(&self) -> Result<bool> {
         for dir in [self.ours(), self.dir()] {
             match fs::symlink_metadata(&dir) {
-                Ok(meta) => trust(&dir, &meta)?,
+                Ok(meta) if is_ours(&meta) && meta.mode() & 0o022 == 0 => {}
+                Ok(_) => return Ok(false),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
                 Err(source) => return Err(Error::Pin { operation: "look at", path: dir, source }),
             }
@@ -63,7 +62,8 @@ impl Pins {
         Ok(true)
     }
 
-    /// Makes the directories (0700), or checks those that are there.
+    /// Makes the directories (0700). One that is there and not root's is removed with all that is in it: a BPF
+    /// file system is often writable for everybody.
     pub fn create(&self) -> Result<()> {
         let stat = statfs(&self.bpf_root).map_err(|errno| Error::Pin {
             operation: "look at",
@@ -75,18 +75,17 @@ impl Pins {
         }
         for dir in [self.ours(), self.dir(), self.dir().join("maps"), self.dir().join("progs"), self.links()]
         {
-            match fs::DirBuilder::new().mode(0o700).create(&dir) {
-                Ok(()) => {}
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                    let meta = fs::symlink_metadata(&dir).map_err(|source| Error::Pin {
-                        operation: "look at",
-                        path: dir.clone(),
-                        source,
-                    })?;
-                    trust(&dir, &meta)?;
+            let fail = |operation, source| Error::Pin { operation, path: dir.clone(), source };
+            if let Ok(meta) = fs::symlink_metadata(&dir) {
+                if is_ours(&meta) {
+                    fs::set_permissions(&dir, Permissions::from_mode(0o700))
+                        .map_err(|source| fail("take from others the right to write to", source))?;
+                    continue;
                 }
-                Err(source) => return Err(Error::Pin { operation: "create", path: dir, source }),
+                let removed = if meta.is_dir() { fs::remove_dir_all(&dir) } else { fs::remove_file(&dir) };
+                removed.map_err(|source| fail("remove what is not root's:", source))?;
             }
+            fs::DirBuilder::new().mode(0o700).create(&dir).map_err(|source| fail("create", source))?;
         }
         Ok(())
     }
@@ -111,11 +110,9 @@ impl Pins {
     }
 }
 
-fn trust(path: &Path, meta: &fs::Metadata) -> Result<()> {
-    if meta.is_dir() && meta.uid() == 0 && meta.mode() & 0o022 == 0 {
-        return Ok(());
-    }
-    Err(Error::Untrusted { path: path.to_owned(), uid: meta.uid(), mode: meta.mode() & 0o7777 })
+/// A directory of root's.
+fn is_ours(meta: &fs::Metadata) -> bool {
+    meta.is_dir() && meta.uid() == 0
 }
 
 /// The paths in a directory, sorted; none if it is not there.

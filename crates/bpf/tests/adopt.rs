@@ -2,13 +2,11 @@
 //! file system of its own.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::thread;
 
-use heddle_bpf::{
-    Attached, Datapath, Error, Opened, Pins, Sizes, SocketHook, TcHook, attach_pod, detach_pod, sys,
-};
+use heddle_bpf::{Attached, Datapath, Opened, Pins, Sizes, SocketHook, TcHook, attach_pod, detach_pod, sys};
 use heddle_ebpf_common::{Frontend, FrontendKey};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
@@ -102,13 +100,27 @@ fn maps_of_another_size_are_not_used() {
 }
 
 #[test]
-fn a_directory_that_others_can_write_is_refused() {
+fn what_others_have_planted_is_not_used() {
     alone(|root| {
-        std::fs::create_dir(root.join("heddle")).unwrap();
-        std::fs::set_permissions(root.join("heddle"), PermissionsExt::from_mode(0o777)).unwrap();
-        let error = Datapath::open(Pins::new(root), &SMALL).unwrap_err();
-        assert!(matches!(error, Error::Untrusted { .. }), "{error}");
-        assert!(matches!(attach_pod(root, "lo", LO), Err(Error::Untrusted { .. })));
+        let dir = root.join("heddle");
+        let mode = |dir: &Path| std::fs::metadata(dir).unwrap().permissions().mode() & 0o7777;
+        // Root's, but open to all: closed.
+        std::fs::create_dir(&dir).unwrap();
+        std::fs::set_permissions(&dir, PermissionsExt::from_mode(0o777)).unwrap();
+        assert!(!attach_pod(root, "lo", LO).unwrap());
+        drop(Datapath::open(Pins::new(root), &SMALL).unwrap());
+        assert_eq!(mode(&dir), 0o700);
+        // A map of somebody else's: replaced, and all with it.
+        let map = Pins::new(root).map("nodes");
+        chown(&map, Some(1000), None).unwrap();
+        let again = Datapath::open(Pins::new(root), &SMALL).unwrap();
+        assert!(matches!(&again.opened, Opened::Rebuilt(reason) if reason.contains("user 1000")));
+        // The directory is somebody else's: removed.
+        chown(&dir, Some(1000), None).unwrap();
+        assert!(!attach_pod(root, "lo", LO).unwrap(), "without proxyd ADD succeeds");
+        let again = Datapath::open(Pins::new(root), &SMALL).unwrap();
+        assert_eq!((again.opened.clone(), mode(&dir)), (Opened::Fresh, 0o700));
+        assert!(attach_pod(root, "lo", LO).unwrap());
     });
 }
 

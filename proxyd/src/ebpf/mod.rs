@@ -33,6 +33,7 @@ use heddle_ebpf_common::{Config, Counter};
 use heddle_model::{Plan, ServiceTable};
 use heddle_netlink::{NetNs, Socket, link, sysctl};
 use kernel::Kernel;
+use nix::libc;
 pub use settings::Remote;
 use state::State;
 
@@ -219,6 +220,10 @@ impl Ebpf {
                 .try_for_each(|hook| self.datapath.attach_tcx(hook, name, *index).map(drop));
             match attached {
                 Ok(()) => drop(self.pods.insert(*index)),
+                // The plugin is at it at this very moment, or the pod has gone: seen at the next look.
+                Err(heddle_bpf::Error::Attach { source, .. })
+                    if matches!(source.raw_os_error(), Some(libc::EEXIST | libc::ENODEV | libc::ENOLINK)) => {
+                }
                 Err(error) => drop(failed.get_or_insert(error)),
             }
         }

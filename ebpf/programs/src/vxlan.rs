@@ -25,8 +25,9 @@ struct Inner {
 /// known is asked when it is unwrapped). Other networks (VNI) are not ours to judge.
 #[inline(never)]
 pub fn check(skb: Skb, packet: &Packet, config: &Config) -> i32 {
-    let at = packet.l4 + 8;
-    let Some([flags, vni]) = skb.load::<[u32; 2]>(at) else { return skb.drop(Counter::DropMalformed) };
+    let Some([flags, vni]) = read::<[u32; 2]>(skb, packet, 8) else {
+        return skb.drop(Counter::DropMalformed);
+    };
     if flags.to_ne_bytes()[0] & 0x08 == 0 || u32::from_be(vni) >> 8 != config.vni {
         return PASS;
     }
@@ -34,7 +35,7 @@ pub fn check(skb: Skb, packet: &Packet, config: &Config) -> i32 {
         Some(owner) if owner.kind == NODE_ADDR_UNDERLAY && owner.node != NODE_SELF => owner.node,
         _ => return skb.drop(Counter::DropUnknownTunnel),
     };
-    if allowed(skb, packet.l4 + OUTER, sender) {
+    if allowed(skb, packet, sender) {
         count(Counter::TunnelReceived);
         PASS
     } else {
@@ -42,15 +43,26 @@ pub fn check(skb: Skb, packet: &Packet, config: &Config) -> i32 {
     }
 }
 
+/// Reads `offset` bytes after the outer transport header's start; straight from the packet where its IP header
+/// has no options.
 #[inline(always)]
-fn allowed(skb: Skb, at: u32, sender: u32) -> bool {
-    let Some(inner) = skb.load::<Inner>(at) else { return false };
-    let ip = at + ETH_LEN;
+fn read<T: Copy>(skb: Skb, packet: &Packet, offset: u32) -> Option<T> {
+    match packet.l4 {
+        34 => skb.at(34 + offset),
+        54 => skb.at(54 + offset),
+        other => skb.load(other + offset),
+    }
+}
+
+#[inline(always)]
+fn allowed(skb: Skb, packet: &Packet, sender: u32) -> bool {
+    let Some(inner) = read::<Inner>(skb, packet, OUTER) else { return false };
+    const IP: u32 = OUTER + ETH_LEN;
     let (src, dst) = if inner.protocol == ETH_P_IP {
-        let Some([src, dst]) = skb.load::<[u32; 2]>(ip + 12) else { return false };
+        let Some([src, dst]) = read::<[u32; 2]>(skb, packet, IP + 12) else { return false };
         (Addr::v4(src), Addr::v4(dst))
     } else if inner.protocol == ETH_P_IPV6 {
-        let Some([src, dst]) = skb.load::<[[u32; 4]; 2]>(ip + 8) else { return false };
+        let Some([src, dst]) = read::<[[u32; 4]; 2]>(skb, packet, IP + 8) else { return false };
         (Addr(src), Addr(dst))
     } else {
         return false;
@@ -66,11 +78,12 @@ fn allowed(skb: Skb, at: u32, sender: u32) -> bool {
     owner(&src) == sender && owner(&dst) == NODE_SELF
 }
 
-/// Whose pod or own address is this? 0: nobody's.
+/// Whose pod or own address is this? 0: nobody's. (Pods first: nearly all are, and a VXLAN device's address lies in
+/// its node's range too.)
 #[inline(always)]
 fn owner(addr: &Addr) -> u32 {
-    if let Some(owner) = node_addr(addr) {
-        return owner.node;
+    match RANGES.get(Key::new(128, *addr)) {
+        Some(node) => *node,
+        None => node_addr(addr).map_or(0, |owner| owner.node),
     }
-    RANGES.get(Key::new(128, *addr)).copied().unwrap_or(0)
 }

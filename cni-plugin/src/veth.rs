@@ -90,7 +90,12 @@ impl Pair {
 
     /// The host side, hardened before it is up: whatever a pod sends, it configures nothing here. It gets
     /// no address by itself either.
-    pub fn harden_host(&self, host: &mut Socket, index: u32) -> Result<(), Failure> {
+    ///
+    /// With `ipv6`, IPv6 is there even where the host switches it off for new devices.
+    pub fn harden_host(&self, host: &mut Socket, index: u32, ipv6: bool) -> Result<(), Failure> {
+        if ipv6 {
+            set(&Key::ipv6_conf(&self.host, "disable_ipv6"), "0")?;
+        }
         let change = Change { addr_gen: Some(AddrGen::None), ..Change::default() };
         if let Err(error) = link::change(host, index, &change)
             // A kernel without IPv6, or with IPv6 off: nothing to harden.
@@ -107,8 +112,11 @@ impl Pair {
 
     /// The pod's side: it listens to the host, not to router advertisements of other pods. Returns what will
     /// tell when it is ready.
-    pub fn harden_pod(&self, ns: &NetNs) -> Result<Watch, Failure> {
+    pub fn harden_pod(&self, ns: &NetNs, ipv6: bool) -> Result<Watch, Failure> {
         ns.run(|| {
+            if ipv6 {
+                set(&Key::ipv6_conf(&self.pod, "disable_ipv6"), "0")?;
+            }
             for name in ["accept_ra", "autoconf", "accept_redirects"] {
                 set_ipv6(&self.pod, name, "0")?;
             }

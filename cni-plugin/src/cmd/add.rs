@@ -85,7 +85,7 @@ fn wire(
         Mode::Ptp => {
             guard::ensure()?;
             forwarding::ensure(has(true), has(false))?;
-            let (near, watches) = create(conf, ns, pair, host)?;
+            let (near, watches) = create(conf, ns, pair, host, has(false))?;
             ptp::wire_host(host, pair, near.index, allocations)?;
             ptp::wire_pod(pod, pair, allocations, &conf.pool.routes)?;
             let gateway6 = has(false).then_some(mode::GATEWAY6);
@@ -106,7 +106,7 @@ fn wire(
                 forwarding::ensure(has(true), has(false))?;
             }
             let device = bridge::ensure(host, wanted, conf.mtu, allocations)?;
-            let (near, watches) = create(conf, ns, pair, host)?;
+            let (near, watches) = create(conf, ns, pair, host, has(false))?;
             guard::admit(pair, allocations)?;
             bridge::wire_host(host, near.index, &device)?;
             bridge::wire_pod(pod, pair, (wanted, &device), allocations, &routes)?;
@@ -128,11 +128,17 @@ fn wire(
 }
 
 /// Creates the pair, hardens both sides, attaches what proxyd has for pods; nothing is up.
-fn create(conf: &Conf, ns: &NetNs, pair: &Pair, host: &mut Socket) -> Result<(Link, [Watch; 2]), Failure> {
+fn create(
+    conf: &Conf,
+    ns: &NetNs,
+    pair: &Pair,
+    host: &mut Socket,
+    ipv6: bool,
+) -> Result<(Link, [Watch; 2]), Failure> {
     pair.create(host, ns, conf.mtu)?;
     let near = veth::find(host, &pair.host)?;
-    pair.harden_host(host, near.index)?;
-    let pod = pair.harden_pod(ns)?;
+    pair.harden_host(host, near.index, ipv6)?;
+    let pod = pair.harden_pod(ns, ipv6)?;
     if conf.mode == Mode::Ptp {
         heddle_bpf::attach_pod(&conf.bpf_root, &pair.host, near.index)?;
     }

@@ -116,6 +116,26 @@ fn the_host_side_is_hardened_and_rp_filter_is_not_touched() {
 }
 
 #[test]
+fn ipv6_that_is_switched_off_for_new_devices_is_on_for_a_pod_that_has_it() {
+    let (host, pod) = (Host::new(), Pod::new("abc"));
+    for ns in [&host.ns, &pod.ns] {
+        sysctl::write_in(ns, &[(Key::ipv6_conf("default", "disable_ipv6"), "1")]).unwrap();
+    }
+    let mut conf = host.conf();
+    conf["ipam"]["ranges"] = json!([[{"subnet": "10.244.1.0/24"}]]);
+    conf["ipam"]["routes"] = json!([{"dst": "0.0.0.0/0"}]);
+    let without = Pod::new("without");
+    sysctl::write_in(&without.ns, &[(Key::ipv6_conf("default", "disable_ipv6"), "1")]).unwrap();
+    host.add(&without, &conf);
+    assert_eq!(sysctl::read_in(&without.ns, &Key::ipv6_conf("eth0", "disable_ipv6")).unwrap(), "1");
+
+    let addresses = host.add(&pod, &host.conf()).ips();
+    let (at, thread) = echo(&pod.ns, ip(&addresses[1]));
+    ask(&host.ns, at).unwrap();
+    thread.join().unwrap();
+}
+
+#[test]
 fn an_uplink_that_listens_to_router_advertisements_goes_on_listening() {
     let (host, pod) = (Host::new(), Pod::new("abc"));
     let mut socket = host.socket();

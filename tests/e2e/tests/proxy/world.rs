@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use heddle_lab::addresses::cluster_ip;
@@ -204,7 +205,14 @@ pub fn list(value: &Value) -> &[Value] {
 
 /// Asks `count` times, each time from another port. The replies.
 pub fn ask(count: usize, by: By, to: SocketAddr, place: &Place) -> Result<Vec<Reply>> {
-    (0..count).map(|_| by.ask(Ask::new(to), place)).collect()
+    // A datagram conversation lives for minutes: a port that comes up again, through another node, would be
+    // another one's, and be translated. The kernel would give such a port now and then.
+    static PORT: AtomicU16 = AtomicU16::new(0);
+    let ask = || match by {
+        By::Tcp => Ask::new(to),
+        By::Udp => Ask::new(to).from_port(10000 + PORT.fetch_add(1, Ordering::Relaxed) % 20000),
+    };
+    (0..count).map(|_| by.ask(ask(), place)).collect()
 }
 
 /// The servers that answered.

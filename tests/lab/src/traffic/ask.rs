@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
 
+use nix::libc::linger;
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, SockaddrIn, SockaddrIn6, bind, connect as connect_fd, setsockopt,
     socket, sockopt,
@@ -82,6 +83,12 @@ impl Ask {
             BufReader::new(&stream).read_line(&mut line)?;
             if line.is_empty() {
                 return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            if self.from.is_some() {
+                // Closed by a RST: whoever closes first has his own port in TIME_WAIT, where the kernel refuses to
+                // connect from it again.
+                setsockopt(&stream, sockopt::Linger, &linger { l_onoff: 1, l_linger: 0 })
+                    .map_err(io::Error::from)?;
             }
             Reply::parse(&line, local)
         })?;

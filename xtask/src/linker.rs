@@ -62,9 +62,9 @@ fn new_enough(linker: &Path) -> bool {
     version.is_some() && version >= numbers(VERSION)
 }
 
-/// Build a bpf-linker into the target directory, against `library`: the LLVM that the compiler itself uses,
+/// Build a bpf-linker with `cargo` into the target directory, against `library`: the LLVM that the compiler itself uses,
 /// so that the two cannot differ and no LLVM need be installed.
-pub fn build(cargo: &Path, library: &Path, llvm: u32) -> Result<Linker> {
+pub fn build(mut cargo: Command, library: &Path, llvm: u32) -> Result<Linker> {
     println!("build-ebpf: building bpf-linker {VERSION} against {} (about a minute)", library.display());
     let prefix = own().join("llvm");
     let lib = prefix.join("lib");
@@ -74,8 +74,7 @@ pub fn build(cargo: &Path, library: &Path, llvm: u32) -> Result<Linker> {
     let name = library.file_name().with_context(|| format!("{} has no file name", library.display()))?;
     symlink(library, lib.join("libLLVM.so")).context("cannot link libLLVM.so")?;
     symlink(library, lib.join(name)).context("cannot link the LLVM library")?;
-    let mut install = process::clean(cargo);
-    install
+    cargo
         .args(["install", "bpf-linker", "--version", VERSION, "--locked", "--quiet", "--force"])
         .args(["--no-default-features", "--features", &format!("llvm-{llvm}")])
         .arg("--root")
@@ -83,11 +82,7 @@ pub fn build(cargo: &Path, library: &Path, llvm: u32) -> Result<Linker> {
         .arg("--target-dir")
         .arg(own().join("cargo"))
         .env("LLVM_PREFIX", &prefix);
-    if let Some(bin) = cargo.parent() {
-        install.env("PATH", process::path_with(bin));
-        install.env("RUSTC", bin.join("rustc"));
-    }
-    process::run(&mut install)?;
+    process::run(&mut cargo)?;
     // Only the program is needed again.
     let _ = fs::remove_dir_all(own().join("cargo"));
     Ok(Linker { path: own().join("bin/bpf-linker"), llvm: Some(llvm) })

@@ -63,7 +63,7 @@ impl Toolchain {
         }
         for compiler in compilers.iter().filter(|compiler| linker::SUPPORTED.contains(&compiler.llvm)) {
             if let Some(library) = compiler.llvm_library() {
-                let linker = linker::build(&compiler.bin("cargo"), &library, compiler.llvm)?;
+                let linker = linker::build(compiler.cargo(), &library, compiler.llvm)?;
                 return Ok(Self { compiler: compiler.clone(), linker });
             }
         }
@@ -72,7 +72,7 @@ impl Toolchain {
 
     /// `cargo` for the BPF target, its compiler and linker set, its arguments still to be added.
     pub fn cargo(&self, subcommand: &str) -> Command {
-        let mut cargo = self.compiler.cargo(subcommand);
+        let mut cargo = self.compiler.cargo_for_bpf(subcommand);
         // Debug information becomes BTF; the separator is cargo's own, so that paths may hold blanks.
         let linker = format!("-Clinker={}", self.linker.path.display());
         let flags = [linker.as_str(), "-Clink-arg=--btf", "-Cdebuginfo=2"];
@@ -87,7 +87,7 @@ pub fn clippy() -> Option<Command> {
     compilers
         .iter()
         .find(|compiler| compiler.bin("cargo-clippy").exists())
-        .map(|compiler| compiler.cargo("clippy"))
+        .map(|compiler| compiler.cargo_for_bpf("clippy"))
 }
 
 impl Compiler {
@@ -111,11 +111,17 @@ impl Compiler {
         self.prefix.join("bin").join(program)
     }
 
-    /// This toolchain's cargo, for the BPF target.
-    fn cargo(&self, subcommand: &str) -> Command {
+    /// This toolchain's cargo, for this machine.
+    fn cargo(&self) -> Command {
         let mut cargo = process::clean(self.bin("cargo"));
         cargo.env("PATH", process::path_with(&self.prefix.join("bin")));
         cargo.env("RUSTC", self.bin("rustc"));
+        cargo
+    }
+
+    /// The same for the BPF target.
+    fn cargo_for_bpf(&self, subcommand: &str) -> Command {
+        let mut cargo = self.cargo();
         cargo.env("RUSTC_BOOTSTRAP", "1");
         cargo.args([subcommand, "--target", "bpfel-unknown-none"]);
         if self.core == Core::FromSource {

@@ -10,13 +10,67 @@ use heddle_ebpf_common::{Backend, CT_ANSWERED, Counter, Flow, Frontend, Frontend
 
 use crate::frames::{Packet, TCP, UDP, tcp, udp};
 use crate::world::{
-    BOTH, Family, OVERLAY, PODS, To, UNDERLAY, Verdict, World, addr, pod, request_mac, tuple, vtep_mac, world,
+    BOTH, Family, OVERLAY, PODS, REPLY_MAC, To, UNDERLAY, Verdict, World, addr, pod, request_mac, tuple,
+    vtep_mac, world,
 };
 
 /// The source port of a description.
 fn sport(text: &str) -> u16 {
     let from = text.split(' ').nth(1).unwrap();
     from.parse::<std::net::SocketAddr>().unwrap().port()
+}
+
+/// Law 1: what has been given a source that is an address of this node, or of a service, goes to a device and
+/// never into the stack, where it would be dropped as a martian.
+#[test]
+fn a_translated_reply_never_enters_the_stack() {
+    for f in BOTH {
+        for proto in [TCP, UDP] {
+            let w = &mut *world();
+            let syn = |src, dst| if proto == TCP { tcp("S", src, dst) } else { udp(src, dst) };
+            let answer = |src, dst| if proto == TCP { tcp("SA", src, dst) } else { udp(src, dst) };
+            w.service(f, proto, &[pod(f, 1, 10)]);
+            w.service_at(f, proto, f.service(2, 80), 30081, &[pod(f, 2, 20)]);
+            let (client, visitor) = (f.client(5000), f.pod(1, 11, 5000));
+            let (here, there) = (f.pod(1, 10, 8080), f.pod(2, 20, 8080));
+            let from_2 = |packet: Packet| packet.macs(vtep_mac(2), vtep_mac(1));
+            let mesh = |packet: Packet| packet.macs(REPLY_MAC, vtep_mac(1));
+            let cases = [
+                // Who asks whom, where that is met; who answers, where that is met.
+                (UnderlayIn, UNDERLAY, syn(client, f.node(1, 30080)), Pod, PODS[0], answer(here, client)),
+                (
+                    UnderlayIn,
+                    UNDERLAY,
+                    syn(client, f.node(1, 30081)),
+                    OverlayIn,
+                    OVERLAY,
+                    mesh(answer(f.node(1, 30081), client)),
+                ),
+                (Pod, PODS[1], syn(visitor, f.service(1, 80)), Pod, PODS[0], answer(here, visitor)),
+                (
+                    Pod,
+                    PODS[1],
+                    syn(visitor, f.node(1, 30081)),
+                    OverlayIn,
+                    OVERLAY,
+                    from_2(answer(there, visitor)),
+                ),
+            ];
+            for (hook, ifname, request, reply_hook, reply_ifname, reply) in cases {
+                for _ in 0..3 {
+                    let out = w.send(hook, ifname, &request);
+                    assert!(matches!(out.verdict, Verdict::To(_)), "{request:?}: {out:?}");
+                    let out = w.send(reply_hook, reply_ifname, &reply);
+                    let seen = out.sent(if request.src == client { UNDERLAY } else { PODS[1] });
+                    assert!(
+                        seen.text.contains(&format!("{} > {}", request.dst, request.src)),
+                        "{}",
+                        seen.text
+                    );
+                }
+            }
+        }
+    }
 }
 
 /// A client uses one port to reach one backend through three nodes, and through two services.

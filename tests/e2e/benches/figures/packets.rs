@@ -119,7 +119,8 @@ fn row(table: &mut Table, hook: TcHook, label: &str, four: &Samples, six: &Sampl
         four.spread(0),
         format!("{:.0}", six.median()),
         six.spread(0),
-        format!("{:.2}", six.median() / four.median()),
+        // Of next to nothing there is no ratio.
+        if four.median() < 5.0 { "-".into() } else { format!("{:.2}", six.median() / four.median()) },
     ]);
 }
 

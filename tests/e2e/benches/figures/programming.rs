@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, ensure};
 use heddle_bpf::{Maps, Pins};
 use heddle_ebpf_common::{ChoiceKey, Frontend, FrontendKey, choice_hash};
-use heddle_lab::{Lab, Node, await_ready};
+use heddle_lab::{Lab, Node, Process, await_ready};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
+use crate::cpu;
 use crate::mapped::{above, addr};
 use crate::samples::Samples;
 use crate::table::Table;
@@ -22,27 +23,43 @@ const ROUNDS: usize = 3;
 const CHANGES: u32 = 5;
 const TCP: u8 = 6;
 
+/// What one thing took: by the clock and, where it can be told, of processor time.
+#[derive(Clone, Copy)]
+struct Took {
+    wall: Duration,
+    cpu: Option<Duration>,
+}
+
 pub fn run() -> Result<()> {
     println!(
-        "Seconds until `proxyd` is ready, on one node; {ROUNDS} rounds. `empty`: without a service, the programs are \
-         loaded and attached. `fresh`: {BACKENDS} backends for each service, from one JSON file. `adopted`: killed \
-         and started again. `change`: one service's port is changed in a file of its own, until its new frontend is in the \
-         map. `bare`: the same elements written by one system call each.\n"
+        "Seconds until `proxyd` is ready, on one node, by the clock and of processor time; {ROUNDS} rounds. `empty`: \
+         without a service, the programs are loaded and attached. `fresh`: {BACKENDS} backends for each service, from \
+         one JSON file. `adopted`: killed and started again. `change`: one service's port is changed in a file of its own, \
+         until its new frontend is in the map. `bare`: the same elements written by one system call each.\n"
     );
-    let mut table = Table::new(&["", "median", "min-max", "ratio to bare"]);
+    let mut table = Table::new(&["", "s", "min-max", "processor s", "min-max", "ratio to bare"]);
     for services in SERVICES {
         let names = ["empty", "fresh", "adopted", "change", "bare"];
-        let mut samples: [Samples; 5] = Default::default();
+        let mut wall: [Samples; 5] = Default::default();
+        let mut cpu: [Samples; 5] = Default::default();
         for _ in 0..ROUNDS {
-            let figures = round(services)?;
-            samples.iter_mut().zip(figures).for_each(|(samples, figure)| samples.push(figure.as_secs_f64()));
+            for (at, took) in round(services)?.into_iter().enumerate() {
+                wall[at].push(took.wall.as_secs_f64());
+                took.cpu.into_iter().for_each(|time| cpu[at].push(time.as_secs_f64()));
+            }
         }
-        for (name, sample) in names.iter().zip(&samples) {
+        let none = |cells: [String; 3], there: bool| cells.map(|cell| if there { cell } else { "-".into() });
+        for (at, name) in names.iter().enumerate() {
+            let (median, ratio) = (cpu[at].median(), cpu[at].median() / cpu[4].median());
+            let cells = [format!("{median:.3}"), cpu[at].spread(3), format!("{ratio:.1}")];
+            let [time, spread, ratio] = none(cells, !median.is_nan());
             table.row([
                 format!("{services} services: {name}"),
-                format!("{:.3}", sample.median()),
-                sample.spread(3),
-                format!("{:.1}", sample.median() / samples[4].median()),
+                format!("{:.3}", wall[at].median()),
+                wall[at].spread(3),
+                time,
+                spread,
+                ratio,
             ]);
         }
     }
@@ -51,16 +68,17 @@ pub fn run() -> Result<()> {
 }
 
 /// The figures in the order of their names.
-fn round(services: u32) -> Result<[Duration; 5]> {
+fn round(services: u32) -> Result<[Took; 5]> {
     let lab = Lab::builder().nodes(1).clients(0).build()?;
     let node = lab.node(1);
     lab.manifests().node(node)?;
     let dir = lab.manifests().dir();
-    let start = || -> Result<(heddle_lab::Process, Duration)> {
+    let start = || -> Result<(Process, Took)> {
         let start = Instant::now();
         let daemon = lab.start_daemon(node, "proxyd", &["--mode", "ebpf"])?;
         await_ready(node, &daemon, "proxyd")?;
-        Ok((daemon, start.elapsed()))
+        let took = Took { wall: start.elapsed(), cpu: Some(cpu::of(daemon.pid())?) };
+        Ok((daemon, took))
     };
     let (daemon, empty) = start()?;
     drop(daemon);
@@ -128,7 +146,7 @@ fn key(n: u32, port: u16) -> FrontendKey {
 }
 
 /// The median time that a change of one service takes.
-fn changes(dir: &Path, maps: &Maps, services: u32) -> Result<Duration> {
+fn changes(dir: &Path, maps: &Maps, services: u32) -> Result<Took> {
     put(dir, "slice.json", &slice(services))?;
     let mut samples = Samples::default();
     for change in 0..CHANGES {
@@ -142,16 +160,16 @@ fn changes(dir: &Path, maps: &Maps, services: u32) -> Result<Duration> {
         }
         samples.push(start.elapsed().as_secs_f64());
     }
-    Ok(Duration::from_secs_f64(samples.median()))
+    Ok(Took { wall: Duration::from_secs_f64(samples.median()), cpu: None })
 }
 
 /// As many elements as a fresh start writes, one system call each, into maps like those of `proxyd`.
-fn bare(node: &Node, services: u32) -> Result<Duration> {
+fn bare(node: &Node, services: u32) -> Result<Took> {
     node.run("/bin/rm -rf /sys/fs/bpf/heddle")?;
-    let write = || -> Result<Duration> {
+    let write = || -> Result<Took> {
         let pins = Pins::new(Path::new("/sys/fs/bpf"));
         let mut maps = heddle_bpf::Datapath::open(pins, &heddle_bpf::Sizes::default())?.maps;
-        let start = Instant::now();
+        let (start, used) = (Instant::now(), cpu::used()?);
         for n in 0..services {
             let first = 1 + n * BACKENDS;
             for i in 0..BACKENDS {
@@ -168,7 +186,7 @@ fn bare(node: &Node, services: u32) -> Result<Duration> {
             let key = key(n, 80);
             maps.frontends.insert(key, Frontend::default().sealed(&key), 0)?;
         }
-        Ok(start.elapsed())
+        Ok(Took { wall: start.elapsed(), cpu: Some(cpu::used()? - used) })
     };
     node.enter(write)?.map_err(|error| anyhow!("bare writes: {error:#}"))
 }

@@ -35,6 +35,11 @@ impl Samples {
         Self(self.0.iter().zip(&base.0).map(|(sample, base)| sample - base).collect())
     }
 
+    /// Sample by sample of the same round: what else the machine does falls on both.
+    pub fn over(&self, base: &Self) -> Self {
+        Self(self.0.iter().zip(&base.0).map(|(sample, base)| sample / base).collect())
+    }
+
     /// `lowest-highest`.
     pub fn spread(&self, digits: usize) -> String {
         format!("{:.digits$}-{:.digits$}", self.percentile(0.0), self.percentile(100.0))

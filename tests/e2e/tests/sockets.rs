@@ -12,7 +12,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 use std::{env, fs, thread};
 
-use heddle_bpf::{Datapath, Maps, Pins, Sizes};
+use heddle_bpf::{Attached, Datapath, Maps, Pins, Sizes};
 use heddle_ebpf_common::{
     Addr, BACKEND_ACTIVE, BACKEND_DOWN, Backend, Config, Counter, FRONTEND_EXTERNAL, Frontend, FrontendKey,
     NODE_ADDR_UNDERLAY, NODE_SELF, NODE_UP, Node, NodeAddr,
@@ -55,8 +55,14 @@ fn socket_hooks() {
             ct: 64,
             sockets: 256,
         };
-        let datapath = Datapath::open(Pins::new(Path::new(BPF_ROOT)), &small).unwrap();
-        datapath.attach_cgroup(&dir).unwrap();
+        let open = || Datapath::open(Pins::new(Path::new(BPF_ROOT)), &small).unwrap();
+        let attach = |datapath: &Datapath| datapath.attach_cgroup(&dir).unwrap();
+        assert_eq!(attach(&open()), [Attached::Created; 8]);
+        // A new daemon swaps its programs into the links that are there.
+        let datapath = open();
+        assert_eq!(attach(&datapath), [Attached::Swapped; 8]);
+        assert_eq!(attach(&datapath), [Attached::AsItWas; 8]);
+        assert_eq!(datapath.pins.pinned_links().unwrap().len(), 8);
         let mut child = Command::new(env::current_exe().unwrap());
         child.args(["--exact", "socket_hooks", "--nocapture"]).env(CGROUP, &dir);
         let status = child.status().unwrap();

@@ -190,8 +190,9 @@ impl Ebpf {
         Ok(())
     }
 
-    /// Attaches the pods' programs to veths (and to the bridges that veths are ports of) that do not have them: those that were made while no daemon had
-    /// pinned its programs, or by another plugin. `all`: looks at every one again.
+    /// Attaches the pods' programs to veths (and to the bridges that veths are ports of) that do not have them:
+    /// those that were made while no daemon had pinned its programs, or by another plugin. `all`: looks at every
+    /// one again.
     fn attach_pods(&mut self, all: bool) -> Result<(), Error> {
         let links = link::list(&mut self.netlink)?;
         let pods: BTreeMap<u32, String> = links

@@ -122,14 +122,15 @@ impl CurlLoop {
         std::mem::take(&mut self.shared.lock().unwrap_or_else(PoisonError::into_inner).tally)
     }
 
+    /// How often it has asked.
+    fn turns(&self) -> usize {
+        let tally = self.tally();
+        tally.answers() + tally.failures.len()
+    }
+
     /// Waits until it has had `count` more answers or failures, at most 30 s.
     pub fn more(&self, count: usize) -> Result<()> {
-        let turns = || {
-            let tally = self.tally();
-            tally.answers() + tally.failures.len()
-        };
-        let goal = turns() + count;
-        Ok(eventually("more turns of the curl loop", LIMIT, || Ok(turns() >= goal))?)
+        all_more(std::slice::from_ref(self), count)
     }
 
     /// Waits until `count` answers in a row came from none but `names`, at most 30 s; gives how long it took.
@@ -145,6 +146,14 @@ impl CurlLoop {
         })?;
         Ok(begun.elapsed())
     }
+}
+
+/// Waits until each of `loops` has had `count` more answers or failures, at most 30 s.
+pub fn all_more(loops: &[CurlLoop], count: usize) -> Result<()> {
+    let goals: Vec<_> = loops.iter().map(|each| each.turns() + count).collect();
+    Ok(eventually("more turns of the curl loops", LIMIT, || {
+        Ok(loops.iter().zip(&goals).all(|(each, goal)| each.turns() >= *goal))
+    })?)
 }
 
 impl Drop for CurlLoop {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use heddle_lab::{Builder, Cmd, Error, Place, Snapshot, addresses::cluster_ip, bin, eventually};
 
-use super::curl::{CurlLoop, Tally, curl, url};
+use super::curl::{CurlLoop, Tally, all_more, curl, url};
 use super::show::Show;
 use super::stage::{NODE_PORT, POD_PORT, Stage};
 
@@ -194,9 +194,7 @@ fn judge(show: &mut Show, loops: &[CurlLoop], meanwhile: &str) {
 fn scale(show: &mut Show, stage: &mut Stage) -> Result<()> {
     show.step("scale 3 -> 5 -> 2 while curl runs, from outside and from pods");
     let loops = loops(stage)?;
-    for each in &loops {
-        each.more(10)?;
-    }
+    all_more(&loops, 10)?;
     stage.add(1, "web-4")?;
     stage.add(3, "web-5")?;
     let five = ["web-1", "web-2", "web-3", "web-4", "web-5"];
@@ -219,9 +217,7 @@ fn scale(show: &mut Show, stage: &mut Stage) -> Result<()> {
         stage.delete(name).with_context(|| format!("cannot end {name}"))?;
     }
     stage.scale(&two, &[], &[])?;
-    for each in &loops {
-        each.more(10)?;
-    }
+    all_more(&loops, 10)?;
     judge(show, &loops, "5 -> 2");
     Ok(())
 }
@@ -269,23 +265,17 @@ fn cut(show: &mut Show, stage: &Stage) -> Result<()> {
 fn kill_proxyd(show: &mut Show, stage: &mut Stage) -> Result<()> {
     show.step("kill proxyd with SIGKILL on every node, under load, and start it again");
     let loops = loops(stage)?;
-    for each in &loops {
-        each.more(10)?;
-        each.take();
-    }
+    all_more(&loops, 10)?;
+    loops.iter().for_each(|each| drop(each.take()));
     for node in 1..=3 {
         stage.cluster.kill_daemon(node, "proxyd");
     }
-    for each in &loops {
-        each.more(30)?;
-    }
+    all_more(&loops, 30)?;
     judge(show, &loops, "no proxyd runs");
     let begun = Instant::now();
     stage.cluster.start_everywhere("proxyd")?;
     show.say(format!("all three are ready again after {:.1} s", begun.elapsed().as_secs_f32()));
-    for each in &loops {
-        each.more(30)?;
-    }
+    all_more(&loops, 30)?;
     judge(show, &loops, "proxyd is back");
     stage.add(3, "web-6")?;
     let three = ["web-1", "web-2", "web-6"];

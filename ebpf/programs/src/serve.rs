@@ -94,10 +94,11 @@ pub fn known_reply(skb: Skb, packet: &Packet, entry: &mut Entry<'_>, config: &Co
         return Err(reject::unreachable(skb, packet, 0, Counter::RejectStale));
     }
     entry.touch(packet, config);
-    if entry.flow.flags & CT_ANSWERED == 0 && packet.kind != Kind::Error {
-        if !ct::answered(&packet.tuple, entry.flow) {
-            return Err(aya_ebpf::bindings::TC_ACT_SHOT);
-        }
+    if entry.flow.flags & CT_ANSWERED == 0
+        && packet.kind != Kind::Error
+        && !ct::answered(&packet.tuple, entry.flow)
+    {
+        return Err(aya_ebpf::bindings::TC_ACT_SHOT);
     }
     count(Counter::Reply);
     Ok(())

@@ -136,7 +136,9 @@ impl<T: Target<Input = Snapshot>> Runner<T> {
                 "not synced: what was here before is neither changed nor removed".into(),
             );
         }
-        let settled = self.settled.take().filter(|_| !full);
+        // The pass that makes it ready is a full one, also if those before it had nothing to do.
+        let first = snapshot.synced && !status.ready;
+        let settled = self.settled.take().filter(|_| !full && !first);
         let full = settled.is_none();
         let observed = match settled {
             Some(settled) => Ok(settled),

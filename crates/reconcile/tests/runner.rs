@@ -213,6 +213,22 @@ async fn nothing_that_was_there_is_touched_before_synced() {
     rig.end().await;
 }
 
+/// A source that takes long to read: meanwhile there is nothing to do, which is no reason to call the first pass
+/// that counts a small one.
+#[tokio::test(start_paused = true)]
+async fn a_late_source_makes_it_ready_at_once() {
+    let kernel = Kernel::default();
+    let rig = rig(&kernel);
+    sleep(pace().patience * 2).await;
+    assert!(!rig.status().ready && kernel.observed() == 1);
+    rig.source.synced();
+    rig.say(&[("a", 1)]);
+    rig.settle().await;
+    assert_eq!(kernel.state(), state(&[("a", 1)]));
+    assert!(rig.status().ready);
+    rig.end().await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn only_what_changed_is_done_and_a_second_pass_writes_nothing() {
     let kernel = Kernel::default();

@@ -71,7 +71,7 @@ fn measure(node: &Node, leases: &Path) -> Result<()> {
             String::new(),
             format!("{:.0}", rate[1]),
             String::new(),
-            format!("{:.2}", rate[0] / rate[1]),
+            format!("{:.3}", rate[0] / rate[1]),
         ]);
     }
     drop(both);
@@ -93,7 +93,7 @@ fn row(label: &str, [heddle, reference]: &[Samples; 2]) -> Vec<String> {
         cell(heddle.percentile(99.0)),
         cell(reference.median()),
         cell(reference.percentile(99.0)),
-        cell(heddle.median() / reference.median()),
+        format!("{:.3}", heddle.median() / reference.median()),
     ]
 }
 

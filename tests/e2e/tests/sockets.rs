@@ -36,6 +36,8 @@ fn socket_hooks() {
     let cgroup = cgroup2().join(format!("heddle-sockets-{}", std::process::id()));
     fs::create_dir(&cgroup).unwrap();
     let dir = cgroup.clone();
+    // Asked here: from another mount namespace the answer in a chroot is a path outside of it.
+    let own = env::current_exe().unwrap();
     let done = thread::spawn(move || {
         NetNs::create().unwrap().enter().unwrap();
         let mut socket = Socket::open().unwrap();
@@ -63,7 +65,7 @@ fn socket_hooks() {
         assert_eq!(attach(&datapath), [Attached::Swapped; 8]);
         assert_eq!(attach(&datapath), [Attached::AsItWas; 8]);
         assert_eq!(datapath.pins.pinned_links().unwrap().len(), 8);
-        let mut child = Command::new(env::current_exe().unwrap());
+        let mut child = Command::new(own);
         child.args(["--exact", "socket_hooks", "--nocapture"]).env(CGROUP, &dir);
         let status = child.status().unwrap();
         drop(datapath);

@@ -298,6 +298,31 @@ mod tests {
     }
 
     #[test]
+    fn a_subnet_that_no_pod_can_have_is_refused_by_key() {
+        let cases = [
+            ("127.0.0.0/24", "127.0.0.0/8 is for loopback"),
+            ("126.0.0.0/7", "127.0.0.0/8 is for loopback"),
+            ("0.0.0.0/8", "0.0.0.0/8 is for \"this network\""),
+            ("224.0.0.0/24", "224.0.0.0/4 is for multicast"),
+            ("239.1.0.0/16", "224.0.0.0/4 is for multicast"),
+            ("::/64", "::/127 is for the unspecified address and loopback"),
+            ("::ffff:10.1.0.0/120", "::ffff:0.0.0.0/96 is for IPv4 addresses"),
+            ("fe80::/64", "fe80::/10 is for a single link"),
+            ("febf:1::/64", "fe80::/10 is for a single link"),
+            ("ff00::/8", "ff00::/8 is for multicast"),
+            ("ff02::/64", "ff00::/8 is for multicast"),
+        ];
+        for (subnet, wanted) in cases {
+            let error = set(&[config(subnet, "", "", "")]).unwrap_err().to_string();
+            assert!(error.starts_with("ipam.ranges[0][0].subnet: ") && error.contains(wanted), "{error}");
+        }
+        // The reference plugin gives link-local IPv4 addresses, and Linux routes them like others. So do we.
+        for subnet in ["169.254.7.0/24", "126.0.0.0/8", "128.0.0.0/8", "223.255.255.0/24", "fec0::/64", "1::/64"] {
+            assert!(set(&[config(subnet, "", "", "")]).is_ok(), "{subnet}");
+        }
+    }
+
+    #[test]
     fn a_round_begins_after_the_last_and_ends_with_it() {
         let set =
             set(&[config("10.1.0.0/29", "10.1.0.2", "10.1.0.4", ""), config("10.2.0.0/30", "", "", "")])

@@ -58,6 +58,8 @@ fn faults_007_to_010_and_013_configurations_that_cannot_be_meant() {
         (with("ipMasq", json!(true)), 2, "ipMasq"),
         (with("mode", json!("ipvlan")), 2, "mode"),
         (with("ipam", ipam), 7, "ipam.routes[0]"),
+        (with("ipam", json!({"type": "host-local", "subnet": "127.0.0.0/24"})), 7, "ipam.subnet: "),
+        (with("ipam", json!({"type": "host-local", "subnet": "ff02::/64"})), 7, "ipam.subnet: "),
         (with("cniVersion", json!("9.9.9")), 1, "9.9.9"),
         (with("cniVersion", json!("1.0")), 1, "1.0"),
         (with("cniVersion", json!("abc")), 1, "abc"),

@@ -12,3 +12,4 @@ mod crash;
 mod input;
 mod ptp;
 mod reference;
+mod surroundings;

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
 
-use nix::libc::linger;
+use nix::libc;
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, SockaddrIn, SockaddrIn6, bind, connect as connect_fd, setsockopt,
     socket, sockopt,
@@ -85,10 +85,7 @@ impl Ask {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
             if self.from.is_some() {
-                // Closed by a RST: whoever closes first has his own port in TIME_WAIT, where the kernel refuses to
-                // connect from it again.
-                setsockopt(&stream, sockopt::Linger, &linger { l_onoff: 1, l_linger: 0 })
-                    .map_err(io::Error::from)?;
+                break_off(&stream)?;
             }
             Reply::parse(&line, local)
         })?;
@@ -115,6 +112,22 @@ impl Ask {
     fn judge(self, proto: &'static str, place: &Place, answer: io::Result<Reply>) -> Result<Reply> {
         answer.map_err(|source| Error::NoAnswer { to: self.to, proto, place: place.name().into(), source })
     }
+}
+
+/// Ends a connection by a RST, now, so that the next one may have its port: who closes first has the port in
+/// TIME_WAIT, and a close waits for the children that other threads are just forking, which hold the descriptor
+/// until they exec.
+fn break_off(stream: &TcpStream) -> io::Result<()> {
+    let unspecified = libc::sockaddr { sa_family: libc::AF_UNSPEC as libc::sa_family_t, sa_data: [0; 14] };
+    // SAFETY: the descriptor is open, the address is of the length that is given.
+    let result = unsafe {
+        libc::connect(
+            stream.as_raw_fd(),
+            &raw const unspecified,
+            size_of_val(&unspecified) as libc::socklen_t,
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 pub(crate) fn canonical(addr: SocketAddr) -> SocketAddr {

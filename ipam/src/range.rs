@@ -1,6 +1,6 @@
 //! Ranges of addresses: where to begin, where to end, what to leave out.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnetwork::IpNetwork;
 use serde::Deserialize;
@@ -46,6 +46,10 @@ impl Range {
         }
         if subnet.prefix() == 0 {
             return Err(Error::config(at("subnet"), format!("{subnet} is everything")));
+        }
+        if let Some((reserved, purpose)) = reserved(subnet) {
+            let reason = format!("no pod can have addresses of {subnet}: {reserved} is for {purpose}");
+            return Err(Error::config(at("subnet"), reason));
         }
         let network = number(subnet.network());
         // The last address of an IPv4 subnet is its broadcast address.
@@ -212,6 +216,32 @@ pub(crate) fn prefix(text: &str) -> std::result::Result<IpNetwork, String> {
     Ok(prefix)
 }
 
+/// Addresses that a kernel takes from no interface or sends to no other host, and what they are for.
+///
+/// The reference plugin gives them all, but for `0.0.0.0` and `::`. 169.254.0.0/16 is not among them: Linux
+/// routes it like any other, and it is in use as a range of pods. Nor is 240.0.0.0/4, for the same reason.
+const RESERVED: [(IpAddr, u8, &str); 7] = [
+    (IpAddr::V4(Ipv4Addr::new(0, 0, 0, 0)), 8, "\"this network\" (RFC 1122)"),
+    (IpAddr::V4(Ipv4Addr::new(127, 0, 0, 0)), 8, "loopback (RFC 1122)"),
+    (IpAddr::V4(Ipv4Addr::new(224, 0, 0, 0)), 4, "multicast (RFC 5771)"),
+    (IpAddr::V6(Ipv6Addr::UNSPECIFIED), 127, "the unspecified address and loopback (RFC 4291)"),
+    (IpAddr::V6(Ipv6Addr::new(0, 0, 0, 0, 0, 0xffff, 0, 0)), 96, "IPv4 addresses in IPv6 sockets (RFC 4291)"),
+    (IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0)), 10, "a single link (RFC 4291)"),
+    (IpAddr::V6(Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0)), 8, "multicast (RFC 4291)"),
+];
+
+/// The reserved addresses in `subnet`, or around it.
+fn reserved(subnet: IpNetwork) -> Option<(String, &'static str)> {
+    let bits = if subnet.is_ipv4() { 32 } else { 128 };
+    RESERVED.iter().find_map(|&(base, length, purpose)| {
+        // Two prefixes overlap if they are equal as far as the shorter one goes; neither is of length 0.
+        let beyond = bits - u32::from(length.min(subnet.prefix()));
+        let same = base.is_ipv4() == subnet.is_ipv4()
+            && number(base).checked_shr(beyond) == number(subnet.network()).checked_shr(beyond);
+        same.then(|| (format!("{base}/{length}"), purpose))
+    })
+}
+
 pub(crate) fn number(ip: IpAddr) -> u128 {
     match ip {
         IpAddr::V4(ip) => u128::from(u32::from(ip)),
@@ -317,7 +347,9 @@ mod tests {
             assert!(error.starts_with("ipam.ranges[0][0].subnet: ") && error.contains(wanted), "{error}");
         }
         // The reference plugin gives link-local IPv4 addresses, and Linux routes them like others. So do we.
-        for subnet in ["169.254.7.0/24", "126.0.0.0/8", "128.0.0.0/8", "223.255.255.0/24", "fec0::/64", "1::/64"] {
+        for subnet in
+            ["169.254.7.0/24", "126.0.0.0/8", "128.0.0.0/8", "223.255.255.0/24", "fec0::/64", "1::/64"]
+        {
             assert!(set(&[config(subnet, "", "", "")]).is_ok(), "{subnet}");
         }
     }

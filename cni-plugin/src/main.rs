@@ -17,6 +17,8 @@ mod veth;
 use std::io::{IsTerminal, Read, Write};
 use std::process::ExitCode;
 
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::stat::{SFlag, fstat, makedev};
 use serde_json::{Map, Value, json};
 
 use crate::conf::{Conf, Place};
@@ -32,6 +34,13 @@ fn main() -> ExitCode {
         );
         return ExitCode::SUCCESS;
     };
+    // A write beyond the limit of file sizes (`ulimit -f`) is then an error like others, with an answer. Threads
+    // inherit it.
+    let mut blocked = SigSet::empty();
+    blocked.add(Signal::SIGXFSZ);
+    if let Err(error) = blocked.thread_block() {
+        drop(writeln!(std::io::stderr(), "heddle: cannot block SIGXFSZ: {error}"));
+    }
     let mut version = Version::LATEST;
     // The answer must be JSON even if we are wrong about ourselves.
     let answer = std::panic::catch_unwind(|| {
@@ -71,6 +80,15 @@ fn deliver(answer: &Value) -> ExitCode {
     }
 }
 
+/// Whether standard output is `/dev/null`. So it is also if it was closed: the runtime library of Rust opens it
+/// then, before `main`, and the answer would be written there with success.
+fn output_is_lost() -> bool {
+    // The number is fixed (Documentation/admin-guide/devices.txt); the path may lead elsewhere in a chroot.
+    fstat(std::io::stdout()).is_ok_and(|stat| {
+        stat.st_mode & SFlag::S_IFMT.bits() == SFlag::S_IFCHR.bits() && stat.st_rdev == makedev(1, 3)
+    })
+}
+
 fn variable(name: &str) -> Option<String> {
     std::env::var_os(name).map(|value| value.to_string_lossy().into_owned())
 }
@@ -96,6 +114,12 @@ fn run(command: &str, version: &mut Version) -> Result<Option<Value>, Failure> {
     match (command, environment) {
         (Command::Add, Some(environment)) => {
             let conf = Conf::new(&object, *version)?;
+            if output_is_lost() {
+                let reason = "standard output is closed or /dev/null: nobody would hear of the interface";
+                // The error object goes nowhere either.
+                drop(writeln!(std::io::stderr(), "heddle: {reason}"));
+                return Err(Failure::new(code::IO, reason));
+            }
             let success = cmd::add::add(&environment, &conf)?;
             let answer = success.to_json(*version);
             if deliver(&answer) == ExitCode::SUCCESS {

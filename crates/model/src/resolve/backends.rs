@@ -44,7 +44,7 @@ pub(super) struct Pool<'a> {
 }
 
 impl<'a> Pool<'a> {
-    /// `services`: all addresses of all services.
+    /// `services`: the addresses at which services answer.
     pub(super) fn of(
         service: &Service,
         snapshot: &'a Snapshot,

@@ -1,15 +1,15 @@
 //! Which addresses and ranges of which nodes count.
 //!
 //! A node object may be written by whoever has taken that node. It is trusted with its own addresses and
-//! pod ranges, and not with anybody else's: nodes are taken by age, and what an older one, or a service, has
-//! is refused to a younger one and reported.
+//! pod ranges, and not with anybody else's: nodes are taken by age, and what an older one has is refused to
+//! a younger one and reported. Services come after all nodes: whoever may write a service must not be able to
+//! cut a node off by it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 
-use crate::cluster::Service;
 use crate::node::{Node, NodeName};
 use crate::problem::{Object, Problem, What};
 use crate::store::Snapshot;
@@ -44,7 +44,6 @@ pub struct Nodes {
 
 impl Nodes {
     pub fn new(snapshot: &Snapshot) -> Self {
-        let services = service_addresses(snapshot);
         let mut by_age: Vec<&Node> = snapshot.nodes.values().map(AsRef::as_ref).collect();
         by_age.sort_by_key(|node| (node.created, &node.name));
         let mut nodes =
@@ -55,7 +54,7 @@ impl Nodes {
                 nodes.take_address(node, *ip, &mut accepted);
             }
             for range in &node.pod_ranges {
-                nodes.take_range(node, canonical(*range), &services, &mut accepted);
+                nodes.take_range(node, canonical(*range), &mut accepted);
             }
             nodes.accepted.insert(node.name.clone(), accepted);
         }
@@ -65,11 +64,6 @@ impl Nodes {
     /// The node that has this address, as its own or in its pod range.
     pub fn owner(&self, ip: IpAddr) -> Option<&NodeName> {
         self.addresses.get(&ip).or_else(|| self.ranges.holding(ip).map(|(_, owner)| owner))
-    }
-
-    /// The node that has this address as its own.
-    pub fn with_address(&self, ip: IpAddr) -> Option<&NodeName> {
-        self.addresses.get(&ip)
     }
 
     fn take_address(&mut self, node: &Node, ip: IpAddr, accepted: &mut AcceptedNode) {
@@ -88,13 +82,7 @@ impl Nodes {
         self.problems.insert(Problem::new(Object::Node(node.name.clone()), what));
     }
 
-    fn take_range(
-        &mut self,
-        node: &Node,
-        range: IpNetwork,
-        services: &BTreeMap<IpAddr, Object>,
-        accepted: &mut AcceptedNode,
-    ) {
+    fn take_range(&mut self, node: &Node, range: IpNetwork, accepted: &mut AcceptedNode) {
         if accepted.ranges.contains(&range) {
             return;
         }
@@ -106,10 +94,9 @@ impl Nodes {
             Some(What::SecondRange { range })
         } else if let Some((with, owner)) = self.ranges.overlapping(range) {
             Some(overlap(*with, Object::Node(owner.clone())))
-        } else if let Some((ip, owner)) = self.addresses.range(first..=last).next() {
-            Some(overlap((*ip).into(), Object::Node(owner.clone())))
         } else {
-            services.range(first..=last).next().map(|(ip, owner)| overlap((*ip).into(), owner.clone()))
+            let address = self.addresses.range(first..=last).next();
+            address.map(|(ip, owner)| overlap((*ip).into(), Object::Node(owner.clone())))
         };
         match refused {
             Some(what) => {
@@ -121,15 +108,6 @@ impl Nodes {
             }
         }
     }
-}
-
-/// All addresses of all services.
-pub(super) fn service_addresses(snapshot: &Snapshot) -> BTreeMap<IpAddr, Object> {
-    let of = |service: &Service| {
-        let object = Object::Service(service.name.clone());
-        service.addresses.iter().map(move |ip| (*ip, object.clone())).collect::<Vec<_>>()
-    };
-    snapshot.services.values().flat_map(|service| of(service)).collect()
 }
 
 /// Why a range cannot be a range of pods, whoever else has what.

@@ -12,13 +12,13 @@ use crate::store::Snapshot;
 use crate::subnet::hostile;
 
 use super::backends::Pool;
-use super::nodes::{Nodes, service_addresses};
+use super::nodes::Nodes;
 
 /// What node `local` must do for services. `vni` is that of the overlay, from which the Ethernet addresses
 /// of the other nodes' VXLAN devices follow.
 pub fn services(snapshot: &Snapshot, local: &NodeName, vni: u32) -> (ServiceTable, Vec<Problem>) {
     let nodes = Nodes::new(snapshot);
-    let addresses = service_addresses(snapshot);
+    let addresses = service_addresses(snapshot, &nodes);
     let mut resolver = Resolver {
         snapshot,
         addresses: &addresses,
@@ -46,6 +46,17 @@ pub fn services(snapshot: &Snapshot, local: &NodeName, vni: u32) -> (ServiceTabl
     });
     let table = ServiceTable { frontends, nodes: nodes.collect(), local: Some(local.clone()) };
     (table, problems.into_iter().collect())
+}
+
+/// All addresses of all services but those that nodes and their pods have: at such a one no service answers, so
+/// that it stays an endpoint.
+fn service_addresses(snapshot: &Snapshot, nodes: &Nodes) -> BTreeMap<IpAddr, Object> {
+    let of = |service: &Service| {
+        let object = Object::Service(service.name.clone());
+        let free = service.addresses.iter().filter(|ip| nodes.owner(**ip).is_none());
+        free.map(move |ip| (*ip, object.clone())).collect::<Vec<_>>()
+    };
+    snapshot.services.values().flat_map(|service| of(service)).collect()
 }
 
 struct Resolver<'a> {
@@ -87,13 +98,13 @@ impl Resolver<'_> {
         }
     }
 
-    /// A service may not take an address over from a node, nor one that is nobody's to take.
+    /// A service may not take an address over from a node or its pods, nor one that is nobody's to take.
     fn may_have(&mut self, service: &Service, address: IpAddr) -> bool {
         if let Some(kind) = hostile(address) {
             self.problem(service, What::Hostile { address, kind });
             return false;
         }
-        if let Some(node) = self.nodes.with_address(address) {
+        if let Some(node) = self.nodes.owner(address) {
             let by = Box::new(Object::Node(node.clone()));
             self.problem(service, What::Taken { address, by });
             return false;

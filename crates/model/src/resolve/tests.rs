@@ -268,6 +268,43 @@ fn a_service_takes_no_address_from_a_node() {
 }
 
 #[test]
+fn a_service_in_a_pod_range_does_not_cut_the_node_off() {
+    // Older than all nodes; at the address of a pod, at that of the overlay, and in a range of IPv6.
+    let evil = service("evil", 0, &["10.244.2.7", "10.244.3.0", "fd00:10:244:1::5", "10.96.0.11"], 80, None);
+    let all = snapshot(three_nodes(), vec![evil], Vec::new());
+    assert_eq!(
+        overlay(&all, &name("n1"), VNI),
+        overlay(&snapshot(three_nodes(), vec![], vec![]), &name("n1"), VNI)
+    );
+    let (table, problems) = services(&all, &name("n1"), VNI);
+    assert!(table.nodes.values().all(|node| node.ranges.len() == 2 && node.mac.is_some()), "{table:?}");
+    assert_eq!(lines(&all), ["10.96.0.11:80/tcp default/evil:80 ->"]);
+    assert_eq!(
+        complaints(problems),
+        [
+            "service default/evil: address 10.244.2.7 refused: it belongs to node n2",
+            "service default/evil: address 10.244.3.0 refused: it belongs to node n3",
+            "service default/evil: address fd00:10:244:1::5 refused: it belongs to node n1",
+        ]
+    );
+}
+
+#[test]
+fn a_service_with_the_address_of_a_pod_or_node_does_not_take_it_from_other_services() {
+    let evil = service("evil", 0, &["10.244.2.5", "192.168.77.3"], 80, None);
+    let web = service("web", 1, &["10.96.0.10"], 80, None);
+    let ends = list(
+        "web",
+        "a",
+        vec![endpoint("10.244.2.5", None, "ready"), endpoint("192.168.77.3", None, "ready")],
+    );
+    assert_eq!(
+        lines(&snapshot(three_nodes(), vec![evil, web], vec![ends])),
+        ["10.96.0.10:80/tcp default/web:80 -> 10.244.2.5:80@n2/Active 192.168.77.3:80@n3/Active"]
+    );
+}
+
+#[test]
 fn the_overlay_of_three_nodes() {
     let (table, problems) = overlay(&snapshot(three_nodes(), Vec::new(), Vec::new()), &name("n2"), VNI);
     assert_eq!(problems, []);
@@ -296,7 +333,6 @@ fn fault_s15_hostile_node_objects() {
         "10.244.1.128/25",
         "10.244.0.0/16",
         "192.168.77.0/24",
-        "10.96.0.0/16",
         "10.9.9.0/31",
     ];
     for (n, range) in (10..).zip(bad) {
@@ -309,8 +345,7 @@ fn fault_s15_hostile_node_objects() {
         &["192.168.77.1", "10.244.2.7", "127.0.0.1"],
         &["10.99.0.0/24", "10.98.0.0/24"],
     ));
-    let web = service("web", 1, &["10.96.0.10"], 80, None);
-    let all = snapshot(nodes, vec![web], Vec::new());
+    let all = snapshot(nodes, Vec::new(), Vec::new());
     let (table, problems) = overlay(&all, &name("n1"), VNI);
     let remotes: Vec<_> = table.remotes.keys().map(|name| name.0.as_str()).collect();
     assert_eq!(remotes, ["n2", "n3"], "{problems:?}");
@@ -318,7 +353,6 @@ fn fault_s15_hostile_node_objects() {
     for expected in [
         "node evil16: pod range 10.244.1.128/25 refused: it overlaps 10.244.1.0/24 of node n1",
         "node evil18: pod range 192.168.77.0/24 refused: it overlaps 192.168.77.1/32 of node n1",
-        "node evil19: pod range 10.96.0.0/16 refused: it overlaps 10.96.0.10/32 of service default/web",
         "node thief: address 192.168.77.1 refused: it belongs to node n1",
         "node thief: address 10.244.2.7 refused: it belongs to node n2",
         "node thief: pod range 10.98.0.0/24 ignored: the node has one of this family already",
@@ -487,13 +521,20 @@ proptest! {
         let snapshot = arrive(&things);
         let (table, _) = services(&snapshot, &name("n1"), VNI);
         let owned: BTreeSet<IpAddr> = table.nodes.values().flat_map(|node| node.addresses.clone()).collect();
+        let ranges: BTreeSet<IpNetwork> = table.nodes.values().flat_map(|node| node.ranges.clone()).collect();
+        let service_at = |ip: IpAddr| {
+            let of_a_node = owned.contains(&ip) || ranges.iter().any(|range| range.contains(ip));
+            !of_a_node && snapshot.services.values().any(|service| service.addresses.contains(&ip))
+        };
         for (at, frontend) in &table.frontends {
             prop_assert!(at.is_node_port() || subnet::hostile(at.ip).is_none());
             prop_assert!(!owned.contains(&at.ip));
+            prop_assert!(!ranges.iter().any(|range| range.contains(at.ip)));
             let mut seen = BTreeSet::new();
             for backend in &frontend.backends {
                 prop_assert!(subnet::hostile(backend.ip).is_none());
-                prop_assert!(!snapshot.services.values().any(|service| service.addresses.contains(&backend.ip)));
+                prop_assert!(!service_at(backend.ip));
+                prop_assert!(!table.frontends.keys().any(|at| at.ip == backend.ip));
                 prop_assert_eq!(backend.ip.is_ipv4(), at.ip.is_ipv4());
                 prop_assert!(backend.port != 0 && seen.insert((backend.ip, backend.port)));
                 prop_assert!(backend.node.as_ref().is_none_or(|node| table.nodes.contains_key(node)));
@@ -527,8 +568,6 @@ proptest! {
                 prop_assert!(last < low || high < first, "{one} {other}");
             }
             prop_assert!(!addresses.iter().any(|ip| one.contains(*ip)));
-            let services = snapshot.services.values().flat_map(|service| service.addresses.clone());
-            prop_assert!(!services.into_iter().any(|ip| one.contains(ip)));
         }
         addresses.sort();
         prop_assert!(addresses.windows(2).all(|pair| pair[0] != pair[1]));

@@ -82,16 +82,13 @@ impl<'a> Pool<'a> {
                         problems.insert(Problem::new(Object::Endpoints(list.name.clone()), what));
                         continue;
                     }
-                    let new = (Life::of(endpoint), self.node(endpoint));
-                    let rank = |(life, node): (Life, Option<&'a NodeName>)| (life, node.is_none(), node);
-                    candidates
-                        .entry((endpoint.ip, number))
-                        .and_modify(|old| {
-                            if rank(new) < rank(*old) {
-                                *old = new;
-                            }
-                        })
-                        .or_insert(new);
+                    let node = self.nodes.owner(endpoint.ip);
+                    if let Some(what) = self.elsewhere(endpoint, node) {
+                        problems.insert(Problem::new(Object::Endpoints(list.name.clone()), what));
+                    }
+                    let life = Life::of(endpoint);
+                    let known = candidates.entry((endpoint.ip, number)).or_insert((life, node));
+                    known.0 = known.0.min(life);
                 }
             }
         }
@@ -107,11 +104,17 @@ impl<'a> Pool<'a> {
         })
     }
 
-    /// Where an endpoint is: packets go where its address belongs, so the address decides. What the cluster
-    /// says of it counts for addresses outside all pod ranges.
-    fn node(&self, endpoint: &'a Endpoint) -> Option<&'a NodeName> {
-        let said = endpoint.node.as_ref().filter(|name| self.nodes.accepted.contains_key(name));
-        self.nodes.owner(endpoint.ip).or(said)
+    /// Where an endpoint is, its address alone decides, as packets go where that belongs. If nobody has it, a node
+    /// that is named for it would not know it either: what was sent there would be lost, or answered by somebody
+    /// else. This says so.
+    fn elsewhere(&self, endpoint: &Endpoint, owner: Option<&NodeName>) -> Option<What> {
+        let said = endpoint.node.as_ref().filter(|name| self.nodes.accepted.contains_key(name))?;
+        let ip = endpoint.ip;
+        owner.is_none().then(|| {
+            What::Said(format!(
+                "address {ip} counts as no node's: node {said} has it neither as its own nor in its pod ranges"
+            ))
+        })
     }
 }
 

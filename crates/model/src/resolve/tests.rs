@@ -198,14 +198,44 @@ fn the_address_decides_where_an_endpoint_is() {
         vec![
             endpoint("10.244.2.5", Some("n3"), "ready"),
             endpoint("192.168.77.3", None, "ready"),
-            endpoint("172.16.0.1", Some("n2"), "ready"),
+            endpoint("192.168.77.2", Some("n2"), "ready"),
             endpoint("172.16.0.2", Some("nobody"), "ready"),
         ],
     );
-    let lines = lines(&snapshot(three_nodes(), vec![web], vec![ends]));
-    let expected =
-        "-> 10.244.2.5:80@n2/Active 172.16.0.1:80@n2/Active 172.16.0.2:80@-/Active 192.168.77.3:80@n3/Active";
-    assert!(lines[0].ends_with(expected), "{lines:?}");
+    let all = snapshot(three_nodes(), vec![web], vec![ends]);
+    let expected = "-> 10.244.2.5:80@n2/Active 172.16.0.2:80@-/Active 192.168.77.2:80@n2/Active 192.168.77.3:80@n3/Active";
+    assert!(lines(&all)[0].ends_with(expected), "{:?}", lines(&all));
+    assert_eq!(services(&all, &name("n1"), VNI).1, []);
+}
+
+#[test]
+fn an_endpoint_at_an_address_that_its_node_does_not_have_is_not_sent_to_that_node() {
+    let mut web = service("web", 1, &["10.96.0.10"], 80, Some(30080));
+    web.internal_policy = TrafficPolicy::Local;
+    let ends = vec![
+        endpoint("172.16.0.1", Some("n1"), "ready"),
+        endpoint("10.244.9.5", Some("n2"), "ready"),
+        endpoint("10.244.1.5", Some("n1"), "ready"),
+        endpoint("192.168.77.1", Some("n1"), "ready"),
+    ];
+    let all = snapshot(three_nodes(), vec![web], vec![list("web", "a", ends)]);
+    assert_eq!(
+        lines(&all),
+        [
+            "node(ipv4):30080/tcp default/web:80 -> 10.244.1.5:80@n1/Active 10.244.9.5:80@-/Active \
+             172.16.0.1:80@-/Active 192.168.77.1:80@n1/Active",
+            "10.96.0.10:80/tcp default/web:80 -> 10.244.1.5:80@n1/Active 192.168.77.1:80@n1/Active",
+        ]
+    );
+    assert_eq!(
+        complaints(services(&all, &name("n1"), VNI).1),
+        [
+            "endpoints default/a: address 10.244.9.5 counts as no node's: node n2 has it neither as its own nor in \
+             its pod ranges",
+            "endpoints default/a: address 172.16.0.1 counts as no node's: node n1 has it neither as its own nor in \
+             its pod ranges",
+        ]
+    );
 }
 
 #[test]
@@ -537,7 +567,10 @@ proptest! {
                 prop_assert!(!table.frontends.keys().any(|at| at.ip == backend.ip));
                 prop_assert_eq!(backend.ip.is_ipv4(), at.ip.is_ipv4());
                 prop_assert!(backend.port != 0 && seen.insert((backend.ip, backend.port)));
-                prop_assert!(backend.node.as_ref().is_none_or(|node| table.nodes.contains_key(node)));
+                let has = |node: &ServiceNode| {
+                    node.addresses.contains(&backend.ip) || node.ranges.iter().any(|range| range.contains(backend.ip))
+                };
+                prop_assert!(backend.node.as_ref().is_none_or(|node| table.nodes.get(node).is_some_and(has)));
             }
         }
     }

@@ -4,7 +4,8 @@ use std::net::IpAddr;
 
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::link::{InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkInfo, LinkMessage};
+use netlink_packet_route::link::InfoVxlan;
+use rtnetlink::{LinkMessageBuilder, LinkVxlan};
 
 use crate::{MacAddr, Result, Socket, link};
 
@@ -67,49 +68,38 @@ pub fn create(
     mtu: Option<u32>,
 ) -> Result<()> {
     link::check_name("create", name)?;
-    let mut message = LinkMessage::default();
-    message.attributes.push(LinkAttribute::IfName(name.into()));
+    let mut device = described(name, vxlan);
     if let Some(mac) = mac {
-        message.attributes.push(LinkAttribute::Address(mac.to_vec()));
+        device = device.address(mac.to_vec());
     }
     if let Some(mtu) = mtu {
-        message.attributes.push(LinkAttribute::Mtu(mtu));
+        device = device.mtu(mtu);
     }
-    message.attributes.push(LinkAttribute::LinkInfo(vec![
-        LinkInfo::Kind(InfoKind::Vxlan),
-        LinkInfo::Data(InfoData::Vxlan(to_attributes(vxlan))),
-    ]));
-    socket.request(
-        "create",
-        format_args!("vxlan {name}"),
-        &RouteNetlinkMessage::NewLink(message),
-        NLM_F_CREATE | NLM_F_EXCL,
-    )
+    let message = RouteNetlinkMessage::NewLink(device.build());
+    socket.request("create", format_args!("vxlan {name}"), &message, NLM_F_CREATE | NLM_F_EXCL)
 }
 
-fn to_attributes(vxlan: &Vxlan) -> Vec<InfoVxlan> {
-    let mut data = vec![
-        InfoVxlan::Port(vxlan.port),
-        InfoVxlan::Learning(vxlan.learning),
-        InfoVxlan::Ttl(vxlan.ttl),
-        InfoVxlan::UDPCsum(vxlan.udp_csum),
-        InfoVxlan::UDPZeroCsumTX(vxlan.udp6_zero_csum_tx),
-        InfoVxlan::UDPZeroCsumRX(vxlan.udp6_zero_csum_rx),
-    ];
-    if vxlan.external {
-        data.push(InfoVxlan::CollectMetadata(true));
-    } else {
-        data.push(InfoVxlan::Id(vxlan.vni));
+fn described(name: &str, vxlan: &Vxlan) -> LinkMessageBuilder<LinkVxlan> {
+    let mut device = LinkMessageBuilder::<LinkVxlan>::new(name)
+        .port(vxlan.port)
+        .learning(vxlan.learning)
+        .ttl(vxlan.ttl)
+        .udp_csum(vxlan.udp_csum)
+        .udp_zero_csum6_tx(vxlan.udp6_zero_csum_tx)
+        .udp_zero_csum6_rx(vxlan.udp6_zero_csum_rx);
+    device = match vxlan.external {
+        true => device.collect_metadata(true),
+        false => device.id(vxlan.vni),
+    };
+    device = match vxlan.local {
+        Some(IpAddr::V4(ip)) => device.local(ip),
+        Some(IpAddr::V6(ip)) => device.local6(ip),
+        None => device,
+    };
+    match vxlan.underlay {
+        Some(index) => device.dev(index),
+        None => device,
     }
-    match vxlan.local {
-        Some(IpAddr::V4(ip)) => data.push(InfoVxlan::Local(ip)),
-        Some(IpAddr::V6(ip)) => data.push(InfoVxlan::Local6(ip)),
-        None => {}
-    }
-    if let Some(index) = vxlan.underlay {
-        data.push(InfoVxlan::Link(index));
-    }
-    data
 }
 
 /// Reads what the kernel says of a VXLAN device.

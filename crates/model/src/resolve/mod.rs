@@ -1,5 +1,6 @@
 //! From a snapshot of the cluster to what this node must do. Pure, and the same on every node: nothing
-//! depends on the order in which things arrived, and who wins a conflict is decided by age and name.
+//! depends on the order in which things arrived, and who wins a conflict is decided by age and name. The one
+//! exception: a node's own object comes first on that node.
 //!
 //! All semantics of services live here, once. Dataplanes carry out the table.
 

@@ -3,7 +3,7 @@
 //! A node object may be written by whoever has taken that node. It is trusted with its own addresses and
 //! pod ranges, and not with anybody else's: nodes are taken by age, and what an older one has is refused to
 //! a younger one and reported. Services come after all nodes: whoever may write a service must not be able to
-//! cut a node off by it.
+//! cut a node off by it. On a node itself its own object comes first.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -43,11 +43,24 @@ pub struct Nodes {
 }
 
 impl Nodes {
+    /// As every node sees them alike: by age alone.
     pub fn new(snapshot: &Snapshot) -> Self {
+        Self::take(snapshot, None)
+    }
+
+    /// As node `local` sees them: what its own object claims comes first there. That this node is `local` is its own
+    /// configuration, which no object of somebody else's overrules.
+    pub fn seen_from(snapshot: &Snapshot, local: &NodeName) -> Self {
+        Self::take(snapshot, Some(local))
+    }
+
+    fn take(snapshot: &Snapshot, first: Option<&NodeName>) -> Self {
         let mut by_age: Vec<&Node> = snapshot.nodes.values().map(AsRef::as_ref).collect();
         by_age.sort_by_key(|node| (node.created, &node.name));
         let mut nodes =
             Self { by_age: by_age.iter().map(|node| node.name.clone()).collect(), ..Self::default() };
+        // Stable: the others stay in the order of age.
+        by_age.sort_by_key(|node| Some(&node.name) != first);
         for node in by_age {
             let mut accepted = AcceptedNode::default();
             for ip in &node.addresses {

@@ -11,10 +11,11 @@ use super::nodes::{AcceptedNode, Nodes};
 ///
 /// The outer packets are of one family, the same on all nodes: the one that more nodes with pods have an
 /// address of; where both have equally many, that of the first address of the oldest of these nodes.
+/// It does not depend on what `local` claims for itself.
 pub fn overlay(snapshot: &Snapshot, local: &NodeName, vni: u32) -> (OverlayTable, Vec<Problem>) {
-    let nodes = Nodes::new(snapshot);
+    let nodes = Nodes::seen_from(snapshot, local);
     let mut problems = nodes.problems.clone();
-    let v4 = runs_over_v4(&nodes);
+    let v4 = runs_over_v4(&Nodes::new(snapshot));
     let mut table = OverlayTable::default();
     for (name, node) in &nodes.accepted {
         if node.ranges.is_empty() && name != local {

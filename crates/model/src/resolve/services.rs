@@ -17,7 +17,7 @@ use super::nodes::Nodes;
 /// What node `local` must do for services. `vni` is that of the overlay, from which the Ethernet addresses
 /// of the other nodes' VXLAN devices follow.
 pub fn services(snapshot: &Snapshot, local: &NodeName, vni: u32) -> (ServiceTable, Vec<Problem>) {
-    let nodes = Nodes::new(snapshot);
+    let nodes = Nodes::seen_from(snapshot, local);
     let addresses = service_addresses(snapshot, &nodes);
     let mut resolver = Resolver {
         snapshot,

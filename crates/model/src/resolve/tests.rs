@@ -393,6 +393,54 @@ fn fault_s15_hostile_node_objects() {
     assert!(bad.iter().all(|range| problems.iter().any(|p| p.contains(range))), "{problems:#?}");
 }
 
+/// Older than the node whose addresses and ranges it claims.
+fn with_an_older_thief() -> Snapshot {
+    let mut nodes = three_nodes();
+    nodes.push(node("thief", 0, &["192.168.77.9", "192.168.77.2"], &["10.244.2.0/24", "fd00:10:244::/48"]));
+    snapshot(nodes, Vec::new(), Vec::new())
+}
+
+#[test]
+fn this_node_loses_neither_range_nor_address_to_an_older_node_object() {
+    let all = with_an_older_thief();
+    let ranges = three_nodes()[1].pod_ranges.iter().copied().collect::<BTreeSet<IpNetwork>>();
+    let (table, problems) = overlay(&all, &name("n2"), VNI);
+    assert_eq!((table.underlay, &table.local), (Some(ip("192.168.77.2")), &ranges));
+    let expected = [
+        "node thief: pod range 10.244.2.0/24 refused: it overlaps 10.244.2.0/24 of node n2",
+        "node thief: pod range fd00:10:244::/48 refused: it overlaps fd00:10:244:2::/64 of node n2",
+        "node thief: address 192.168.77.2 refused: it belongs to node n2",
+    ];
+    assert_eq!(
+        complaints(problems).iter().collect::<BTreeSet<_>>(),
+        expected.map(str::to_owned).iter().collect()
+    );
+    let (table, _) = services(&all, &name("n2"), VNI);
+    assert_eq!(table.nodes[&name("n2")].ranges, ranges);
+    assert!(table.nodes[&name("n2")].addresses.contains(&ip("192.168.77.2")));
+}
+
+#[test]
+fn between_two_other_nodes_the_older_object_wins() {
+    let (table, _) = overlay(&with_an_older_thief(), &name("n1"), VNI);
+    assert!(table.remotes[&name("thief")].ranges.contains(&"10.244.2.0/24".parse().unwrap()));
+    assert!(!table.remotes.contains_key(&name("n2")), "{table:?}");
+}
+
+#[test]
+fn a_dispute_over_addresses_gives_no_node_another_family() {
+    // Whoever is asked: the disputed address counts for the thief, so both families have two nodes each, and the
+    // oldest, which is the thief, speaks IPv4.
+    let nodes = vec![
+        node("thief", 0, &["10.0.0.1"], &["10.244.9.0/24"]),
+        node("n1", 1, &["fd77::1", "10.0.0.1"], &["10.244.1.0/24"]),
+        node("n2", 2, &["10.0.0.2", "fd77::2"], &["10.244.2.0/24"]),
+    ];
+    let all = snapshot(nodes, Vec::new(), Vec::new());
+    let underlay = |local: &str| overlay(&all, &name(local), VNI).0.underlay;
+    assert_eq!(["n1", "n2"].map(underlay), [Some(ip("10.0.0.1")), Some(ip("10.0.0.2"))]);
+}
+
 #[test]
 fn the_overlay_runs_over_the_family_of_most_nodes() {
     let underlay = |nodes: Vec<Node>| overlay(&snapshot(nodes, vec![], vec![]), &name("n1"), VNI).0.underlay;
@@ -591,7 +639,7 @@ proptest! {
     #[test]
     fn what_nodes_have_is_disjoint(things in any_things()) {
         let snapshot = arrive(&things);
-        let nodes = Nodes::new(&snapshot);
+        let nodes = Nodes::seen_from(&snapshot, &name("n1"));
         let ranges: Vec<IpNetwork> = nodes.accepted.values().flat_map(|node| node.ranges.clone()).collect();
         let mut addresses: Vec<IpAddr> = nodes.accepted.values().flat_map(|node| node.addresses.clone()).collect();
         for (i, one) in ranges.iter().enumerate() {
@@ -610,6 +658,15 @@ proptest! {
                 + node.pod_ranges.iter().map(|r| subnet::canonical(*r)).collect::<BTreeSet<_>>().len()
         }).sum();
         prop_assert_eq!(asked, ranges.len() + addresses.len() + nodes.problems.len());
+    }
+
+    #[test]
+    fn other_nodes_take_nothing_from_this_one(things in any_things()) {
+        let all = arrive(&things);
+        let mut alone = Snapshot::clone(&all);
+        alone.nodes.retain(|other, _| *other == name("n1"));
+        let own = |snapshot| Nodes::seen_from(snapshot, &name("n1")).accepted.remove(&name("n1"));
+        prop_assert_eq!(own(&all), own(&alone));
     }
 
     #[test]

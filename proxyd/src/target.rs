@@ -88,7 +88,7 @@ impl<D: Dataplane> Target for Services<D> {
                 .into_iter()
                 .map(|lack| Problem::new(Object::Frontend(lack.frontend), What::Said(lack.what))),
         );
-        let nodes = Nodes::new(snapshot);
+        let nodes = Nodes::seen_from(snapshot, &self.node);
         let addresses = nodes.accepted.get(&self.node).map(|node| node.addresses.as_slice());
         let devices = (self.find)(addresses.unwrap_or_default());
         (State { devices: Some(devices), table }, problems)

@@ -128,7 +128,7 @@ fn service(n: u32, port: u16) -> Value {
 fn slice(n: u32) -> Value {
     let endpoint = |i| {
         let conditions = json!({ "ready": true, "serving": true, "terminating": false });
-        json!({ "addresses": [backend(n, i)], "conditions": conditions, "nodeName": "n1" })
+        json!({ "addresses": [backend(n, i)], "conditions": conditions })
     };
     let name = format!("s{n}");
     json!({

@@ -21,20 +21,21 @@ pub struct Cgroup {
     procs: Arc<File>,
 }
 
-/// Where cgroup2 is mounted, with the group that the mount shows as its root.
-fn mount_point() -> Option<(PathBuf, PathBuf)> {
-    let info = fs::read_to_string("/proc/self/mountinfo").ok()?;
-    info.lines().find_map(|line| {
+/// Where cgroup2 is mounted, with the group that the mount shows as its root; as this thread sees it.
+pub(crate) fn mount_points() -> Vec<(PathBuf, PathBuf)> {
+    let info = fs::read_to_string("/proc/thread-self/mountinfo").unwrap_or_default();
+    let mount_point = |line: &str| {
         let (mount, kind) = line.split_once(" - ")?;
         let mut fields = mount.split(' ').skip(3);
         let (root, at) = (fields.next()?, fields.next()?);
         kind.starts_with("cgroup2 ").then(|| (PathBuf::from(at), PathBuf::from(root)))
-    })
+    };
+    info.lines().filter_map(mount_point).collect()
 }
 
 /// The groups that labs of this machine may be in: our own, and the topmost that we see.
 pub(crate) fn bases() -> Vec<PathBuf> {
-    let Some((at, root)) = mount_point() else { return Vec::new() };
+    let Some((at, root)) = mount_points().into_iter().next() else { return Vec::new() };
     let own = fs::read_to_string("/proc/self/cgroup").ok().and_then(|list| {
         let path = list.lines().find_map(|line| line.strip_prefix("0::"))?;
         let below = Path::new(path).strip_prefix(&root).ok()?;

@@ -13,7 +13,7 @@ use nix::fcntl::{OFlag, open};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::Mode;
 
-use crate::cgroup::Cgroup;
+use crate::cgroup::{Cgroup, mount_points};
 use crate::error::{Context, Result, mkdir};
 
 /// Where what was in `/etc` is still to be found.
@@ -40,7 +40,7 @@ pub(crate) fn make(cgroup: &Cgroup, keep: &[PathBuf]) -> Result<()> {
     mount_fs("tmpfs", "/etc")?;
     link_machine_etc().context(|| "link the machine's /etc into the node's".into())?;
     mkdir("/etc/cni/net.d")?;
-    // The machine's /sys has to go: programs look for cgroup2 in the list of mounts.
+    // The machine's /sys has to go: it is not the node's, and the machine's cgroups are below it.
     mkdir(OWN_CGROUP)?;
     bind(&cgroup_dir, Path::new(OWN_CGROUP))?;
     let _ = umount2("/sys", MntFlags::MNT_DETACH);
@@ -48,6 +48,7 @@ pub(crate) fn make(cgroup: &Cgroup, keep: &[PathBuf]) -> Result<()> {
     mount(Some(OWN_CGROUP), "/sys/fs/cgroup", None::<&str>, MsFlags::MS_MOVE, None::<&str>)
         .context(|| "move the node's cgroup to /sys/fs/cgroup".into())?;
     fs::remove_dir(OWN_CGROUP).context(|| format!("remove {OWN_CGROUP}"))?;
+    hide_other_cgroups()?;
     mount_fs("bpf", "/sys/fs/bpf")?;
     for (dir, handle) in kept {
         mkdir(dir)?;
@@ -55,6 +56,17 @@ pub(crate) fn make(cgroup: &Cgroup, keep: &[PathBuf]) -> Result<()> {
     }
     // Container runtimes bind the namespaces of their pods here.
     mkdir("/run/netns")
+}
+
+/// Programs look for cgroup2 in the list of mounts. One that the machine has elsewhere (a chroot's, a
+/// container's) would have a node's daemon attach its socket programs to the whole machine.
+fn hide_other_cgroups() -> Result<()> {
+    for (at, _) in mount_points().iter().rev() {
+        if at != Path::new("/sys/fs/cgroup") {
+            umount2(at, MntFlags::MNT_DETACH).context(|| format!("unmount {}", at.display()))?;
+        }
+    }
+    Ok(())
 }
 
 fn mount_fs(kind: &str, at: &str) -> Result<()> {

@@ -112,3 +112,24 @@ fn a_socket_program_sees_its_node_and_nothing_else() -> Result<()> {
         Ok(with.programs.iter().any(|id| !bpf_objects().programs.contains(id)))
     })
 }
+
+/// The machine may have cgroup2 mounted in more than one place. A daemon that finds another than its node's serves
+/// the sockets of the whole machine.
+#[test]
+fn a_node_finds_no_cgroup_but_its_own() -> Result<()> {
+    use nix::mount::{MsFlags, mount};
+    use nix::sched::{CloneFlags, unshare};
+    // In a mount namespace of this thread alone.
+    unshare(CloneFlags::CLONE_FS | CloneFlags::CLONE_NEWNS).expect("we are root");
+    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_PRIVATE | MsFlags::MS_REC, None::<&str>)
+        .expect("a mount namespace can be made private");
+    mount(Some("none"), "/mnt", Some("cgroup2"), MsFlags::empty(), None::<&str>)
+        .expect("cgroup2 can be mounted");
+
+    let lab = Lab::builder().nodes(1).build()?;
+    let mounts = lab.node(1).run("cat /proc/self/mountinfo")?;
+    let cgroups: Vec<&str> = mounts.lines().filter(|line| line.contains(" - cgroup2 ")).collect();
+    assert_eq!(cgroups.len(), 1, "{cgroups:#?}");
+    assert!(cgroups[0].contains(" /sys/fs/cgroup "), "{cgroups:#?}");
+    Ok(())
+}

@@ -27,7 +27,7 @@ pub struct Cli {
     #[arg(long, value_name = "NAME")]
     pub node_name: Option<String>,
     /// The device where traffic from outside arrives [default: those that have this node's addresses]
-    #[arg(long, value_name = "IFACE", value_parser = device_name)]
+    #[arg(long, value_name = "IFACE", value_parser = heddle_netlink::link::parse_name)]
     pub underlay: Option<String>,
     /// The cgroup2 directory whose processes are served [default: the whole hierarchy]
     #[arg(long, value_name = "DIR")]
@@ -65,13 +65,6 @@ pub enum Command {
     Status(Output),
     /// Remove everything of proxyd from this node
     Cleanup(Output),
-}
-
-fn device_name(name: &str) -> Result<String, String> {
-    match heddle_netlink::link::name_is_valid(name) {
-        true => Ok(name.to_owned()),
-        false => Err("no name of a device (1 to 15 characters without `/`, `:`, `%`)".to_owned()),
-    }
 }
 
 #[cfg(test)]

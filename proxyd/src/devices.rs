@@ -98,21 +98,12 @@ mod tests {
 
     fn link(index: u32, name: &str) -> Link {
         Link {
-            index,
-            name: name.into(),
-            kind: None,
             up: true,
             lower_up: true,
             loopback: name == "lo",
             operational: Operational::Up,
             mtu: 1500,
-            mac: None,
-            master: None,
-            peer: None,
-            peer_ns: None,
-            alias: None,
-            addr_gen: None,
-            vxlan: None,
+            ..Link::new(index, name)
         }
     }
 

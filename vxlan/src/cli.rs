@@ -23,7 +23,7 @@ pub struct Cli {
     #[arg(long, value_name = "NAME")]
     pub node_name: Option<String>,
     /// The device that carries the packets between nodes [default: the one that has this node's address]
-    #[arg(long, value_name = "IFACE", global = true, value_parser = device_name)]
+    #[arg(long, value_name = "IFACE", global = true, value_parser = heddle_netlink::link::parse_name)]
     pub underlay: Option<String>,
     /// VXLAN network identifier, the same on all nodes; the device is called heddle.<VNI>
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..0x100_0000), global = true)]
@@ -47,13 +47,6 @@ pub enum Command {
     Status(Output),
     /// Remove everything of vxland from this node
     Cleanup(Output),
-}
-
-fn device_name(name: &str) -> Result<String, String> {
-    match heddle_netlink::link::name_is_valid(name) {
-        true => Ok(name.to_owned()),
-        false => Err("no name of a device (1 to 15 characters without `/`, `:`, `%`)".to_owned()),
-    }
 }
 
 #[cfg(test)]

@@ -81,23 +81,7 @@ mod tests {
     use crate::fake::{ip, net};
 
     fn link(index: u32, name: &str) -> Link {
-        Link {
-            index,
-            name: name.into(),
-            kind: None,
-            up: true,
-            lower_up: true,
-            loopback: false,
-            operational: Operational::Up,
-            mtu: 1500,
-            mac: None,
-            master: None,
-            peer: None,
-            peer_ns: None,
-            alias: None,
-            addr_gen: None,
-            vxlan: None,
-        }
+        Link { up: true, lower_up: true, operational: Operational::Up, mtu: 1500, ..Link::new(index, name) }
     }
 
     #[test]

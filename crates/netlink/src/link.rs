@@ -47,6 +47,29 @@ pub struct Link {
     pub vxlan: Option<Vxlan>,
 }
 
+impl Link {
+    /// A device of which nothing is known but these two: down, with nothing set.
+    pub fn new(index: u32, name: &str) -> Self {
+        Self {
+            index,
+            name: name.into(),
+            kind: None,
+            up: false,
+            lower_up: false,
+            loopback: false,
+            operational: Operational::Unknown,
+            mtu: 0,
+            mac: None,
+            master: None,
+            peer: None,
+            peer_ns: None,
+            alias: None,
+            addr_gen: None,
+            vxlan: None,
+        }
+    }
+}
+
 /// RFC 2863 operational state, as far as anybody acts on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operational {
@@ -284,6 +307,17 @@ pub fn name_is_valid(name: &str) -> bool {
         && name.bytes().all(|b| b.is_ascii_graphic() && !matches!(b, b'/' | b':' | b'%'))
 }
 
+/// A device name that somebody typed.
+///
+/// # Errors
+/// What a name has to be, if the kernel would not take it ([`name_is_valid`]).
+pub fn parse_name(name: &str) -> std::result::Result<String, &'static str> {
+    match name_is_valid(name) {
+        true => Ok(name.to_owned()),
+        false => Err("no name of a device (1 to 15 characters without `/`, `:`, `%`)"),
+    }
+}
+
 pub(crate) fn check_name(operation: &'static str, name: &str) -> Result<()> {
     if name_is_valid(name) {
         Ok(())
@@ -305,21 +339,10 @@ pub(crate) fn from_message(message: &RouteNetlinkMessage) -> Option<Link> {
     };
     let flags = message.header.flags;
     let mut link = Link {
-        index: message.header.index,
-        name: String::new(),
-        kind: None,
         up: flags.contains(LinkFlags::Up),
         lower_up: flags.contains(LinkFlags::LowerUp),
         loopback: flags.contains(LinkFlags::Loopback),
-        operational: Operational::Unknown,
-        mtu: 0,
-        mac: None,
-        master: None,
-        peer: None,
-        peer_ns: None,
-        alias: None,
-        addr_gen: None,
-        vxlan: None,
+        ..Link::new(message.header.index, "")
     };
     for attribute in &message.attributes {
         match attribute {

@@ -65,6 +65,18 @@ impl Host {
         self.dir.path().join("networks")
     }
 
+    /// A host on which a pod has come and gone, so that what stays for good is there; the pod, its
+    /// configuration, and what must be left when it has gone again.
+    pub fn settled() -> (Self, Value, Pod, BTreeSet<String>) {
+        let host = Self::new();
+        let conf = host.conf();
+        let pod = Pod::new("abc");
+        host.add(&pod, &conf);
+        host.del(&pod, &conf);
+        let before = host.state();
+        (host, conf, pod, before)
+    }
+
     /// The configuration that the node's daemon writes, with leases in this host's directory.
     pub fn conf(&self) -> Value {
         json!({

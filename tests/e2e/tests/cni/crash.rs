@@ -30,12 +30,7 @@ const CALLS: [&str; 4] = ["sendto", "linkat", "unlinkat", "setns"];
 
 #[test]
 fn fault_041_killed_in_the_middle_of_add() {
-    let host = Host::new();
-    let conf = host.conf();
-    let pod = Pod::new("abc");
-    host.add(&pod, &conf);
-    host.del(&pod, &conf);
-    let before = host.state();
+    let (host, conf, pod, before) = Host::settled();
     let mut moments = 0;
     for call in CALLS {
         for n in 1.. {
@@ -62,12 +57,7 @@ fn fault_041_killed_in_the_middle_of_add() {
 
 #[test]
 fn fault_042_killed_in_the_middle_of_delete() {
-    let host = Host::new();
-    let conf = host.conf();
-    let pod = Pod::new("abc");
-    host.add(&pod, &conf);
-    host.del(&pod, &conf);
-    let before = host.state();
+    let (host, conf, pod, before) = Host::settled();
     for call in CALLS {
         for n in 1.. {
             host.add(&pod, &conf);
@@ -83,12 +73,7 @@ fn fault_042_killed_in_the_middle_of_delete() {
 
 #[test]
 fn fault_044_every_call_may_fail() {
-    let host = Host::new();
-    let conf = host.conf();
-    let pod = Pod::new("abc");
-    host.add(&pod, &conf);
-    host.del(&pod, &conf);
-    let before = host.state();
+    let (host, conf, pod, before) = Host::settled();
     let mut failures = 0;
     for (call, errno) in [
         ("openat", "EMFILE"),

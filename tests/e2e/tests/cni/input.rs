@@ -277,12 +277,7 @@ fn fault_028_a_result_that_cannot_be_delivered_is_taken_back() {
 
 #[test]
 fn a_failure_after_the_first_change_is_taken_back() {
-    let host = Host::new();
-    let conf = host.conf();
-    let pod = Pod::new("abc");
-    host.add(&pod, &conf);
-    host.del(&pod, &conf);
-    let before = host.state();
+    let (host, conf, pod, before) = Host::settled();
     // The kernel takes the second of two equal routes for what it is; by then all the rest is done.
     let mut twice = conf.clone();
     twice["ipam"]["routes"] = json!([{"dst": "192.0.2.0/24"}, {"dst": "192.0.2.0/24"}]);
@@ -296,12 +291,7 @@ fn a_failure_after_the_first_change_is_taken_back() {
 
 #[test]
 fn fault_030_too_few_descriptors() {
-    let host = Host::new();
-    let conf = host.conf();
-    let pod = Pod::new("abc");
-    host.add(&pod, &conf);
-    host.del(&pod, &conf);
-    let before = host.state();
+    let (host, conf, pod, before) = Host::settled();
     let mut failed = 0;
     for limit in 3..16 {
         let mut command = Command::new("prlimit");

@@ -4,7 +4,7 @@ use std::fs;
 
 use heddle_netlink::sysctl::{self, Key};
 
-use crate::spec::Failure;
+use heddle_spec::Failure;
 
 /// Switches forwarding on for the families that are asked for, where it is off.
 pub fn ensure(v4: bool, v6: bool) -> Result<(), Failure> {

@@ -12,8 +12,8 @@ use heddle_netlink::nft::{Base, Batch, Expr, Family, Hook, Nft, Rule, SetKey, Ve
 use ipnetwork::Ipv6Network;
 
 use crate::conf::Mode;
-use crate::spec::Failure;
 use crate::veth::{PREFIX, Pair};
+use heddle_spec::Failure;
 
 const TABLE: &str = "heddle";
 const CHAIN: &str = "spoofing";
@@ -103,7 +103,7 @@ pub fn dismiss(pair: &Pair) -> Result<(), Failure> {
 /// What a pod may send over a bridge: IPv4, ARP and IPv6 in its own name, and what IPv6 needs to begin with.
 fn bridge_rules() -> Result<Vec<Rule>, Failure> {
     let internal =
-        |error: ipnetwork::IpNetworkError| Failure::new(crate::spec::code::INTERNAL, error.to_string());
+        |error: ipnetwork::IpNetworkError| Failure::new(heddle_spec::code::INTERNAL, error.to_string());
     let unspecified = Ipv6Network::new(std::net::Ipv6Addr::UNSPECIFIED, 128).map_err(internal)?;
     let link_local = Ipv6Network::new([0xfe80, 0, 0, 0, 0, 0, 0, 0].into(), 10).map_err(internal)?;
     let from_pod = |comment: &str, parts: Vec<Vec<Expr>>, verdict: Verdict| {

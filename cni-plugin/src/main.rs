@@ -11,7 +11,6 @@ mod conf;
 mod forwarding;
 mod guard;
 mod mode;
-mod spec;
 mod veth;
 
 use std::io::{IsTerminal, Read, Write};
@@ -19,10 +18,10 @@ use std::process::ExitCode;
 
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::stat::{SFlag, fstat, makedev};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use crate::conf::{Conf, Place};
-use crate::spec::{Command, Environment, Failure, SUPPORTED, Version, code};
+use heddle_spec::{Command, Environment, Failure, SUPPORTED, Version, code, json};
 
 fn main() -> ExitCode {
     let Some(command) = variable("CNI_COMMAND") else {
@@ -103,7 +102,7 @@ fn run(command: &str, version: &mut Version) -> Result<Option<Value>, Failure> {
         return Ok(Some(versions(input)));
     }
     let environment = Environment::parse(command, variable)?;
-    let object = spec::json::object(&input?)?;
+    let object = json::object(&input?)?;
     *version = read_version(&object)?;
     if *version < command.since() {
         return Err(Failure::new(
@@ -146,10 +145,10 @@ fn versions(input: Result<Vec<u8>, Failure>) -> Value {
     let known: Vec<_> = SUPPORTED.iter().map(|version| version.as_str()).collect();
     let asked = input
         .ok()
-        .and_then(|bytes| spec::json::object(&bytes).ok())
+        .and_then(|bytes| json::object(&bytes).ok())
         .and_then(|object| read_version(&object).ok())
         .unwrap_or(Version::LATEST);
-    json!({ "cniVersion": asked.as_str(), "supportedVersions": known })
+    serde_json::json!({ "cniVersion": asked.as_str(), "supportedVersions": known })
 }
 
 fn read_version(object: &Map<String, Value>) -> Result<Version, Failure> {
@@ -169,7 +168,7 @@ fn read_input() -> Result<Vec<u8>, Failure> {
     let mut bytes = Vec::new();
     input
         .lock()
-        .take(spec::json::LARGEST as u64 + 1)
+        .take(json::LARGEST as u64 + 1)
         .read_to_end(&mut bytes)
         .map_err(|error| Failure::new(code::IO, format!("cannot read standard input: {error}")))?;
     Ok(bytes)

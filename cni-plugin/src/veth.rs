@@ -4,13 +4,12 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use heddle_ipam::{Network, Owner};
 use heddle_netlink::link::{self, AddrGen, Change, Link, Operational, VethEnd};
 use heddle_netlink::route::{self, Filter, TABLE_LOCAL};
 use heddle_netlink::sysctl::{self, Key};
 use heddle_netlink::{DisplayMac, MacAddr, NetNs, Socket, Watch};
 
-use crate::spec::{Failure, Interface, code};
+use heddle_spec::{Failure, Interface, Network, Owner, code};
 
 /// What the names of all host sides begin with; the spoofing rule knows pods by it.
 pub const PREFIX: &str = "hdl";

@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
 
+use heddle_spec::Owner;
 use ipnetwork::IpNetwork;
 
 use crate::store::Lease;
-use crate::{Error, Locked, Owner, RangeSet, Result};
+use crate::{Error, Locked, RangeSet, Result};
 
 /// How many taken addresses we step over before we read which ones are free.
 const STEPS: usize = 32;

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use ipnetwork::IpNetwork;
+use heddle_spec::Route;
 use serde::Deserialize;
 
 use crate::range::prefix;
@@ -42,19 +42,6 @@ pub struct Config {
 pub struct RouteConfig {
     pub dst: String,
     pub gw: Option<String>,
-    pub mtu: Option<u32>,
-    pub advmss: Option<u32>,
-    pub priority: Option<u32>,
-    pub table: Option<u32>,
-    pub scope: Option<u8>,
-}
-
-/// A route for the pod.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Route {
-    pub dst: IpNetwork,
-    /// The gateway of the pod's address of the same family, if not given.
-    pub gw: Option<IpAddr>,
     pub mtu: Option<u32>,
     pub advmss: Option<u32>,
     pub priority: Option<u32>,

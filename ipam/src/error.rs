@@ -4,6 +4,8 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use heddle_spec::{Failure, InvalidName, code};
+
 /// A failure to lease or to free an address.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -11,8 +13,8 @@ pub enum Error {
     #[error("{key}: {reason}")]
     Config { key: String, reason: String },
     /// A name that came from outside is not one.
-    #[error("{what} {value:?} is not valid: {reason}")]
-    Name { what: &'static str, value: String, reason: &'static str },
+    #[error(transparent)]
+    Name(#[from] InvalidName),
     /// Every address of the range set is leased.
     #[error("no free address in {ranges}: {held}")]
     Exhausted { ranges: String, held: String },
@@ -44,5 +46,18 @@ impl Error {
         source: impl Into<io::Error>,
     ) -> Self {
         Self::Io { operation, path: path.into(), source: source.into() }
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        let code = match &error {
+            Error::Config { .. } | Error::Unavailable { .. } | Error::Taken { .. } => code::INVALID_CONFIG,
+            Error::Name(_) => code::INVALID_ENVIRONMENT,
+            Error::Exhausted { .. } => code::NO_ADDRESS,
+            Error::Locked { .. } => code::TRY_LATER,
+            Error::Io { .. } => code::IO,
+        };
+        Self::new(code, error.to_string())
     }
 }

@@ -28,13 +28,11 @@ mod allocate;
 mod config;
 mod error;
 mod lock;
-mod owner;
 mod range;
 mod store;
 
 pub use allocate::Allocation;
-pub use config::{Config, DEFAULT_DATA_DIR, Pool, Route};
+pub use config::{Config, DEFAULT_DATA_DIR, Pool};
 pub use error::{Error, Result};
-pub use owner::{Network, Owner};
 pub use range::{Range, RangeConfig, RangeSet};
 pub use store::{Locked, Store};

@@ -7,6 +7,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use heddle_spec::{Network, Owner};
 use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, OpenHow, ResolveFlag, open, openat, openat2};
@@ -14,7 +15,7 @@ use nix::sys::stat::{Mode, SFlag, fstatat, mkdirat};
 use nix::unistd::{UnlinkatFlags, linkat, unlinkat};
 
 use crate::lock::Lock;
-use crate::{Error, Network, Owner, Result};
+use crate::{Error, Result};
 
 /// Our own files, out of the way of the reference plugin's.
 const OURS: &str = ".heddle";
@@ -155,13 +156,13 @@ impl Locked<'_> {
     pub(crate) fn create(&self, ip: IpAddr, owner: &Owner) -> Result<bool> {
         let name = ip.to_string();
         let created =
-            create(&self.store.dir, &name, owner.content().as_bytes(), LEASE_MODE, self.store.durable);
+            create(&self.store.dir, &name, content(owner).as_bytes(), LEASE_MODE, self.store.durable);
         created.map_err(|errno| self.failed("create lease", &name, errno))
     }
 
     /// Whether `ip` is leased to `owner`. Old versions of the reference plugin wrote the container's id alone.
     pub(crate) fn holds(&self, owner: &Owner, ip: IpAddr) -> bool {
-        matches!(self.lease(ip), Lease::Held(content) if content == owner.content() || content == owner.container())
+        matches!(self.lease(ip), Lease::Held(held) if held == content(owner) || held == owner.container())
     }
 
     /// Frees `ip` if it is leased to `owner`. Returns whether it was.
@@ -201,7 +202,7 @@ impl Locked<'_> {
     /// What `owner` was given, as far as our own notes say; `None` if they say nothing. The leases are
     /// the truth: each must be looked at.
     pub(crate) fn noted(&self, owner: &Owner) -> Option<Vec<IpAddr>> {
-        let content = read_at(&self.store.ours, &owner.index_name()).ok()??;
+        let content = read_at(&self.store.ours, &index_name(owner)).ok()??;
         let text = String::from_utf8(content).ok()?;
         // The first word keeps the reference plugin from taking the file for a lease of a container that
         // is called like an address.
@@ -212,11 +213,11 @@ impl Locked<'_> {
     /// found only by reading all leases.
     pub(crate) fn note(&self, owner: &Owner, ips: &[IpAddr]) -> Result<()> {
         let list: Vec<_> = ips.iter().map(ToString::to_string).collect();
-        self.write_ours(&owner.index_name(), format!("leases {}", list.join(" ")).as_bytes())
+        self.write_ours(&index_name(owner), format!("leases {}", list.join(" ")).as_bytes())
     }
 
     pub(crate) fn forget(&self, owner: &Owner) -> Result<()> {
-        let name = owner.index_name();
+        let name = index_name(owner);
         remove(&self.store.ours, &name).map_err(|errno| self.failed("delete", &name, errno))
     }
 
@@ -230,6 +231,19 @@ impl Locked<'_> {
         create(&self.store.ours, name, content, 0o600, false).map_err(failed)?;
         Ok(())
     }
+}
+
+/// What a lease of `owner` holds.
+fn content(owner: &Owner) -> String {
+    format!("{}\r\n{}", owner.container(), owner.ifname())
+}
+
+/// A file name for `owner` of a fixed length: 128 bits of FNV-1a.
+fn index_name(owner: &Owner) -> String {
+    let hash = content(owner).bytes().fold(0x6c62_272e_07bb_0142_62b8_2175_6295_c58d_u128, |hash, byte| {
+        (hash ^ u128::from(byte)).wrapping_mul(0x0000_0000_0100_0000_0000_0000_0000_013b)
+    });
+    format!("{hash:032x}")
 }
 
 fn is_ours(mode: u32) -> bool {
@@ -340,4 +354,17 @@ fn names(dir: &OwnedFd) -> nix::Result<Vec<String>> {
         }
     }
     Ok(names)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn owners_that_differ_have_other_index_names() {
+        let name = |container: &str, ifname: &str| index_name(&Owner::new(container, ifname).unwrap());
+        assert_eq!(name("a", "eth0").len(), 32);
+        assert_ne!(name("a", "eth0"), name("a", "eth1"));
+        assert_ne!(name("a", "eth0"), name("b", "eth0"));
+    }
 }

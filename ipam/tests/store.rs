@@ -8,7 +8,8 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use heddle_ipam::{Config, Error, Network, Owner, Pool, Store};
+use heddle_ipam::{Config, Error, Pool, Store};
+use heddle_spec::{Network, Owner};
 use tempfile::TempDir;
 
 const PATIENCE: Duration = Duration::from_secs(10);

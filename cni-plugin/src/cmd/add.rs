@@ -12,9 +12,9 @@ use heddle_netlink::{NetNs, Socket, Watch};
 use super::{PATIENCE, boot_id};
 use crate::conf::{Conf, Mode};
 use crate::mode::{self, bridge, ptp};
-use crate::spec::{Environment, Failure, Ip, Success, code};
 use crate::veth::{self, Pair, Side};
 use crate::{forwarding, guard};
+use heddle_spec::{Environment, Failure, Ip, Success, code};
 
 /// Wires the pod.
 pub fn add(environment: &Environment, conf: &Conf) -> Result<Success, Failure> {
@@ -140,7 +140,7 @@ fn create(
     pair.harden_host(host, near.index, ipv6)?;
     let pod = pair.harden_pod(ns, ipv6)?;
     if conf.mode == Mode::Ptp {
-        heddle_bpf::attach_pod(&conf.bpf_root, &pair.host, near.index)?;
+        heddle_bpf::attach_pod(&conf.bpf_root, &pair.host, near.index).map_err(Failure::kernel)?;
     }
     Ok((near, [Watch::open()?, pod]))
 }

@@ -19,8 +19,8 @@ use super::{PATIENCE, boot_id};
 use crate::conf::{Conf, Mode};
 use crate::guard;
 use crate::mode::GATEWAY6;
-use crate::spec::{Environment, Failure, code, json};
 use crate::veth::Pair;
+use heddle_spec::{Environment, Failure, code, json};
 
 /// The result of ADD, as it came back (0.3.0 and newer), as far as it is compared.
 #[derive(Debug, Deserialize)]

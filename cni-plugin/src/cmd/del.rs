@@ -7,14 +7,14 @@ use heddle_netlink::{NetNs, Socket, link};
 use super::{PATIENCE, boot_id};
 use crate::conf::Place;
 use crate::guard;
-use crate::spec::{Environment, Failure};
 use crate::veth::Pair;
+use heddle_spec::{Environment, Failure};
 
 /// Unwires the pod. Reports the first failure, after having tried everything.
 pub fn del(environment: &Environment, place: &Place) -> Result<(), Failure> {
     let pair = Pair::new(&place.network, &environment.owner);
     let steps: [Result<(), Failure>; 4] = [
-        heddle_bpf::detach_pod(&place.bpf_root, &pair.host).map_err(Failure::from),
+        heddle_bpf::detach_pod(&place.bpf_root, &pair.host).map_err(Failure::kernel),
         delete_pair(environment, &pair),
         guard::dismiss(&pair),
         // The address last: it must not be another's while packets can still reach this pod.

@@ -4,15 +4,15 @@
 
 use std::collections::HashSet;
 
-use heddle_ipam::{Owner, Store};
+use heddle_ipam::Store;
 use heddle_netlink::{Socket, link};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::{PATIENCE, boot_id, del};
 use crate::conf::Place;
-use crate::spec::{Environment, Failure, code, json};
 use crate::veth::{PREFIX, Pair};
+use heddle_spec::{Environment, Failure, Owner, code, json};
 
 /// An interface that the runtime knows.
 #[derive(Debug, Deserialize)]

@@ -8,7 +8,7 @@ pub mod status;
 
 use std::time::Duration;
 
-use crate::spec::{Failure, code};
+use heddle_spec::{Failure, code};
 
 /// How long another program may hold the leases' lock before we give up. Kubelet's own limit is minutes.
 pub const PATIENCE: Duration = Duration::from_secs(10);

@@ -4,7 +4,7 @@ use heddle_ipam::Store;
 
 use super::{PATIENCE, boot_id};
 use crate::conf::Conf;
-use crate::spec::{Failure, code};
+use heddle_spec::{Failure, code};
 
 /// Whether the leases can be written and every range has a free address.
 pub fn status(conf: &Conf) -> Result<(), Failure> {

@@ -4,7 +4,7 @@
 
 use std::net::IpAddr;
 
-use heddle_ipam::{Allocation, Route as Wanted};
+use heddle_ipam::Allocation;
 use heddle_netlink::addr::{self, Addr};
 use heddle_netlink::link::{self, Change, Link};
 use heddle_netlink::neigh::{self, Neigh};
@@ -15,8 +15,8 @@ use ipnetwork::IpNetwork;
 
 use super::ptp;
 use crate::conf::Bridge;
-use crate::spec::{Failure, Interface, code};
 use crate::veth::{self, Pair};
+use heddle_spec::{Failure, Interface, Route as Wanted, code};
 
 /// Finds or makes the bridge, gives it the gateway addresses if it is to have them, sets it up.
 pub fn ensure(

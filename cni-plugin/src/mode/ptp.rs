@@ -13,7 +13,7 @@
 
 use std::net::IpAddr;
 
-use heddle_ipam::{Allocation, Route as Wanted};
+use heddle_ipam::Allocation;
 use heddle_netlink::Socket;
 use heddle_netlink::addr::{self, Addr, Scope};
 use heddle_netlink::link;
@@ -22,8 +22,8 @@ use heddle_netlink::route::{self, PROTOCOL_POD, Route, TABLE_MAIN};
 use ipnetwork::IpNetwork;
 
 use super::{GATEWAY6, alone};
-use crate::spec::{Failure, code};
 use crate::veth::Pair;
+use heddle_spec::{Failure, Route as Wanted, code};
 
 /// The gateway that a pod with this address uses.
 pub fn gateway(allocation: &Allocation) -> IpAddr {

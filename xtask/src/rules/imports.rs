@@ -12,8 +12,9 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("heddle-reconcile", &["heddle-model"]),
     ("heddle-control", &["heddle-model"]),
     ("heddle-bpf", &["heddle-ebpf-common"]),
-    ("heddle-ipam", &["heddle-model"]),
-    ("heddle", &["heddle-bpf", "heddle-ipam", "heddle-model", "heddle-netlink"]),
+    ("heddle-spec", &["heddle-netlink"]),
+    ("heddle-ipam", &["heddle-netlink", "heddle-spec"]),
+    ("heddle", &["heddle-bpf", "heddle-ipam", "heddle-model", "heddle-netlink", "heddle-spec"]),
     ("vxland", &["heddle-control", "heddle-daemon", "heddle-model", "heddle-netlink", "heddle-reconcile"]),
     (
         "proxyd",

@@ -2,11 +2,10 @@
 
 use std::net::IpAddr;
 
-use heddle_ipam::Route;
 use ipnetwork::IpNetwork;
 use serde_json::{Map, Value, json};
 
-use super::Version;
+use crate::{Route, Version};
 
 /// An interface that was made.
 #[derive(Clone, Debug)]
@@ -130,8 +129,8 @@ fn route(route: &Route, version: Version) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use super::super::SUPPORTED;
     use super::*;
+    use crate::SUPPORTED;
 
     fn success() -> Success {
         let route = |dst: &str, gw: Option<&str>| Route {

@@ -4,10 +4,9 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use heddle_ipam::Owner;
 use heddle_netlink::link;
 
-use super::{Failure, Version, code};
+use crate::{Failure, Owner, Version, code};
 
 /// What is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,8 +2,7 @@
 
 use std::fmt;
 
-use super::Failure;
-use super::code;
+use crate::{Failure, code};
 
 /// A version of the specification. Its result has one of three shapes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

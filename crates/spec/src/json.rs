@@ -6,7 +6,7 @@ use serde::de::{DeserializeOwned, Deserializer, Error as _, MapAccess, SeqAccess
 use serde::{Deserialize, de};
 use serde_json::{Map, Number, Value};
 
-use super::{Failure, code};
+use crate::{Failure, code};
 
 /// More than this is no network configuration (bytes).
 pub const LARGEST: usize = 1 << 20;

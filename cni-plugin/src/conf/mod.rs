@@ -1,14 +1,20 @@
 //! The network configuration: what the operator wants, checked before anything is done.
+//!
+//! Each section reads its own keys from the object as it came and says what it means or names the key that makes
+//! no sense; here they come together.
+
+mod bridge;
+
+pub use bridge::Bridge;
 
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use heddle_ipam::{Config as Ipam, Network, Pool, RangeConfig};
-use heddle_netlink::link;
+use heddle_ipam::{Config as Ipam, Pool, RangeConfig};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use crate::spec::{Failure, Version, code, json};
+use heddle_spec::{Failure, Network, Version, code, json};
 
 /// The smallest MTU that IPv4 works with (RFC 791), and IPv6 (RFC 8200).
 const LEAST_MTU: (u32, u32) = (68, 1280);
@@ -23,17 +29,7 @@ struct Raw {
     mode: Option<String>,
     mtu: Option<u32>,
     bridge: Option<String>,
-    is_gateway: bool,
-    is_default_gateway: bool,
-    force_address: bool,
     ip_masq: bool,
-    hairpin_mode: bool,
-    promisc_mode: bool,
-    vlan: Option<u32>,
-    vlan_trunk: Option<Value>,
-    macspoofchk: bool,
-    port_isolation: bool,
-    disable_container_interface: bool,
     ipam: Option<Ipam>,
     dns: Map<String, Value>,
     args: Option<Args>,
@@ -67,16 +63,6 @@ pub enum Mode {
     /// A veth pair, a route of its own on the host, nothing shared with other pods.
     Ptp,
     Bridge(Bridge),
-}
-
-/// Mode `bridge`, keys of the reference plugin.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Bridge {
-    pub name: String,
-    /// The bridge has the ranges' gateway addresses.
-    pub is_gateway: bool,
-    /// And the pods' default routes go there.
-    pub is_default_gateway: bool,
 }
 
 /// A configuration that makes sense.
@@ -124,7 +110,7 @@ impl Conf {
         let network = network(object)?;
         let raw: Raw = json::typed(Value::Object(object.clone()))?;
         raw.refuse_what_is_not_built()?;
-        let mode = raw.mode()?;
+        let mode = raw.mode(object)?;
         let mut ipam = raw.ipam.clone().ok_or_else(|| invalid("ipam", "it is missing"))?;
         match ipam.kind.as_str() {
             "host-local" | "heddle-ipam" => {}
@@ -167,42 +153,24 @@ impl Conf {
 }
 
 impl Raw {
-    fn mode(&self) -> Result<Mode, Failure> {
-        let name = match (self.mode.as_deref(), &self.bridge) {
-            (Some("ptp"), _) => return Ok(Mode::Ptp),
-            (None, None) => return Ok(Mode::Ptp),
-            (Some("bridge"), name) => name.clone().unwrap_or_else(|| "cni0".into()),
-            (None, Some(name)) => name.clone(),
+    fn mode(&self, object: &Map<String, Value>) -> Result<Mode, Failure> {
+        match (self.mode.as_deref(), &self.bridge) {
+            (Some("ptp"), _) | (None, None) => Ok(Mode::Ptp),
+            (Some("bridge"), _) | (None, Some(_)) => Ok(Mode::Bridge(Bridge::read(object)?)),
             (Some("ipvlan"), _) => {
-                return Err(Failure::new(code::UNSUPPORTED_FIELD, "mode: ipvlan is not built yet"));
+                Err(Failure::new(code::UNSUPPORTED_FIELD, "mode: ipvlan is not built yet"))
             }
             (Some(other), _) => {
                 let shown: String = other.chars().take(32).collect();
-                return Err(invalid("mode", format!("{shown:?} is not ptp, bridge or ipvlan")));
+                Err(invalid("mode", format!("{shown:?} is not ptp, bridge or ipvlan")))
             }
-        };
-        if !link::name_is_valid(&name) || matches!(name.as_str(), "lo" | "all" | "default") {
-            return Err(invalid("bridge", format!("{name:?} cannot be the name of an interface")));
         }
-        Ok(Mode::Bridge(Bridge {
-            name,
-            is_gateway: self.is_gateway || self.is_default_gateway,
-            is_default_gateway: self.is_default_gateway,
-        }))
     }
 
     /// A key that is known and set, and that we would have to ignore: better said than ignored.
     fn refuse_what_is_not_built(&self) -> Result<(), Failure> {
         let set = [
             ("ipMasq", self.ip_masq),
-            ("hairpinMode", self.hairpin_mode),
-            ("promiscMode", self.promisc_mode),
-            ("forceAddress", self.force_address),
-            ("macspoofchk", self.macspoofchk),
-            ("portIsolation", self.port_isolation),
-            ("disableContainerInterface", self.disable_container_interface),
-            ("vlan", self.vlan.is_some_and(|vlan| vlan != 0)),
-            ("vlanTrunk", self.vlan_trunk.is_some()),
             ("ipam.resolvConf", self.ipam.as_ref().is_some_and(|ipam| ipam.resolv_conf.is_some())),
         ];
         match set.iter().find(|(_, set)| *set) {
@@ -323,17 +291,14 @@ mod tests {
     fn fault_008_what_is_known_and_not_built_is_refused_and_the_unknown_ignored() {
         for (key, value) in [
             ("ipMasq", json!(true)),
-            ("vlan", json!(7)),
             ("mode", json!("ipvlan")),
             ("ipam", json!({"type": "dhcp"})),
             ("ipam", json!({"type": "../../bin/sh"})),
-            ("hairpinMode", json!(true)),
         ] {
             let failure = conf(with(key, value)).unwrap_err();
             assert_eq!(failure.code, 2, "{key}: {failure:?}");
         }
         assert!(conf(with("ipMasq", json!(false))).is_ok());
-        assert!(conf(with("vlan", json!(0))).is_ok());
     }
 
     #[test]

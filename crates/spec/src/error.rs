@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::Version;
+use crate::{InvalidName, Version};
 
 /// Error codes: below 100 those of the specification, from 100 on ours.
 pub mod code {
@@ -47,6 +47,11 @@ impl Failure {
         Self { code, msg: msg.into(), details: String::new() }
     }
 
+    /// The kernel refused.
+    pub fn kernel(error: impl std::fmt::Display) -> Self {
+        Self::new(code::KERNEL, error.to_string())
+    }
+
     pub fn with_details(mut self, details: impl Into<String>) -> Self {
         self.details = details.into();
         self
@@ -64,26 +69,12 @@ impl Failure {
 
 impl From<heddle_netlink::Error> for Failure {
     fn from(error: heddle_netlink::Error) -> Self {
-        Self::new(code::KERNEL, error.to_string())
+        Self::kernel(error)
     }
 }
 
-impl From<heddle_ipam::Error> for Failure {
-    fn from(error: heddle_ipam::Error) -> Self {
-        use heddle_ipam::Error;
-        let code = match &error {
-            Error::Config { .. } | Error::Unavailable { .. } | Error::Taken { .. } => code::INVALID_CONFIG,
-            Error::Name { .. } => code::INVALID_ENVIRONMENT,
-            Error::Exhausted { .. } => code::NO_ADDRESS,
-            Error::Locked { .. } => code::TRY_LATER,
-            Error::Io { .. } => code::IO,
-        };
-        Self::new(code, error.to_string())
-    }
-}
-
-impl From<heddle_bpf::Error> for Failure {
-    fn from(error: heddle_bpf::Error) -> Self {
-        Self::new(code::KERNEL, error.to_string())
+impl From<InvalidName> for Failure {
+    fn from(error: InvalidName) -> Self {
+        Self::new(code::INVALID_ENVIRONMENT, error.to_string())
     }
 }

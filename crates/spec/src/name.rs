@@ -2,7 +2,17 @@
 
 use std::fmt;
 
-use crate::{Error, Result};
+/// A name that came from outside and is none.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{what} {value:?} is not valid: {reason}")]
+pub struct InvalidName {
+    pub what: &'static str,
+    /// The beginning of it.
+    pub value: String,
+    pub reason: &'static str,
+}
+
+type Result<T> = std::result::Result<T, InvalidName>;
 
 /// The longest name we take: a file name of any file system, with room for a suffix.
 const LONGEST: usize = 200;
@@ -38,7 +48,7 @@ impl Owner {
     pub fn new(container: &str, ifname: &str) -> Result<Self> {
         check("container id", container)?;
         if ifname.is_empty() || ifname.len() > 15 || !ifname.bytes().all(|b| b.is_ascii_graphic()) {
-            return Err(Error::Name {
+            return Err(InvalidName {
                 what: "interface name",
                 value: excerpt(ifname),
                 reason: "it has 1 to 15 printable ASCII characters",
@@ -56,20 +66,6 @@ impl Owner {
     pub fn ifname(&self) -> &str {
         &self.ifname
     }
-
-    /// What a lease of this owner holds.
-    pub(crate) fn content(&self) -> String {
-        format!("{}\r\n{}", self.container, self.ifname)
-    }
-
-    /// A name for the owner of a fixed length: 128 bits of FNV-1a.
-    pub(crate) fn index_name(&self) -> String {
-        let hash =
-            self.content().bytes().fold(0x6c62_272e_07bb_0142_62b8_2175_6295_c58d_u128, |hash, byte| {
-                (hash ^ u128::from(byte)).wrapping_mul(0x0000_0000_0100_0000_0000_0000_0000_013b)
-            });
-        format!("{hash:032x}")
-    }
 }
 
 impl fmt::Display for Owner {
@@ -79,7 +75,7 @@ impl fmt::Display for Owner {
 }
 
 fn check(what: &'static str, name: &str) -> Result<()> {
-    let refused = |reason| Err(Error::Name { what, value: excerpt(name), reason });
+    let refused = |reason| Err(InvalidName { what, value: excerpt(name), reason });
     if name.is_empty() {
         return refused("it is empty");
     }
@@ -119,13 +115,5 @@ mod tests {
         for ifname in ["", "a\r\nb", "0123456789abcdef", "a b"] {
             assert!(Owner::new("c", ifname).is_err(), "{ifname:?}");
         }
-    }
-
-    #[test]
-    fn owners_that_differ_have_other_index_names() {
-        let name = |container: &str, ifname: &str| Owner::new(container, ifname).unwrap().index_name();
-        assert_eq!(name("a", "eth0").len(), 32);
-        assert_ne!(name("a", "eth0"), name("a", "eth1"));
-        assert_ne!(name("a", "eth0"), name("b", "eth0"));
     }
 }

@@ -1,0 +1,18 @@
+//! The CNI specification: what comes in, what goes out, in every version of it. Shared by the plugin `heddle` and
+//! the IPAM plugin `heddle-ipam`.
+#![forbid(unsafe_code)]
+
+mod env;
+mod error;
+pub mod json;
+mod name;
+mod result;
+mod route;
+mod version;
+
+pub use env::{Command, Environment};
+pub use error::{Failure, code};
+pub use name::{InvalidName, Network, Owner};
+pub use result::{Interface, Ip, Success};
+pub use route::Route;
+pub use version::{SUPPORTED, Version};

@@ -70,6 +70,8 @@ pub struct Route {
     pub priority: Option<u32>,
     /// The MTU of the path, where the route sets it.
     pub mtu: Option<u32>,
+    /// The largest segment that TCP tells the other side to send (`RTAX_ADVMSS`), where the route sets it.
+    pub advmss: Option<u32>,
 }
 
 impl Route {
@@ -87,6 +89,7 @@ impl Route {
             onlink: false,
             priority: None,
             mtu: None,
+            advmss: None,
         }
     }
 
@@ -186,9 +189,20 @@ pub fn delete(socket: &mut Socket, route: &Route) -> Result<()> {
 
 /// How this host would route a packet to `dst` now: device, gateway, source.
 pub fn lookup(socket: &mut Socket, dst: IpAddr) -> Result<Route> {
+    look_up(socket, dst, RouteFlags::empty())
+}
+
+/// The route that this host would take to `dst` now, with its own destination: the whole prefix
+/// (`RTM_F_FIB_MATCH`, since Linux 4.13 for IPv4, 5.3 for IPv6).
+pub fn matching(socket: &mut Socket, dst: IpAddr) -> Result<Route> {
+    look_up(socket, dst, RouteFlags::FibMatch)
+}
+
+fn look_up(socket: &mut Socket, dst: IpAddr, flags: RouteFlags) -> Result<Route> {
     let mut message = RouteMessage::default();
     message.header.address_family = family(&dst);
     message.header.destination_prefix_length = if dst.is_ipv4() { 32 } else { 128 };
+    message.header.flags = flags;
     message.attributes.push(RouteAttribute::Destination(RouteAddress::from(dst)));
     let object = format_args!("route to {dst}");
     let answer = socket.get("look up", object, &RouteNetlinkMessage::GetRoute(message))?;
@@ -258,8 +272,10 @@ fn to_message(operation: &'static str, route: &Route) -> Result<RouteMessage> {
     if let Some(priority) = route.priority {
         attributes.push(RouteAttribute::Priority(priority));
     }
-    if let Some(mtu) = route.mtu {
-        attributes.push(RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)]));
+    let metrics: Vec<RouteMetric> =
+        route.mtu.map(RouteMetric::Mtu).into_iter().chain(route.advmss.map(RouteMetric::Advmss)).collect();
+    if !metrics.is_empty() {
+        attributes.push(RouteAttribute::Metrics(metrics));
     }
     Ok(message)
 }
@@ -311,6 +327,10 @@ pub(crate) fn from_message(message: &RouteNetlinkMessage) -> Option<Route> {
             RouteAttribute::Metrics(metrics) => {
                 route.mtu = metrics.iter().find_map(|metric| match metric {
                     RouteMetric::Mtu(mtu) => Some(*mtu),
+                    _ => None,
+                });
+                route.advmss = metrics.iter().find_map(|metric| match metric {
+                    RouteMetric::Advmss(advmss) => Some(*advmss),
                     _ => None,
                 });
             }

@@ -9,7 +9,7 @@ use heddle_netlink::addr::{self, Addr, Scope};
 use heddle_netlink::fdb::{self, Fdb};
 use heddle_netlink::link::{self, AddrGen, Bridge, Change, Link, Operational, VethEnd};
 use heddle_netlink::neigh::{self, Neigh};
-use heddle_netlink::route::{self, Filter, PROTOCOL_HEDDLE, Route};
+use heddle_netlink::route::{self, Filter, Kind, PROTOCOL_HEDDLE, Route};
 use heddle_netlink::sysctl::{self, Key};
 use heddle_netlink::vxlan::{self, Vxlan};
 use heddle_netlink::{NetNs, Socket, Watch};
@@ -142,14 +142,18 @@ fn routes_are_read_back_as_they_were_written() {
     let routes = [
         Route::on_link(net("10.1.0.9/32"), near.index),
         Route { src: Some(ip("10.1.0.1")), ..Route::via(net("10.2.0.0/24"), ip("10.2.0.0"), near.index) },
-        Route { mtu: Some(1400), ..Route::via(net("0.0.0.0/0"), ip("169.254.1.1"), near.index) },
+        Route {
+            mtu: Some(1400),
+            advmss: Some(1300),
+            ..Route::via(net("0.0.0.0/0"), ip("169.254.1.1"), near.index)
+        },
         Route { table: 1000, ..Route::on_link(net("10.3.0.0/24"), near.index) },
         Route {
             src: Some(ip("fd00::1")),
             priority: Some(77),
             ..Route::via(net("fd00:2::/64"), ip("fd00:2::"), near.index)
         },
-        Route::on_link(net("fd00::9/128"), near.index),
+        Route { advmss: Some(1200), ..Route::on_link(net("fd00::9/128"), near.index) },
         Route::via(net("10.4.0.0/24"), ip("fe80::1"), near.index),
     ];
     for route in &routes {
@@ -173,6 +177,16 @@ fn routes_are_read_back_as_they_were_written() {
 
     let chosen = route::lookup(&mut socket, ip("10.2.0.77")).unwrap();
     assert_eq!((chosen.link, chosen.src), (Some(near.index), Some(ip("10.1.0.1"))));
+    for (dst, wanted, kind) in [
+        ("10.2.0.77", "10.2.0.0/24", Kind::Unicast),
+        ("10.1.0.9", "10.1.0.9/32", Kind::Unicast),
+        ("10.1.0.1", "10.1.0.1/32", Kind::Local),
+        ("fd00:2::77", "fd00:2::/64", Kind::Unicast),
+        ("fd00::1", "fd00::1/128", Kind::Local),
+    ] {
+        let found = route::matching(&mut socket, ip(dst)).unwrap();
+        assert_eq!((found.dst, found.kind), (net(wanted), kind), "{dst}");
+    }
     route::delete(&mut socket, &moved).unwrap();
     assert!(route::delete(&mut socket, &moved).unwrap_err().not_found());
 }

@@ -2,14 +2,17 @@
 //! the IPAM plugin `heddle-ipam`.
 #![forbid(unsafe_code)]
 
+mod attachments;
 mod env;
 mod error;
 pub mod json;
 mod name;
+pub mod program;
 mod result;
 mod route;
 mod version;
 
+pub use attachments::valid_attachments;
 pub use env::{Command, Environment};
 pub use error::{Failure, code};
 pub use name::{InvalidName, Network, Owner};

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use heddle_spec::Owner;
 use ipnetwork::IpNetwork;
 
-use crate::store::Lease;
+use crate::store::{self, Lease};
 use crate::{Error, Locked, RangeSet, Result};
 
 /// How many taken addresses we step over before we read which ones are free.
@@ -201,10 +201,8 @@ impl Locked<'_> {
     pub fn owners(&self) -> Result<HashSet<Owner>> {
         let mut owners = HashSet::new();
         for (_, ip) in self.addresses()? {
-            if let Lease::Held(content) = self.lease(ip)
-                && let Some((container, ifname)) = content.split_once("\r\n")
-            {
-                owners.extend(Owner::new(container, ifname));
+            if let Lease::Held(content) = self.lease(ip) {
+                owners.extend(store::owner_of(&content));
             }
         }
         Ok(owners)

@@ -20,6 +20,11 @@ use crate::{Error, Result};
 /// Our own files, out of the way of the reference plugin's.
 const OURS: &str = ".heddle";
 const BOOT: &str = "boot";
+/// What a file is called that is about to get its name.
+const TEMPORARY: &str = ".heddle-";
+/// What a note begins with. It keeps the reference plugin from taking the file for a lease of a container that is
+/// called like an address.
+const NOTE: &str = "leases ";
 /// By this mode a lease of ours is told from one of the reference plugin, which are writable.
 const LEASE_MODE: u32 = 0o400;
 /// A lease is one line of each of two names: what is longer is none.
@@ -204,21 +209,50 @@ impl Locked<'_> {
     pub(crate) fn noted(&self, owner: &Owner) -> Option<Vec<IpAddr>> {
         let content = read_at(&self.store.ours, &index_name(owner)).ok()??;
         let text = String::from_utf8(content).ok()?;
-        // The first word keeps the reference plugin from taking the file for a lease of a container that
-        // is called like an address.
-        text.strip_prefix("leases ").map(|list| list.split(' ').filter_map(|ip| ip.parse().ok()).collect())
+        text.strip_prefix(NOTE).map(|list| list.split(' ').filter_map(|ip| ip.parse().ok()).collect())
     }
 
     /// Notes what `owner` is about to be given. Before the leases: a lease that no note names would be
     /// found only by reading all leases.
     pub(crate) fn note(&self, owner: &Owner, ips: &[IpAddr]) -> Result<()> {
         let list: Vec<_> = ips.iter().map(ToString::to_string).collect();
-        self.write_ours(&index_name(owner), format!("leases {}", list.join(" ")).as_bytes())
+        self.write_ours(&index_name(owner), format!("{NOTE}{}", list.join(" ")).as_bytes())
     }
 
     pub(crate) fn forget(&self, owner: &Owner) -> Result<()> {
         let name = index_name(owner);
         remove(&self.store.ours, &name).map_err(|errno| self.failed("delete", &name, errno))
+    }
+
+    /// Deletes what writers left that were killed: notes that name no lease of their owner, and files that were
+    /// about to get their name. Nobody else writes while we have the lock.
+    pub fn sweep(&self) -> Result<()> {
+        for name in names(&self.store.ours).map_err(|errno| self.failed("list", OURS, errno))? {
+            let stray = match read_at(&self.store.ours, &name) {
+                _ if name == BOOT => false,
+                _ if name.starts_with(TEMPORARY) => true,
+                Ok(Some(content)) => !self.is_of_use(&name, &content),
+                _ => false,
+            };
+            if stray {
+                remove(&self.store.ours, &name).map_err(|errno| self.failed("delete", &name, errno))?;
+            }
+        }
+        let all = names(&self.store.dir).map_err(|errno| self.failed("list", "", errno))?;
+        for name in all.iter().filter(|name| name.starts_with(TEMPORARY)) {
+            self.unlink(name)?;
+        }
+        Ok(())
+    }
+
+    /// Whether a note names an address that its owner holds.
+    fn is_of_use(&self, name: &str, content: &[u8]) -> bool {
+        let text = String::from_utf8_lossy(content);
+        let mut ips = text.strip_prefix(NOTE).unwrap_or_default().split(' ').filter_map(|ip| ip.parse().ok());
+        ips.any(|ip| match self.lease(ip) {
+            Lease::Held(content) => owner_of(&content).is_some_and(|owner| index_name(&owner) == name),
+            Lease::Free | Lease::Empty | Lease::Strange => false,
+        })
     }
 
     /// Replaces a file of ours as a whole.
@@ -231,6 +265,12 @@ impl Locked<'_> {
         create(&self.store.ours, name, content, 0o600, false).map_err(failed)?;
         Ok(())
     }
+}
+
+/// Whom the content of a lease names.
+pub(crate) fn owner_of(content: &str) -> Option<Owner> {
+    let (container, ifname) = content.split_once("\r\n")?;
+    Owner::new(container, ifname).ok()
 }
 
 /// What a lease of `owner` holds.
@@ -301,7 +341,7 @@ fn create(dir: &OwnedFd, name: &str, content: &[u8], mode: u32, durable: bool) -
         }
         // A file system without O_TMPFILE (NFS, old overlays): a name of our own, linked and taken away.
         Err(Errno::EOPNOTSUPP | Errno::EISDIR | Errno::EINVAL) => {
-            let temporary = format!(".heddle-{}-{name}", std::process::id());
+            let temporary = format!("{TEMPORARY}{}-{name}", std::process::id());
             remove(dir, &temporary)?;
             let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
             let written = openat(dir, temporary.as_str(), flags, mode).and_then(write);

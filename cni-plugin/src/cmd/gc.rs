@@ -39,6 +39,7 @@ pub fn gc(object: &Map<String, Value>, place: &Place) -> Result<(), Failure> {
     let collected: Vec<Result<(), Failure>> = dead
         .into_iter()
         .map(|owner| del::del(&Environment { owner, netns: None, requested: None }, place))
+        .chain([sweep(place)])
         .collect();
     collected.into_iter().collect()
 }
@@ -59,6 +60,14 @@ fn leased(place: &Place) -> Result<HashSet<Owner>, Failure> {
     match Store::open_existing(&place.data_dir, &place.network, &boot_id()?)? {
         Some(store) => Ok(store.lock(PATIENCE)?.owners()?),
         None => Ok(HashSet::new()),
+    }
+}
+
+/// Takes away what has no owner at all.
+fn sweep(place: &Place) -> Result<(), Failure> {
+    match Store::open_existing(&place.data_dir, &place.network, &boot_id()?)? {
+        Some(store) => Ok(store.lock(PATIENCE)?.sweep()?),
+        None => Ok(()),
     }
 }
 

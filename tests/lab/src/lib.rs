@@ -40,6 +40,7 @@ mod process;
 mod spawner;
 mod switch;
 mod tools;
+pub mod trace;
 pub mod traffic;
 
 pub use bin::{bin, bin_dir};

@@ -1,0 +1,147 @@
+//! A host with a pod that lives through everything, a pod to which it happens, and what must be left at the end.
+
+use std::collections::BTreeSet;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, Stdio};
+
+use heddle_lab::trace::{self, Call, Fate};
+use heddle_netlink::{addr, link};
+use serde_json::{Value, json};
+
+use super::bench::{Answer, Host, Pod};
+
+pub struct World {
+    pub host: Host,
+    pub conf: Value,
+    /// To whom it happens.
+    pub pod: Pod,
+    /// Who must not notice.
+    pub other: Pod,
+    other_ips: BTreeSet<String>,
+    /// What is there without `pod`.
+    before: BTreeSet<String>,
+}
+
+/// What became of a run.
+#[derive(Debug)]
+pub struct Outcome {
+    pub answer: Answer,
+    pub killed: bool,
+}
+
+impl World {
+    /// Pods in a mode.
+    pub fn new(conf: impl Fn(&Host) -> Value) -> Self {
+        let host = Host::new();
+        let conf = conf(&host);
+        let (pod, other) = (Pod::new("abc"), Pod::new("other"));
+        host.add(&pod, &conf);
+        let other_ips = host.add(&other, &conf).ips().into_iter().collect();
+        host.del(&pod, &conf);
+        let mut world = Self { host, conf, pod, other, other_ips, before: BTreeSet::new() };
+        world.before = world.state();
+        world
+    }
+
+    pub fn ptp() -> Self {
+        Self::new(Host::conf)
+    }
+
+    pub fn bridge() -> Self {
+        Self::new(|host| {
+            let mut conf = host.conf();
+            conf["mode"] = json!("bridge");
+            conf["bridge"] = json!("br0");
+            conf["isDefaultGateway"] = json!(true);
+            conf["ipam"]["routes"] = json!([]);
+            conf
+        })
+    }
+
+    /// All that a pod can leave behind on the host.
+    fn state(&self) -> BTreeSet<String> {
+        let mut state = self.host.state();
+        let rules = self.host.ns.run(|| Command::new("nft").args(["-s", "list", "ruleset"]).output());
+        let rules = String::from_utf8(rules.unwrap().unwrap().stdout).unwrap();
+        state.extend(rules.lines().enumerate().map(|(n, line)| format!("nft {n} {line}")));
+        state
+    }
+
+    /// Nothing of the pod is left, and the other one is as it was.
+    pub fn assert_clean(&self, what: &str) {
+        let now = self.state();
+        let more: Vec<_> = now.difference(&self.before).collect();
+        let less: Vec<_> = self.before.difference(&now).collect();
+        assert!(more.is_empty() && less.is_empty(), "{what}: left {more:#?}, lost {less:#?}");
+        assert!(link::by_name(&mut self.pod.socket(), "eth0").unwrap().is_none(), "{what}: eth0 is there");
+    }
+
+    /// The other pod has what it had.
+    pub fn assert_other_lives(&self) {
+        assert_eq!(self.ips_of(&self.other), self.other_ips);
+        let mut conf = self.conf.clone();
+        conf["prevResult"] = json!({"ips": [], "interfaces": []});
+        let answer = self.host.call(&self.other, "CHECK", &conf);
+        assert!(answer.success, "{answer:?}");
+    }
+
+    /// The addresses that the pod's interface has, whatever the leases say.
+    pub fn ips_of(&self, pod: &Pod) -> BTreeSet<String> {
+        let mut socket = pod.socket();
+        let Some(link) = link::by_name(&mut socket, "eth0").unwrap() else { return BTreeSet::new() };
+        let all = addr::list(&mut socket, Some(link.index)).unwrap();
+        let lasting = all.iter().map(|addr| addr.ip.ip().to_string()).filter(|ip| !ip.starts_with("fe80"));
+        lasting.collect()
+    }
+
+    /// A pod that comes now gets addresses that nobody has.
+    pub fn assert_no_address_twice(&self, what: &str) {
+        let late = Pod::new("late");
+        let mut held = self.ips_of(&self.pod);
+        held.extend(self.other_ips.iter().cloned());
+        let answer = self.host.add(&late, &self.conf);
+        for ip in answer.ips() {
+            assert!(!held.contains(&ip), "{what}: {ip} is held twice");
+        }
+        self.host.del(&late, &self.conf);
+    }
+
+    /// GC as a runtime calls it that knows the other pod only.
+    pub fn gc(&self) -> Answer {
+        self.host.call(&self.pod, "GC", &self.gc_conf())
+    }
+
+    pub fn gc_conf(&self) -> Value {
+        let mut conf = self.conf.clone();
+        conf["cni.dev/valid-attachments"] = json!([{"containerID": self.other.id, "ifname": "eth0"}]);
+        conf
+    }
+
+    /// Runs the plugin, each of its system calls as `fate` says.
+    pub fn traced(&self, command: &str, conf: &Value, fate: impl FnMut(&Call) -> Fate + Send) -> Outcome {
+        let mut program = Command::new(heddle_lab::bin("heddle"));
+        program.env_clear().envs(Host::variables(&self.pod, command));
+        program.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let input = conf.to_string();
+        // Whoever starts it must follow it, from the thread inside.
+        let run = self.host.ns.run(|| trace::trace(&mut program, input.as_bytes(), fate));
+        let run = run.unwrap().unwrap_or_else(|error| panic!("{command}: {error}"));
+        let stdout = String::from_utf8(run.stdout).unwrap();
+        let answer = Answer {
+            success: run.status.success(),
+            json: serde_json::from_str(&stdout).unwrap_or(Value::Null),
+            stdout,
+            stderr: String::from_utf8_lossy(&run.stderr).into_owned(),
+        };
+        assert!(!answer.stderr.contains("panicked"), "{command}: {answer:?}");
+        Outcome { killed: run.status.signal() == Some(nix::libc::SIGKILL), answer }
+    }
+
+    /// Kills the plugin before its K-th system call. `false`: it came to its end before.
+    pub fn killed_at(&self, k: usize, command: &str, conf: &Value) -> bool {
+        let fate = |call: &Call| if call.index == k { Fate::Kills } else { Fate::Passes };
+        let outcome = self.traced(command, conf, fate);
+        assert!(outcome.killed || outcome.answer.success, "{command} {k}: {outcome:?}");
+        outcome.killed
+    }
+}

@@ -177,6 +177,7 @@ impl Pair {
             mac: DisplayMac(mac).to_string(),
             mtu: Some(near.mtu),
             sandbox,
+            ..Interface::default()
         };
         [
             side(&self.host, self.host_mac, None),

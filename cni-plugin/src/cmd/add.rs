@@ -96,7 +96,7 @@ fn wire(
                 .map(|allocation| Ip {
                     address: mode::alone(allocation.ip.ip()),
                     gateway: Some(ptp::gateway(allocation)),
-                    interface: 1,
+                    interface: Some(1),
                 })
                 .collect();
         }
@@ -119,7 +119,7 @@ fn wire(
                 .map(|allocation| Ip {
                     address: allocation.ip,
                     gateway: Some(allocation.gateway),
-                    interface: 2,
+                    interface: Some(2),
                 })
                 .collect();
         }

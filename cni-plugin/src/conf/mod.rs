@@ -14,7 +14,7 @@ use heddle_ipam::{Config as Ipam, Pool, RangeConfig};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use heddle_spec::{Failure, Network, Version, code, json};
+use heddle_spec::{Dns, Failure, Network, Version, code, json};
 
 /// The smallest MTU that IPv4 works with (RFC 791), and IPv6 (RFC 8200).
 const LEAST_MTU: (u32, u32) = (68, 1280);
@@ -31,7 +31,7 @@ struct Raw {
     bridge: Option<String>,
     ip_masq: bool,
     ipam: Option<Ipam>,
-    dns: Map<String, Value>,
+    dns: Dns,
     args: Option<Args>,
     runtime_config: Runtime,
     /// Where the BPF file system is mounted.
@@ -75,7 +75,7 @@ pub struct Conf {
     pub pool: Pool,
     /// Addresses that the runtime asks for.
     pub requested: Vec<IpAddr>,
-    pub dns: Map<String, Value>,
+    pub dns: Dns,
     pub bpf_root: PathBuf,
 }
 

@@ -179,6 +179,6 @@ pub fn interface(bridge: &Link) -> Interface {
         name: bridge.name.clone(),
         mac: bridge.mac.map(|mac| DisplayMac(mac).to_string()).unwrap_or_default(),
         mtu: Some(bridge.mtu),
-        sandbox: None,
+        ..Interface::default()
     }
 }

@@ -3,16 +3,19 @@
 #![forbid(unsafe_code)]
 
 mod attachments;
+mod dns;
 mod env;
 mod error;
 pub mod json;
 mod name;
 pub mod program;
+mod read;
 mod result;
 mod route;
 mod version;
 
 pub use attachments::valid_attachments;
+pub use dns::Dns;
 pub use env::{Command, Environment};
 pub use error::{Failure, code};
 pub use name::{InvalidName, Network, Owner};

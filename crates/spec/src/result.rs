@@ -3,37 +3,41 @@
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
-use crate::{Route, Version};
+use crate::{Dns, Route, Version};
 
 /// An interface that was made.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Interface {
     pub name: String,
+    /// Empty where Ethernet addresses mean nothing.
     pub mac: String,
     pub mtu: Option<u32>,
     /// The path of its namespace; `None` on the host.
     pub sandbox: Option<String>,
+    /// Not of ours; other plugins of a chain say it.
+    pub socket_path: Option<String>,
+    /// Likewise.
+    pub pci_id: Option<String>,
 }
 
 /// An address that was given.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ip {
     pub address: IpNetwork,
     pub gateway: Option<IpAddr>,
-    /// Index in [`Success::interfaces`].
-    pub interface: usize,
+    /// Index in [`Success::interfaces`]; an IPAM plugin knows of none.
+    pub interface: Option<usize>,
 }
 
-/// What was done.
-#[derive(Clone, Debug, Default)]
+/// What was done. Of an IPAM plugin: "abbreviated", without interfaces.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Success {
     pub interfaces: Vec<Interface>,
     pub ips: Vec<Ip>,
     pub routes: Vec<Route>,
-    /// As the configuration gives it.
-    pub dns: Map<String, Value>,
+    pub dns: Dns,
 }
 
 impl Success {
@@ -46,14 +50,23 @@ impl Success {
             .interfaces
             .iter()
             .map(|interface| {
-                let mut object = json!({ "name": interface.name, "mac": interface.mac });
+                let mut object = json!({ "name": interface.name });
+                if !interface.mac.is_empty() {
+                    object["mac"] = interface.mac.clone().into();
+                }
                 if let Some(sandbox) = &interface.sandbox {
                     object["sandbox"] = sandbox.clone().into();
                 }
-                if let Some(mtu) = interface.mtu
-                    && version >= Version::V1_1_0
-                {
-                    object["mtu"] = mtu.into();
+                if version >= Version::V1_1_0 {
+                    if let Some(mtu) = interface.mtu {
+                        object["mtu"] = mtu.into();
+                    }
+                    for (key, text) in [("socketPath", &interface.socket_path), ("pciID", &interface.pci_id)]
+                    {
+                        if let Some(text) = text {
+                            object[key] = text.clone().into();
+                        }
+                    }
                 }
                 object
             })
@@ -62,7 +75,10 @@ impl Success {
             .ips
             .iter()
             .map(|ip| {
-                let mut object = json!({ "interface": ip.interface, "address": ip.address.to_string() });
+                let mut object = json!({ "address": ip.address.to_string() });
+                if let Some(interface) = ip.interface {
+                    object["interface"] = interface.into();
+                }
                 // Until 1.0.0, which reads it off the address.
                 if version < Version::V1_0_0 {
                     object["version"] = if ip.address.is_ipv4() { "4" } else { "6" }.into();
@@ -74,13 +90,16 @@ impl Success {
             })
             .collect();
         let routes: Vec<_> = self.routes.iter().map(|route| self::route(route, version)).collect();
-        json!({
+        let mut object = json!({
             "cniVersion": version.as_str(),
-            "interfaces": interfaces,
             "ips": ips,
             "routes": routes,
             "dns": self.dns,
-        })
+        });
+        if !interfaces.is_empty() {
+            object["interfaces"] = interfaces.into();
+        }
+        object
     }
 
     fn to_json_0_2_0(&self, version: Version) -> Value {
@@ -145,7 +164,7 @@ mod tests {
         let ip = |address: &str, gateway: &str| Ip {
             address: address.parse().unwrap(),
             gateway: gateway.parse().ok(),
-            interface: 1,
+            interface: Some(1),
         };
         Success {
             interfaces: vec![
@@ -153,18 +172,19 @@ mod tests {
                     name: "hdl0".into(),
                     mac: "06:00:00:00:00:01".into(),
                     mtu: Some(1450),
-                    sandbox: None,
+                    ..Interface::default()
                 },
                 Interface {
                     name: "eth0".into(),
                     mac: "02:00:00:00:00:01".into(),
                     mtu: Some(1450),
                     sandbox: Some("/ns".into()),
+                    ..Interface::default()
                 },
             ],
             ips: vec![ip("10.1.0.2/32", "10.1.0.1"), ip("fd00::2/128", "fe80::1")],
             routes: vec![route("0.0.0.0/0", None), route("::/0", Some("fe80::1"))],
-            dns: Map::new(),
+            dns: Dns::default(),
         }
     }
 

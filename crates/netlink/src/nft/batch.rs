@@ -17,7 +17,7 @@ const ELEMENTS: usize = 512;
 #[derive(Debug, Default)]
 pub struct Batch {
     pub(super) messages: Vec<Message>,
-    sets: u32,
+    pub(super) sets: u32,
 }
 
 #[derive(Debug)]
@@ -41,7 +41,7 @@ impl Batch {
         self.messages.is_empty()
     }
 
-    fn push(
+    pub(super) fn push(
         &mut self,
         (kind, flags, operation): (u16, u16, &'static str),
         family: Family,

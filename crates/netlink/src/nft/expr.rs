@@ -116,6 +116,11 @@ pub enum Expr {
     Masquerade,
     Counter,
     Verdict(Verdict),
+    /// One whose attributes were written by a module of its own.
+    Built {
+        name: &'static str,
+        data: Vec<u8>,
+    },
 }
 
 impl Expr {
@@ -133,6 +138,7 @@ impl Expr {
             Self::Immediate { .. } | Self::Verdict(_) => "immediate",
             Self::Masquerade => "masq",
             Self::Counter => "counter",
+            Self::Built { name, .. } => name,
         }
     }
 
@@ -210,6 +216,7 @@ impl Expr {
                 data.data(2, value);
             }
             Self::Masquerade | Self::Counter => {}
+            Self::Built { data: built, .. } => data.raw(built),
             Self::Verdict(verdict) => {
                 data.number(1, REG_VERDICT);
                 data.nested(2, |data| verdict.write(data));

@@ -8,6 +8,8 @@
 mod batch;
 mod decode;
 pub mod expr;
+mod map;
+pub mod port;
 mod read;
 mod write;
 
@@ -21,6 +23,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 pub use batch::Batch;
 pub use decode::Action;
 pub use expr::{Expr, Verdict};
+pub use map::{Entry, MapData};
 pub use read::{Element, ListedChain, ListedRule, ListedTable};
 
 use crate::socket::acknowledged;
@@ -140,6 +143,7 @@ impl Hook {
 pub mod priority {
     pub const RAW: i32 = -300;
     pub const MANGLE: i32 = -150;
+    pub const DSTNAT: i32 = -100;
     pub const FILTER: i32 = 0;
     pub const SRCNAT: i32 = 100;
 }
@@ -160,6 +164,11 @@ impl Base {
     /// A filter chain that lets pass what no rule decided.
     pub fn filter(hook: Hook, priority: i32) -> Self {
         Self { kind: "filter".into(), hook, priority, policy_accept: true }
+    }
+
+    /// A chain that the first packet of a connection goes through, to have its addresses translated.
+    pub fn nat(hook: Hook, priority: i32) -> Self {
+        Self { kind: "nat".into(), hook, priority, policy_accept: true }
     }
 }
 
@@ -218,6 +227,12 @@ pub enum SetKey {
     IfnameIpv4,
     /// A name, and an IPv6 address.
     IfnameIpv6,
+    /// A protocol and a port, each padded to 4 bytes (see [`port`]).
+    Port,
+    /// An IPv4 address, a protocol, a port.
+    Ipv4Port,
+    /// An IPv6 address, a protocol, a port.
+    Ipv6Port,
 }
 
 impl SetKey {
@@ -235,6 +250,9 @@ impl SetKey {
             Self::IfnameMac => (41 << 6 | 9, 24),
             Self::IfnameIpv4 => (41 << 6 | 7, 20),
             Self::IfnameIpv6 => (41 << 6 | 8, 32),
+            Self::Port => (12 << 6 | 13, 8),
+            Self::Ipv4Port => (7 << 12 | 12 << 6 | 13, 12),
+            Self::Ipv6Port => (8 << 12 | 12 << 6 | 13, 24),
         }
     }
 }

@@ -155,7 +155,7 @@ impl Nft {
         }
     }
 
-    fn dump<T>(
+    pub(super) fn dump<T>(
         &mut self,
         kind: u16,
         family: Family,
@@ -179,14 +179,14 @@ impl Nft {
     }
 }
 
-fn payload(family: Family, wanted: &Attributes) -> Vec<u8> {
+pub(super) fn payload(family: Family, wanted: &Attributes) -> Vec<u8> {
     let mut payload = vec![family.number(), 0, 0, 0];
     payload.extend(wanted.as_bytes());
     payload
 }
 
 /// Family and attributes of an answer.
-fn split<'a>(frame: &Frame<'a>) -> Option<(Family, &'a [u8])> {
+pub(super) fn split<'a>(frame: &Frame<'a>) -> Option<(Family, &'a [u8])> {
     let family = *frame.payload.first()?;
     Some((Family::from_number(family), frame.payload.get(4..)?))
 }
@@ -282,8 +282,8 @@ fn expression(rule: &mut ListedRule, element: &[u8]) {
     rule.exprs.push(name);
 }
 
-/// The comment in a rule's user data: type 0, length, text.
-fn comment(mut data: &[u8]) -> Option<String> {
+/// The comment in user data of a rule or an element: type 0, length, text.
+pub(super) fn comment(mut data: &[u8]) -> Option<String> {
     while let [kind, length, rest @ ..] = data {
         let value = rest.get(..usize::from(*length))?;
         if *kind == 0 {

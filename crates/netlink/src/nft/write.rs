@@ -39,6 +39,11 @@ impl Attributes {
         self.nested(kind, |data| data.bytes(NFTA_DATA_VALUE, value));
     }
 
+    /// Attributes that are written already.
+    pub fn raw(&mut self, attributes: &[u8]) {
+        self.0.extend(attributes);
+    }
+
     pub fn into_bytes(self) -> Vec<u8> {
         self.0
     }

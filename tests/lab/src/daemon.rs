@@ -11,6 +11,7 @@ use crate::cmd::Cmd;
 use crate::error::{Context, Error, Result};
 use crate::lab::Lab;
 use crate::node::Node;
+use crate::owner::patient;
 use crate::place::Place;
 use crate::process::{Process, indent, wait_readable};
 
@@ -66,7 +67,7 @@ pub fn await_ready(node: &Place, process: &Process, program: &str) -> Result<()>
 
 /// Awaits changes below `dir`, in the mount namespace of this thread, until `ready`.
 fn await_file(dir: &Path, process: &Process, program: &str, ready: impl Fn() -> bool) -> Result<()> {
-    let end = Instant::now() + READY_LIMIT;
+    let end = Instant::now() + patient(READY_LIMIT);
     let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)
         .context(|| "initialise inotify".into())?;
     let flags = AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MOVED_TO | AddWatchFlags::IN_CLOSE_WRITE;

@@ -147,9 +147,17 @@ fn detach(keep: OwnedFd) -> OwnedFd {
     }
 }
 
-/// Waits until `done`, at most `limit`; for things of the kernel that tell nobody when they have happened.
+/// How long to wait where a fast machine would give up after `limit`: so many times as long as HEDDLE_PATIENCE
+/// says. An emulated machine is 10 to 20 times slower.
+pub(crate) fn patient(limit: Duration) -> Duration {
+    let times = std::env::var("HEDDLE_PATIENCE").ok().and_then(|times| times.parse::<u32>().ok());
+    limit * times.unwrap_or(1).clamp(1, 100)
+}
+
+/// Waits until `done`, at most `limit` ([`patient`]); for things of the kernel that tell nobody when they have
+/// happened.
 pub(crate) fn poll_until(limit: Duration, mut done: impl FnMut() -> bool) -> bool {
-    let end = Instant::now() + limit;
+    let end = Instant::now() + patient(limit);
     loop {
         if done() {
             return true;

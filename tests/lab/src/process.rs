@@ -14,6 +14,7 @@ use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 
 use crate::error::{Context, Error, Result};
+use crate::owner::patient;
 
 /// What a program left when it ended.
 #[derive(Debug)]
@@ -92,7 +93,7 @@ impl Process {
     /// # Errors
     /// [`Error::Timeout`], with what it printed.
     pub fn wait(&self, limit: Duration) -> Result<ExitStatus> {
-        if wait_readable(&[self.pidfd.as_fd()], Instant::now() + limit)
+        if wait_readable(&[self.pidfd.as_fd()], Instant::now() + patient(limit))
             && let Some(status) = self.try_wait()
         {
             return Ok(status);

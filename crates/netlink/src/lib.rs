@@ -1,4 +1,5 @@
-//! Typed kernel I/O over netlink: links, addresses, routes, neighbours, nf_tables, namespaces, sysctls.
+//! Typed kernel I/O over netlink: links, addresses, routes, neighbours, queues, nf_tables,
+//! connection tracking, namespaces, sysctls.
 //!
 //! Every function says what it does to which object of the network namespace that its [`Socket`] was
 //! opened in, and does just that: nothing is remembered, nothing retried, nothing added that was not
@@ -8,6 +9,7 @@
 //! nothing to wait for. What happens on its own accord is told by the `monitor` (feature `monitor`).
 
 pub mod addr;
+pub mod conntrack;
 mod error;
 pub mod fdb;
 pub mod link;
@@ -19,6 +21,7 @@ pub mod nft;
 pub mod route;
 mod socket;
 pub mod sysctl;
+pub mod tc;
 pub mod vxlan;
 mod watch;
 mod wire;

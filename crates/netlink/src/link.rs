@@ -31,6 +31,12 @@ pub struct Link {
     pub loopback: bool,
     pub operational: Operational,
     pub mtu: u32,
+    /// Packets that a queue of the device holds by default (`txqueuelen`).
+    pub queue: u32,
+    /// Takes what is not for it (IFF_PROMISC), as somebody asked for it by this flag.
+    pub promiscuous: bool,
+    /// Takes all groups (IFF_ALLMULTI), likewise.
+    pub all_multicast: bool,
     /// `None` for devices without Ethernet addresses.
     pub mac: Option<MacAddr>,
     /// Index of the bridge, bond or VRF that the device is enslaved to.
@@ -59,6 +65,9 @@ impl Link {
             loopback: false,
             operational: Operational::Unknown,
             mtu: 0,
+            queue: 0,
+            promiscuous: false,
+            all_multicast: false,
             mac: None,
             master: None,
             peer: None,
@@ -110,6 +119,9 @@ pub struct Change<'a> {
     pub name: Option<&'a str>,
     pub mtu: Option<u32>,
     pub mac: Option<MacAddr>,
+    pub queue: Option<u32>,
+    pub promiscuous: Option<bool>,
+    pub all_multicast: Option<bool>,
     /// `Some(None)` releases the device from its master.
     pub master: Option<Option<u32>>,
     pub addr_gen: Option<AddrGen>,
@@ -227,9 +239,19 @@ pub fn create_bridge(socket: &mut Socket, bridge: &Bridge<'_>) -> Result<()> {
 pub fn change(socket: &mut Socket, index: u32, change: &Change<'_>) -> Result<()> {
     let mut message = LinkMessage::default();
     message.header.index = index;
-    if let Some(up) = change.up {
-        message.header.change_mask = LinkFlags::Up;
-        message.header.flags = if up { LinkFlags::Up } else { LinkFlags::empty() };
+    let flags = [
+        (change.up, LinkFlags::Up),
+        (change.promiscuous, LinkFlags::Promisc),
+        (change.all_multicast, LinkFlags::Allmulti),
+    ];
+    for (wanted, flag) in flags {
+        if let Some(wanted) = wanted {
+            message.header.change_mask |= flag;
+            message.header.flags.set(flag, wanted);
+        }
+    }
+    if let Some(queue) = change.queue {
+        message.attributes.push(LinkAttribute::TxQueueLen(queue));
     }
     if let Some(name) = change.name {
         check_name("rename", name)?;
@@ -342,12 +364,15 @@ pub(crate) fn from_message(message: &RouteNetlinkMessage) -> Option<Link> {
         up: flags.contains(LinkFlags::Up),
         lower_up: flags.contains(LinkFlags::LowerUp),
         loopback: flags.contains(LinkFlags::Loopback),
+        promiscuous: flags.contains(LinkFlags::Promisc),
+        all_multicast: flags.contains(LinkFlags::Allmulti),
         ..Link::new(message.header.index, "")
     };
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => link.name.clone_from(name),
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+            LinkAttribute::TxQueueLen(queue) => link.queue = *queue,
             LinkAttribute::Address(mac) => link.mac = mac.as_slice().try_into().ok(),
             LinkAttribute::Controller(index) => link.master = Some(*index),
             LinkAttribute::Link(index) => link.peer = Some(*index).filter(|index| *index != 0),

@@ -1,6 +1,6 @@
 //! Writing netlink attributes. nf_tables wants its numbers in network byte order.
 
-use crate::wire::align;
+use crate::wire::put_attribute;
 
 /// A buffer of attributes under construction.
 #[derive(Debug, Default)]
@@ -8,12 +8,7 @@ pub(super) struct Attributes(Vec<u8>);
 
 impl Attributes {
     pub fn bytes(&mut self, kind: u16, value: &[u8]) {
-        // Values are names and small structures of ours; lists are split by the callers.
-        let length = u16::try_from(4 + value.len()).unwrap_or(u16::MAX);
-        self.0.extend(length.to_ne_bytes());
-        self.0.extend(kind.to_ne_bytes());
-        self.0.extend(value);
-        self.0.resize(align(self.0.len()), 0);
+        put_attribute(&mut self.0, kind, value);
     }
 
     pub fn text(&mut self, kind: u16, value: &str) {

@@ -1,0 +1,125 @@
+//! Connection tracking: finding and forgetting flows.
+//!
+//! Source: include/uapi/linux/netfilter/nfnetlink_conntrack.h, net/netfilter/nf_conntrack_netlink.c.
+
+use std::net::IpAddr;
+
+use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST};
+use netlink_sys::protocols::NETLINK_NETFILTER;
+
+use crate::wire::{attributes, put_attribute};
+use crate::{Error, NetNs, Result, Socket};
+
+const SUBSYSTEM: u16 = 1 << 8;
+const GET: u16 = SUBSYSTEM | 1;
+const DELETE: u16 = SUBSYSTEM | 2;
+/// Length of `struct nfgenmsg`.
+const HEADER: usize = 4;
+
+const CTA_TUPLE_ORIG: u16 = 1;
+const CTA_TUPLE_REPLY: u16 = 2;
+const CTA_ZONE: u16 = 18;
+const CTA_FILTER: u16 = 25;
+const CTA_FILTER_ORIG_FLAGS: u16 = 1;
+const CTA_TUPLE_IP: u16 = 1;
+const CTA_TUPLE_PROTO: u16 = 2;
+const CTA_IP_DST: [u16; 2] = [2, 4];
+const CTA_IP_SRC: [u16; 2] = [1, 3];
+const CTA_PROTO_NUM: u16 = 1;
+const CTA_PROTO_DST_PORT: u16 = 3;
+const NLA_F_NESTED: u16 = 0x8000;
+/// `CTA_FILTER_F_CTA_PROTO_NUM`, `CTA_FILTER_F_CTA_PROTO_DST_PORT` (nf_internals.h).
+const FILTER_PROTO_AND_DST_PORT: u32 = 1 << 3 | 1 << 5;
+
+/// A flow as the kernel tracks it, as far as anybody here asks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Flow {
+    /// Where its first packet was addressed to.
+    pub destination: IpAddr,
+    /// Who answers: another than `destination` if that was translated.
+    pub replies_from: IpAddr,
+    ipv4: bool,
+    /// The attributes by which the kernel knows it.
+    identity: Vec<u8>,
+}
+
+/// A socket to the connection tracking of one network namespace.
+#[derive(Debug)]
+pub struct Conntrack {
+    socket: Socket,
+}
+
+impl Conntrack {
+    /// Opens a socket in the calling thread's network namespace.
+    pub fn open() -> Result<Self> {
+        Ok(Self { socket: Socket::open_protocol(NETLINK_NETFILTER, "connection tracking socket")? })
+    }
+
+    /// Opens a socket in `ns`.
+    pub fn open_in(ns: &NetNs) -> Result<Self> {
+        ns.run(Self::open)?
+    }
+
+    /// The flows of a family that were opened to this port. The kernel looks for them itself.
+    pub fn opened_to(&mut self, ipv4: bool, protocol: u8, port: u16) -> Result<Vec<Flow>> {
+        let mut by_port = Vec::new();
+        put_attribute(&mut by_port, CTA_PROTO_NUM, &[protocol]);
+        put_attribute(&mut by_port, CTA_PROTO_DST_PORT, &port.to_be_bytes());
+        let mut tuple = Vec::new();
+        put_attribute(&mut tuple, CTA_TUPLE_PROTO | NLA_F_NESTED, &by_port);
+        let mut filter = Vec::new();
+        put_attribute(&mut filter, CTA_FILTER_ORIG_FLAGS, &FILTER_PROTO_AND_DST_PORT.to_ne_bytes());
+        let mut payload = header(ipv4);
+        put_attribute(&mut payload, CTA_TUPLE_ORIG | NLA_F_NESTED, &tuple);
+        put_attribute(&mut payload, CTA_FILTER | NLA_F_NESTED, &filter);
+        let object = format_args!("flows to port {port}");
+        self.socket.consistent("list", object, |socket| {
+            let sequence = socket.send("list", object, GET, NLM_F_REQUEST | NLM_F_DUMP, &payload)?;
+            let mut found = Vec::new();
+            let whole = socket.receive_dump("list", object, sequence, |frame| {
+                let rest =
+                    frame.payload.get(HEADER..).ok_or_else(|| Error::answer("list", object, "too short"))?;
+                found.extend(parse(ipv4, rest));
+                Ok(())
+            })?;
+            Ok(whole.then_some(found))
+        })
+    }
+
+    /// Forgets a flow: its next packet is looked at as the first of a new one.
+    pub fn forget(&mut self, flow: &Flow) -> Result<()> {
+        let mut payload = header(flow.ipv4);
+        payload.extend(&flow.identity);
+        let object = format_args!("flow to {}", flow.destination);
+        let sequence = self.socket.send("delete", object, DELETE, NLM_F_REQUEST | NLM_F_ACK, &payload)?;
+        self.socket.receive("delete", object, sequence, |_| Ok(()))
+    }
+}
+
+fn header(ipv4: bool) -> Vec<u8> {
+    vec![if ipv4 { libc::AF_INET as u8 } else { libc::AF_INET6 as u8 }, 0, 0, 0]
+}
+
+fn parse(ipv4: bool, message: &[u8]) -> Option<Flow> {
+    let find = |bytes, wanted| attributes(bytes).find(|(kind, _)| *kind == wanted).map(|(_, value)| value);
+    let address = |tuple, kinds: [u16; 2]| {
+        let ips = find(tuple, CTA_TUPLE_IP)?;
+        if ipv4 {
+            Some(IpAddr::from(<[u8; 4]>::try_from(find(ips, kinds[0])?).ok()?))
+        } else {
+            Some(IpAddr::from(<[u8; 16]>::try_from(find(ips, kinds[1])?).ok()?))
+        }
+    };
+    let original = find(message, CTA_TUPLE_ORIG)?;
+    let mut identity = Vec::new();
+    put_attribute(&mut identity, CTA_TUPLE_ORIG | NLA_F_NESTED, original);
+    if let Some(zone) = find(message, CTA_ZONE) {
+        put_attribute(&mut identity, CTA_ZONE, zone);
+    }
+    Some(Flow {
+        destination: address(original, CTA_IP_DST)?,
+        replies_from: address(find(message, CTA_TUPLE_REPLY)?, CTA_IP_SRC)?,
+        ipv4,
+        identity,
+    })
+}

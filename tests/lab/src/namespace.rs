@@ -39,6 +39,12 @@ impl NetNs {
         Ok(Self(Arc::new(file.into())))
     }
 
+    /// The one that `file` stands for.
+    pub(crate) fn open(file: &Path) -> Result<Self> {
+        let file = File::open(file).context(|| format!("open {}", file.display()))?;
+        Ok(Self(Arc::new(file.into())))
+    }
+
     /// A path to it that any process of root can open while this one lives.
     pub fn path(&self) -> String {
         proc_path(&self.0)

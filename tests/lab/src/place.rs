@@ -1,6 +1,6 @@
 //! A place where things run: a node, a pod, a client. A network namespace, a mount namespace and a cgroup.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -41,6 +41,16 @@ impl Place {
     /// The same with another network and cgroup: a pod on its node.
     pub(crate) fn inside(&self, name: &str, net: NetNs, cgroup: Cgroup) -> Self {
         Self { name: name.into(), net, cgroup, ..self.clone() }
+    }
+
+    /// The same place with the network namespace that `file`, as this place sees it, stands for: that of a pod
+    /// which somebody else made.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn in_netns(&self, name: &str, file: &Path) -> Result<Self> {
+        let net = self.enter(|| NetNs::open(file))??;
+        Ok(self.inside(&format!("{}/{name}", self.name), net, self.cgroup.clone()))
     }
 
     /// `n1`, `client`, `n1/web`.

@@ -1,6 +1,4 @@
 //! Connection tracking: flows are found by their port, and forgotten one by one.
-#![expect(clippy::unwrap_used, reason = "tests")]
-
 use std::net::UdpSocket;
 
 use heddle_netlink::conntrack::Conntrack;

@@ -50,6 +50,7 @@ pub struct Builder {
     pub(crate) firewall: Firewall,
     pub(crate) default_route: bool,
     pub(crate) mtu: u32,
+    pub(crate) threaded: bool,
 }
 
 impl Default for Builder {
@@ -64,6 +65,7 @@ impl Default for Builder {
             firewall: Firewall::Open,
             default_route: true,
             mtu: 1500,
+            threaded: true,
         }
     }
 }
@@ -104,6 +106,15 @@ impl Builder {
         self
     }
 
+    /// Whether single threads of the test can be put into the groups of nodes (the default), so that a node's
+    /// socket programs see sockets that are made in [`Place::enter`]. A container runtime wants groups of whole
+    /// processes.
+    #[must_use]
+    pub fn threaded(mut self, threaded: bool) -> Self {
+        self.threaded = threaded;
+        self
+    }
+
     /// Whether nodes have a default route (to a router that reaches nothing).
     #[must_use]
     pub fn default_route(mut self, there: bool) -> Self {
@@ -123,7 +134,7 @@ impl Builder {
     /// # Errors
     /// When the kernel refuses (it wants root) or `ip` or `nft` is not installed; nothing is left then.
     pub fn build(self) -> Result<Lab> {
-        let frame = Frame::new()?;
+        let frame = Frame::new(self.threaded)?;
         let (cgroup, spawner) = (&frame.cgroup, &frame.spawner);
         let place = |name: &str| -> Result<Place> {
             let group = cgroup.child(name)?;

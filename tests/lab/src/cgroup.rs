@@ -1,7 +1,9 @@
 //! The cgroup of a lab, a node, a pod: what the socket programs of a node are attached to.
 //!
 //! The groups are *threaded* where the kernel lets us (below the group that this process is in), because a
-//! test that opens a socket in a thread must be able to put that thread alone into a node's group.
+//! test that opens a socket in a thread must be able to put that thread alone into a node's group. A lab may
+//! have ordinary groups instead: the kernel does not tell the processes of a threaded one, which container
+//! runtimes ask for.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -52,13 +54,17 @@ impl Cgroup {
     /// A new group called `name` for a lab.
     ///
     /// # Errors
-    /// When cgroup2 is not mounted or may not be written.
-    pub(crate) fn for_lab(name: &str) -> Result<Self> {
-        let bases = bases();
+    /// When cgroup2 is not mounted or may not be written; when it cannot be what it is to be.
+    pub(crate) fn for_lab(name: &str, threaded: bool) -> Result<Self> {
+        let mut bases = bases();
+        if !threaded {
+            // Beside threaded groups only the root of all can have others.
+            bases.reverse();
+        }
         let mut last =
             Error::Unsupported("no cgroup2 is mounted (mount -t cgroup2 none /sys/fs/cgroup/unified)".into());
         for base in bases {
-            match Self::create(base.join(name)) {
+            match Self::create(base.join(name), threaded) {
                 Ok(group) => return Ok(group),
                 Err(e) => last = e,
             }
@@ -66,14 +72,20 @@ impl Cgroup {
         Err(last)
     }
 
-    fn create(path: PathBuf) -> Result<Self> {
+    fn create(path: PathBuf, threaded: bool) -> Result<Self> {
         match fs::create_dir(&path) {
             Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
                 return Err(e).context(|| format!("create cgroup {}", path.display()));
             }
             _ => {}
         }
-        let threaded = fs::write(path.join("cgroup.type"), "threaded").is_ok();
+        let kind = path.join("cgroup.type");
+        let threaded = threaded && fs::write(&kind, "threaded").is_ok();
+        if !threaded && fs::read_to_string(&kind).is_ok_and(|kind| kind.trim() == "domain invalid") {
+            let _ = fs::remove_dir(&path);
+            let why = format!("cgroup {} can only be a threaded one", path.display());
+            return Err(Error::Unsupported(why));
+        }
         let procs = OpenOptions::new()
             .write(true)
             .open(path.join("cgroup.procs"))
@@ -86,7 +98,7 @@ impl Cgroup {
     /// # Errors
     /// The kernel's.
     pub fn child(&self, name: &str) -> Result<Self> {
-        Self::create(self.path.join(name))
+        Self::create(self.path.join(name), self.threaded)
     }
 
     /// Where it is on the machine.

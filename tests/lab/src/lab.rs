@@ -22,11 +22,11 @@ pub(crate) struct Frame {
 }
 
 impl Frame {
-    pub(crate) fn new() -> Result<Self> {
+    pub(crate) fn new(threaded: bool) -> Result<Self> {
         owner::start_janitor()?;
         owner::sweep();
         let name = owner::new_name();
-        let cgroup = Cgroup::for_lab(&name)?;
+        let cgroup = Cgroup::for_lab(&name, threaded)?;
         let dir = owner::temp_base().join(&name);
         let spawner = mkdir(dir.join("logs")).and_then(|()| Spawner::new(dir.join("logs")));
         match spawner {

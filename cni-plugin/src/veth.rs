@@ -52,8 +52,8 @@ impl Pair {
 
     /// Creates the pair, the pod's side directly in its namespace. Both sides are down.
     pub fn create(&self, host: &mut Socket, pod_ns: &NetNs, mtu: Option<u32>) -> Result<(), Failure> {
-        let near = VethEnd { name: &self.host, mac: Some(self.host_mac), mtu, ns: None };
-        let far = VethEnd { name: &self.pod, mac: Some(self.pod_mac), mtu, ns: Some(pod_ns) };
+        let near = VethEnd { name: &self.host, mac: Some(self.host_mac), mtu, ns: None, master: None };
+        let far = VethEnd { name: &self.pod, mac: Some(self.pod_mac), mtu, ns: Some(pod_ns), master: None };
         link::create_veth(host, &near, &far).map_err(|error| {
             let code = if error.already_exists() { code::EXISTS } else { code::KERNEL };
             Failure::new(code, error.to_string())

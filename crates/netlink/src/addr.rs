@@ -66,6 +66,8 @@ pub struct Addr {
     pub deprecated: bool,
     /// Observed only: duplicate address detection is not through, or found a duplicate.
     pub tentative: bool,
+    /// Observed only: duplicate address detection found that somebody else has it.
+    pub duplicate: bool,
     /// Observed only: never expires. What was added here is permanent.
     pub permanent: bool,
     /// `label` of IPv4 (observed only).
@@ -84,6 +86,7 @@ impl Addr {
             no_prefix_route: false,
             deprecated: false,
             tentative: false,
+            duplicate: false,
             permanent: true,
             label: None,
         }
@@ -202,6 +205,7 @@ pub(crate) fn from_message(message: &RouteNetlinkMessage) -> Option<Addr> {
         no_prefix_route: flags.contains(AddressFlags::Noprefixroute),
         deprecated: flags.contains(AddressFlags::Deprecated),
         tentative: flags.intersects(AddressFlags::Tentative | AddressFlags::Dadfailed),
+        duplicate: flags.contains(AddressFlags::Dadfailed),
         permanent: flags.contains(AddressFlags::Permanent),
         label,
     })

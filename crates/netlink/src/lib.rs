@@ -9,6 +9,7 @@
 //! nothing to wait for. What happens on its own accord is told by the `monitor` (feature `monitor`).
 
 pub mod addr;
+pub mod bridge;
 pub mod conntrack;
 mod error;
 pub mod fdb;

@@ -34,7 +34,7 @@ fn ip(text: &str) -> IpAddr {
 
 /// A veth pair inside one namespace, both ends up.
 fn pair(socket: &mut Socket) -> (Link, Link) {
-    let near = VethEnd { name: "near", mac: Some(MAC), mtu: Some(1450), ns: None };
+    let near = VethEnd { name: "near", mac: Some(MAC), mtu: Some(1450), ns: None, master: None };
     let far = VethEnd { name: "far", ..VethEnd::default() };
     link::create_veth(socket, &near, &far).unwrap();
     for name in ["near", "far"] {
@@ -48,8 +48,14 @@ fn pair(socket: &mut Socket) -> (Link, Link) {
 fn a_veth_is_born_with_its_peer_in_the_other_namespace() {
     let (_ns, mut host) = namespace();
     let (pod_ns, mut pod) = namespace();
-    let near = VethEnd { name: "hdl0", mac: Some(MAC), mtu: Some(1450), ns: None };
-    let far = VethEnd { name: "eth0", mac: Some([2, 0, 0, 0, 0, 8]), mtu: Some(1400), ns: Some(&pod_ns) };
+    let near = VethEnd { name: "hdl0", mac: Some(MAC), mtu: Some(1450), ns: None, master: None };
+    let far = VethEnd {
+        name: "eth0",
+        mac: Some([2, 0, 0, 0, 0, 8]),
+        mtu: Some(1400),
+        ns: Some(&pod_ns),
+        master: None,
+    };
     link::create_veth(&mut host, &near, &far).unwrap();
 
     let outside = link::by_name(&mut host, "hdl0").unwrap().unwrap();

@@ -124,6 +124,13 @@ pub enum Expr {
 }
 
 impl Expr {
+    /// An expression of this name, its attributes written by `fill`.
+    pub(super) fn built(name: &'static str, fill: impl FnOnce(&mut Attributes)) -> Self {
+        let mut data = Attributes::default();
+        fill(&mut data);
+        Self::Built { name, data: data.into_bytes() }
+    }
+
     fn name(&self) -> &'static str {
         match self {
             Self::Meta { .. } | Self::MetaSet { .. } => "meta",
@@ -295,7 +302,7 @@ pub fn address_in(side: Side, v4: bool, set: &str, invert: bool) -> Vec<Expr> {
     exprs
 }
 
-fn load_address(side: Side, v4: bool) -> Vec<Expr> {
+pub(super) fn load_address(side: Side, v4: bool) -> Vec<Expr> {
     let (offset, length) = match (v4, side) {
         (true, Side::Source) => (12, 4),
         (true, Side::Destination) => (16, 4),

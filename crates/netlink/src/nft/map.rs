@@ -94,13 +94,7 @@ impl Entry {
             element.data(2, &self.data);
         }
         if !self.comment.is_empty() {
-            let mut text = self.comment.clone().into_bytes();
-            text.truncate(COMMENT - 1);
-            text.push(0);
-            // NFTNL_UDATA_SET_ELEM_COMMENT
-            let mut user = vec![0, text.len() as u8];
-            user.extend(text);
-            element.bytes(6, &user);
+            element.bytes(6, &user_data(&self.comment));
         }
     }
 
@@ -122,6 +116,16 @@ impl Entry {
         let list = attributes(frame).find(|(kind, _)| *kind == 3).map(|(_, list)| list).unwrap_or_default();
         attributes(list).filter_map(|(_, element)| Self::read(element)).collect()
     }
+}
+
+/// The user data of an element: its comment (`NFTNL_UDATA_SET_ELEM_COMMENT`), length, text.
+pub(super) fn user_data(comment: &str) -> Vec<u8> {
+    let mut text = comment.as_bytes().to_vec();
+    text.truncate(COMMENT - 1);
+    text.push(0);
+    let mut user = vec![0, text.len() as u8];
+    user.extend(text);
+    user
 }
 
 impl Nft {

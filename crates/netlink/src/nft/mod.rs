@@ -8,9 +8,12 @@
 mod batch;
 mod decode;
 pub mod expr;
+pub mod frame;
 mod map;
 pub mod port;
 mod read;
+mod ruleset;
+pub mod verdict;
 mod write;
 
 use std::fmt;
@@ -25,6 +28,7 @@ pub use decode::Action;
 pub use expr::{Expr, Verdict};
 pub use map::{Entry, MapData};
 pub use read::{Element, ListedChain, ListedRule, ListedTable};
+pub use ruleset::{Chain, Ruleset, Set};
 
 use crate::socket::acknowledged;
 use crate::wire::NLMSG_ERROR;
@@ -219,6 +223,10 @@ pub enum SetKey {
     Prefix4,
     /// IPv6 prefixes.
     Prefix6,
+    /// Single IPv4 addresses.
+    Ipv4,
+    /// Single IPv6 addresses.
+    Ipv6,
     /// Names of devices, padded to 16 bytes with zeros.
     Ifname,
     /// A name, and an Ethernet address padded to 8 bytes.
@@ -243,8 +251,8 @@ impl SetKey {
     /// The number by which `nft` knows the type, and the length in bytes.
     const fn kind_and_length(self) -> (u32, u32) {
         match self {
-            Self::Prefix4 => (7, 4),
-            Self::Prefix6 => (8, 16),
+            Self::Prefix4 | Self::Ipv4 => (7, 4),
+            Self::Prefix6 | Self::Ipv6 => (8, 16),
             Self::Ifname => (41, 16),
             // Concatenations: six bits a type, each part padded to 4 bytes.
             Self::IfnameMac => (41 << 6 | 9, 24),

@@ -223,7 +223,7 @@ fn wire() -> BTreeMap<&'static str, u32> {
         (PODS[0], "far10", POD_MTU),
         (PODS[1], "far11", POD_MTU),
     ] {
-        let end = |name| link::VethEnd { name, mac: None, mtu: Some(mtu), ns: None };
+        let end = |name| link::VethEnd { name, mac: None, mtu: Some(mtu), ns: None, master: None };
         link::create_veth(&mut socket, &end(name), &end(far)).unwrap();
         for name in [name, far] {
             let index = link::by_name(&mut socket, name).unwrap().unwrap().index;

@@ -24,7 +24,7 @@ pub fn add(environment: &Environment, conf: &Conf) -> Result<Success, Failure> {
         check_ptp(conf)?;
     }
     let mut requested = conf.requested.clone();
-    requested.extend(environment.requested);
+    requested.extend(&environment.requested);
     let pair = Pair::new(&conf.network, &environment.owner);
     let mut host = Socket::open()?;
     let mut pod = Socket::open_in(&ns)?;
@@ -47,7 +47,12 @@ fn take_back(environment: &Environment, conf: &Conf, pair: &Pair, host: &mut Soc
 /// The pod's namespace, which must not be the host's.
 pub fn open_namespace(path: &Path) -> Result<NetNs, Failure> {
     let ns = NetNs::open(path).map_err(|error| {
-        let code = if error.not_found() { code::UNKNOWN_CONTAINER } else { code::INVALID_ENVIRONMENT };
+        let code = match error {
+            _ if error.not_found() => code::UNKNOWN_CONTAINER,
+            // The name is not the one of a network namespace; all else is the machine's fault.
+            heddle_netlink::Error::Invalid { .. } => code::INVALID_ENVIRONMENT,
+            _ => code::IO,
+        };
         Failure::new(code, format!("CNI_NETNS: {error}"))
     })?;
     if ns == NetNs::current()? {

@@ -2,7 +2,7 @@
 //!
 //! Of this network only, and going on after a failure, as DEL does.
 
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 
 use heddle_ipam::Store;
 use heddle_netlink::{Socket, link};
@@ -29,7 +29,7 @@ struct Attachment {
 /// Code 7 if the list is missing or cannot be read: then nothing is collected.
 pub fn gc(object: &Map<String, Value>, place: &Place) -> Result<(), Failure> {
     let valid = valid(object)?;
-    let mut dead: HashSet<Owner> =
+    let mut dead: BTreeSet<Owner> =
         leased(place)?.into_iter().filter(|owner| !valid.contains(owner)).collect();
     for owner in wired(place)? {
         if !valid.contains(&owner) {
@@ -38,7 +38,7 @@ pub fn gc(object: &Map<String, Value>, place: &Place) -> Result<(), Failure> {
     }
     let collected: Vec<Result<(), Failure>> = dead
         .into_iter()
-        .map(|owner| del::del(&Environment { owner, netns: None, requested: None }, place))
+        .map(|owner| del::del(&Environment::of(owner), place))
         .chain([sweep(place)])
         .collect();
     collected.into_iter().collect()
@@ -46,7 +46,7 @@ pub fn gc(object: &Map<String, Value>, place: &Place) -> Result<(), Failure> {
 
 /// The list of the runtime. One that cannot be read as a whole is no list: what is missing from it would be
 /// taken away.
-fn valid(object: &Map<String, Value>) -> Result<HashSet<Owner>, Failure> {
+fn valid(object: &Map<String, Value>) -> Result<BTreeSet<Owner>, Failure> {
     const KEY: &str = "cni.dev/valid-attachments";
     let invalid = |reason: String| Failure::new(code::INVALID_CONFIG, format!("{KEY}: {reason}"));
     let list = object.get(KEY).ok_or_else(|| invalid("it is missing".into()))?;
@@ -56,10 +56,10 @@ fn valid(object: &Map<String, Value>) -> Result<HashSet<Owner>, Failure> {
         .collect()
 }
 
-fn leased(place: &Place) -> Result<HashSet<Owner>, Failure> {
+fn leased(place: &Place) -> Result<BTreeSet<Owner>, Failure> {
     match Store::open_existing(&place.data_dir, &place.network, &boot_id()?)? {
-        Some(store) => Ok(store.lock(PATIENCE)?.owners()?),
-        None => Ok(HashSet::new()),
+        Some(store) => Ok(store.lock(PATIENCE)?.owners()?.into_iter().collect()),
+        None => Ok(BTreeSet::new()),
     }
 }
 

@@ -1,6 +1,6 @@
 //! What GC is told to keep (section 2, "GC").
 
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -22,7 +22,7 @@ struct Attachment {
 ///
 /// # Errors
 /// Code 7 if the list is missing or cannot be read as a whole: what is missing from it would be taken away.
-pub fn valid_attachments(object: &Map<String, Value>) -> Result<HashSet<Owner>, Failure> {
+pub fn valid_attachments(object: &Map<String, Value>) -> Result<BTreeSet<Owner>, Failure> {
     let invalid = |reason: String| Failure::new(code::INVALID_CONFIG, format!("{KEY}: {reason}"));
     let list = object.get(KEY).ok_or_else(|| invalid("it is missing".into()))?;
     let list: Vec<Attachment> = json::typed(list.clone()).map_err(|failure| invalid(failure.msg))?;

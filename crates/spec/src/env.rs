@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use heddle_netlink::link;
+use heddle_netlink::{MacAddr, link};
 
-use crate::{Failure, Owner, Version, code};
+use crate::{Failure, Owner, Version, code, mac};
 
 /// What is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +39,18 @@ impl Command {
         })
     }
 
+    /// As `CNI_COMMAND` has it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Add => "ADD",
+            Self::Del => "DEL",
+            Self::Check => "CHECK",
+            Self::Gc => "GC",
+            Self::Status => "STATUS",
+            Self::Version => "VERSION",
+        }
+    }
+
     /// The version of the specification that the command came with.
     pub const fn since(self) -> Version {
         match self {
@@ -66,11 +78,18 @@ pub struct Environment {
     pub owner: Owner,
     /// Not given for DEL if the namespace is gone.
     pub netns: Option<PathBuf>,
-    /// The address that `CNI_ARGS` asks for.
-    pub requested: Option<IpAddr>,
+    /// The addresses that `CNI_ARGS` asks for: `IP=`, several with commas, with or without prefix length.
+    pub requested: Vec<IpAddr>,
+    /// The Ethernet address that `CNI_ARGS` asks for: `MAC=`.
+    pub mac: Option<MacAddr>,
 }
 
 impl Environment {
+    /// What is known of an interface that nobody calls for: its owner.
+    pub const fn of(owner: Owner) -> Self {
+        Self { owner, netns: None, requested: Vec::new(), mac: None }
+    }
+
     /// Checks the variables that `command` needs. Those of ADD, DEL and CHECK make an environment.
     pub fn parse(command: Command, get: impl Fn(&str) -> Option<String>) -> Result<Option<Self>, Failure> {
         let invalid = |msg: String| Failure::new(code::INVALID_ENVIRONMENT, msg);
@@ -97,50 +116,61 @@ impl Environment {
             return Ok(None);
         }
         let ifname = get("CNI_IFNAME").unwrap_or_default();
-        if !link::name_is_valid(&ifname) || matches!(ifname.as_str(), "lo" | "all" | "default") {
+        // `lo` is for a plugin to judge that knows whether it is a loopback plugin.
+        if !link::name_is_valid(&ifname) || matches!(ifname.as_str(), "all" | "default") {
             let shown: String = ifname.chars().take(32).collect();
             return Err(invalid(format!("CNI_IFNAME {shown:?} cannot be the name of an interface")));
         }
         let owner = Owner::new(&get("CNI_CONTAINERID").unwrap_or_default(), &ifname)
             .map_err(|error| invalid(format!("CNI_CONTAINERID: {error}")))?;
         let netns = get("CNI_NETNS").filter(|path| !path.is_empty()).map(PathBuf::from);
-        let args = arguments(&get("CNI_ARGS").unwrap_or_default()).or_else(|failure| {
+        let environment = Self { netns, ..Self::of(owner) };
+        match Arguments::parse(&get("CNI_ARGS").unwrap_or_default()) {
+            Ok(args) => Ok(Some(Self { requested: args.ips, mac: args.mac, ..environment })),
             // What cannot be read cannot keep an interface from being deleted.
-            if command == Command::Del { Ok(BTreeMap::new()) } else { Err(failure) }
-        })?;
-        let requested = match args.get("IP").filter(|ip| !ip.is_empty()) {
-            None => None,
-            Some(ip) => {
-                Some(ip.parse().map_err(|_| invalid(format!("CNI_ARGS: IP={ip:?} is not an IP address")))?)
-            }
-        };
-        Ok(Some(Self { owner, netns, requested }))
+            Err(_) if command == Command::Del => Ok(Some(environment)),
+            Err(reason) => Err(invalid(format!("CNI_ARGS: {reason}"))),
+        }
     }
 }
 
-/// Reads `CNI_ARGS`: `KEY=VALUE;KEY=VALUE`. What Kubernetes tells of the pod is taken and not used.
-fn arguments(text: &str) -> Result<BTreeMap<String, String>, Failure> {
-    let invalid = |msg: String| Failure::new(code::INVALID_ENVIRONMENT, msg);
-    let mut pairs = BTreeMap::new();
-    for pair in text.split(';').filter(|pair| !pair.is_empty()) {
-        let Some((key, value)) = pair.split_once('=') else {
-            let shown: String = pair.chars().take(64).collect();
-            return Err(invalid(format!("CNI_ARGS: {shown:?} is not KEY=VALUE")));
-        };
-        pairs.insert(key.to_owned(), value.to_owned());
-    }
-    let ignore =
-        pairs.get("IgnoreUnknown").is_some_and(|value| matches!(value.as_str(), "1" | "true" | "True"));
-    let unknown = pairs
-        .keys()
-        .find(|key| !matches!(key.as_str(), "IP" | "IgnoreUnknown") && !key.starts_with("K8S_POD_"));
-    match unknown {
-        Some(key) if !ignore => {
-            let shown: String = key.chars().take(64).collect();
-            Err(invalid(format!("CNI_ARGS: {shown:?} is not known, and IgnoreUnknown is not set")))
+/// `CNI_ARGS`: `KEY=VALUE;KEY=VALUE`, the last of a key counts.
+#[derive(Debug, Default)]
+struct Arguments {
+    ips: Vec<IpAddr>,
+    mac: Option<MacAddr>,
+}
+
+impl Arguments {
+    /// What Kubernetes tells of the pod (`K8S_POD_NAME` and the like) is taken and not used.
+    fn parse(text: &str) -> Result<Self, String> {
+        let mut pairs = BTreeMap::new();
+        for pair in text.split(';').filter(|pair| !pair.is_empty()) {
+            let (key, value) =
+                pair.split_once('=').ok_or_else(|| format!("{} is not KEY=VALUE", shown(pair)))?;
+            pairs.insert(key, value);
         }
-        _ => Ok(pairs),
+        let ignore = match pairs.get("IgnoreUnknown").map(|value| value.to_ascii_lowercase()).as_deref() {
+            Some("1" | "true") => true,
+            None | Some("0" | "false") => false,
+            Some(other) => return Err(format!("IgnoreUnknown={} is not true or false", shown(other))),
+        };
+        let known = |key: &str| matches!(key, "IP" | "MAC" | "IgnoreUnknown") || key.starts_with("K8S_POD_");
+        if let Some(key) = pairs.keys().find(|key| !ignore && !known(key)) {
+            return Err(format!("{} is not known, and IgnoreUnknown is not set", shown(key)));
+        }
+        let ips = pairs.get("IP").filter(|list| !list.is_empty()).map(|list| list.split(','));
+        let ips = ips.into_iter().flatten().map(|ip| {
+            let bare = ip.split('/').next().unwrap_or_default();
+            bare.parse().map_err(|_| format!("IP={} is not an IP address", shown(ip)))
+        });
+        let mac = pairs.get("MAC").filter(|mac| !mac.is_empty()).map(|mac| mac::parse(mac)).transpose();
+        Ok(Self { ips: ips.collect::<Result<_, _>>()?, mac: mac.map_err(|reason| format!("MAC={reason}"))? })
     }
+}
+
+fn shown(text: &str) -> String {
+    format!("{:?}", text.chars().take(64).collect::<String>())
 }
 
 #[cfg(test)]
@@ -204,7 +234,7 @@ mod tests {
     #[test]
     fn fault_017_interface_names() {
         for name in
-            ["0123456789abcdef", ".", "..", "a/b", "a:b", "a b", "eth%d", "é", "lo", "all", "default", "a\tb"]
+            ["0123456789abcdef", ".", "..", "a/b", "a:b", "a b", "eth%d", "é", "all", "default", "a\tb"]
         {
             assert_eq!(with("CNI_IFNAME", name).unwrap_err().code, 4, "{name:?}");
         }
@@ -212,13 +242,35 @@ mod tests {
 
     #[test]
     fn fault_022_arguments() {
-        for args in ["IP", "IP=x", "IP=10.0.0.300", "FOO=1", "=;x"] {
+        let wrong = [
+            "IP",
+            "IP=x",
+            "IP=10.0.0.300",
+            "IP=10.0.0.3,,",
+            "FOO=1",
+            "=;x",
+            "IgnoreUnknown=yes",
+            "IgnoreUnknown=",
+            "IgnoreUnknown=0;FOO=1",
+            "MAC=x",
+            "MAC=ff:ff:ff:ff:ff:ff",
+        ];
+        for args in wrong {
             assert_eq!(with("CNI_ARGS", args).unwrap_err().code, 4, "{args:?}");
+            let mut del = ALL.to_vec();
+            del.push(("CNI_ARGS", args));
+            assert!(parse(Command::Del, &del).is_ok(), "{args:?}: DEL goes on");
         }
-        let fine = "IgnoreUnknown=1;K8S_POD_NAME=a\nb;K8S_POD_NAMESPACE=c;FOO=1;IP=10.0.0.3";
-        assert_eq!(with("CNI_ARGS", fine).unwrap().unwrap().requested, "10.0.0.3".parse().ok());
-        let mut del = ALL.to_vec();
-        del.push(("CNI_ARGS", "nonsense"));
-        assert!(parse(Command::Del, &del).is_ok(), "DEL goes on");
+        for truth in ["1", "true", "True", "TRUE"] {
+            let args =
+                format!("IgnoreUnknown={truth};FOO=1=2;;K8S_POD_NAME=a\nb;K8S_POD_NAMESPACE=c;IP=10.0.0.3");
+            assert_eq!(
+                with("CNI_ARGS", &args).unwrap().unwrap().requested,
+                ["10.0.0.3".parse::<IpAddr>().unwrap()]
+            );
+        }
+        let both = with("CNI_ARGS", "IP=10.0.0.3/24,fd00::3;MAC=02:00:00:00:00:07;IgnoreUnknown=0");
+        let both = both.unwrap().unwrap();
+        assert_eq!((both.requested.len(), both.mac), (2, Some([2, 0, 0, 0, 0, 7])));
     }
 }

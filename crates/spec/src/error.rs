@@ -24,12 +24,16 @@ pub mod code {
     pub const TRY_LATER: u32 = 11;
     /// STATUS: no ADD would succeed now.
     pub const NOT_AVAILABLE: u32 = 50;
+    /// STATUS: as 50, and pods that are there may not be reached.
+    pub const LIMITED: u32 = 51;
     /// No address is free.
     pub const NO_ADDRESS: u32 = 100;
     /// The kernel refused.
     pub const KERNEL: u32 = 101;
     /// The interface exists already.
     pub const EXISTS: u32 = 102;
+    /// The IPAM plugin that the configuration names is not there, or did not answer as a plugin does.
+    pub const DELEGATE: u32 = 103;
     /// We did something that we did not mean to.
     pub const INTERNAL: u32 = 999;
 }

@@ -7,6 +7,7 @@ mod dns;
 mod env;
 mod error;
 pub mod json;
+pub mod mac;
 mod name;
 pub mod program;
 mod read;

@@ -36,7 +36,7 @@ impl Network {
 }
 
 /// An interface of a container: what a lease belongs to.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Owner {
     container: String,
     ifname: String,

@@ -19,6 +19,8 @@ pub struct Call {
     pub environment: Option<Environment>,
     /// The configuration as it came.
     pub object: Map<String, Value>,
+    /// The bytes of it, for a plugin that is started in turn.
+    pub input: Vec<u8>,
     pub version: Version,
 }
 
@@ -84,8 +86,13 @@ fn answer(
     if command == Command::Version {
         return Ok(Some(versions(input)));
     }
+    let object = input.and_then(|input| Ok((json::object(&input)?, input)));
+    // An error object names the version that was asked for, also where something else is wrong.
+    if let Ok((object, _)) = &object {
+        *version = read_version(object).unwrap_or(*version);
+    }
     let environment = Environment::parse(command, variable)?;
-    let object = json::object(&input?)?;
+    let (object, input) = object?;
     *version = read_version(&object)?;
     if *version < command.since() {
         return Err(Failure::new(
@@ -93,7 +100,7 @@ fn answer(
             format!("cniVersion {version} does not have this command; it came with {}", command.since()),
         ));
     }
-    serve(&Call { command, environment, object, version: *version })
+    serve(&Call { command, environment, object, input, version: *version })
 }
 
 /// Writes an answer to standard output.

@@ -1,0 +1,101 @@
+//! docs/conformance.md, from the outcomes of a run.
+
+use std::fmt::Write;
+
+use super::run::Outcome;
+use super::subject::Who;
+
+const VERSION: &str = "Version of the reference plugins: ";
+
+/// The version that a page is about.
+pub fn version_of(page: &str) -> Option<&str> {
+    page.lines().find_map(|line| line.strip_prefix(VERSION)).map(|rest| rest.trim_end_matches('.'))
+}
+
+/// The page.
+pub fn render(outcomes: &[Outcome], version: &str) -> String {
+    let mut page = String::from(HEAD);
+    let _ = writeln!(page, "{VERSION}{version}.\n");
+    let rows = rows(outcomes);
+    let differ = rows.iter().filter(|row| row.theirs != "yes").count();
+    let _ = writeln!(page, "{} checks; the reference plugins pass {}.\n", rows.len(), rows.len() - differ);
+    page.push_str(
+        "## Where the reference plugins differ\n\n| check | section | ours | theirs |\n|---|---|---|---|\n",
+    );
+    for row in rows.iter().filter(|row| row.theirs != "yes") {
+        let _ = writeln!(page, "| {} | {} | {} | {} |", row.name, row.section, row.ours, row.theirs);
+    }
+    page.push_str("\n## What both do\n\n| check | section | ours | theirs |\n|---|---|---|---|\n");
+    for row in rows.iter().filter(|row| row.theirs == "yes") {
+        let _ = writeln!(page, "| {} | {} | {} | {} |", row.name, row.section, row.ours, row.theirs);
+    }
+    page
+}
+
+struct Row {
+    name: &'static str,
+    section: &'static str,
+    ours: String,
+    theirs: String,
+}
+
+fn rows(outcomes: &[Outcome]) -> Vec<Row> {
+    let mut rows: Vec<Row> = Vec::new();
+    let mut rest = outcomes;
+    while let Some(first) = rest.first() {
+        let same = rest.iter().take_while(|outcome| std::ptr::eq(outcome.check, first.check)).count();
+        let (these, others) = rest.split_at(same);
+        rest = others;
+        rows.push(Row {
+            name: first.check.name,
+            section: first.check.section,
+            ours: cell(these, Who::Ours),
+            theirs: cell(these, Who::Theirs),
+        });
+    }
+    rows
+}
+
+/// `yes`, or what is done instead, by part where the parts differ.
+fn cell(outcomes: &[Outcome], who: Who) -> String {
+    let these: Vec<_> = outcomes.iter().filter(|outcome| outcome.subject.who == who).collect();
+    let says: Vec<_> = these
+        .iter()
+        .map(|outcome| match &outcome.result {
+            Ok(()) => "yes".to_owned(),
+            Err(why) => plain(why),
+        })
+        .collect();
+    match says.first() {
+        Some(first) if says.iter().all(|said| said == first) => first.clone(),
+        _ => {
+            let each =
+                these.iter().zip(&says).map(|(outcome, said)| format!("{}: {said}", outcome.subject.part));
+            each.collect::<Vec<_>>().join("; ")
+        }
+    }
+}
+
+/// Text that fits into a cell.
+fn plain(text: &str) -> String {
+    let line: String = text.split_whitespace().collect::<Vec<_>>().join(" ").replace('|', "\\|");
+    let mut short: String = line.chars().take(200).collect();
+    if short.len() < line.len() {
+        short.push_str(" ...");
+    }
+    short
+}
+
+const HEAD: &str = "\
+# Conformance
+
+What the CNI specification 1.1.0, its conventions and the reference plugins' own documentation ask for, as a table of
+checks. Each is run by `./x test conformance` against `heddle` and `heddle-ipam`, and against the reference plugins `ptp`,
+`bridge`, `host-local`, `loopback`, `portmap`, `bandwidth` and `tuning` of Debian's package containernetworking-plugins,
+chained where one plugin of ours does the work of several. This page is written by the run itself
+(`HEDDLE_REWRITE=1 cargo test -p heddle-e2e --test conformance`); a test fails if it is not what a run shows.
+
+A check is a sentence. `yes`: it is true. Else the cell says what happens instead; where the answer is that of one
+plugin only, its name stands before it. A number before a section's name is the specification's.
+
+";

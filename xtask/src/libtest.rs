@@ -64,7 +64,7 @@ fn test_binary(message: &Value) -> Option<TestBinary> {
 
 impl TestBinary {
     /// `package` for the tests inside a library or program, else `package/file`.
-    fn label(&self) -> String {
+    pub fn label(&self) -> String {
         if self.package.replace('-', "_") == self.target.replace('-', "_") {
             return self.package.clone();
         }
@@ -74,17 +74,45 @@ impl TestBinary {
     /// Run the tests whose name contains one of `filters` (all if there is none), counting them in `suite`.
     pub fn run(&self, suite: &mut Suite, filters: &[String], programs: &Path) -> Result<()> {
         let label = self.label();
-        // A whole binary may be meant.
-        let all = filters.iter().any(|filter| label.contains(filter));
-        let mut command = Command::new(&self.executable);
+        let line = self.line(filters);
+        let mut command = Command::new(&line[0]);
         command
-            .args(if all { &[] } else { filters })
-            .args(["-Zunstable-options", "--report-time"])
+            .args(&line[1..])
             .env("RUSTC_BOOTSTRAP", "1")
             .env("CARGO_MANIFEST_DIR", &self.package_dir)
             .env("HEDDLE_BIN_DIR", programs)
             .current_dir(&self.package_dir);
         count(&mut command, &label, suite)
+    }
+
+    /// Its command line for the tests whose name contains one of `filters`. It wants RUSTC_BOOTSTRAP=1.
+    pub fn line(&self, filters: &[String]) -> Vec<String> {
+        // A whole binary may be meant.
+        let all = filters.iter().any(|filter| self.label().contains(filter));
+        let mut line = vec![self.executable.display().to_string()];
+        line.extend(if all { &[] } else { filters }.iter().cloned());
+        line.extend(["-Zunstable-options", "--report-time"].map(str::to_owned));
+        line
+    }
+
+    /// The names of those tests, as [`Suite::ran`] has them.
+    pub fn names(&self, filters: &[String]) -> Result<Vec<String>> {
+        let line = self.line(filters);
+        let output = Command::new(&line[0])
+            .args(&line[1..])
+            .args(["--list", "--format=terse"])
+            .env("RUSTC_BOOTSTRAP", "1")
+            .current_dir(&self.package_dir)
+            .output()
+            .with_context(|| format!("cannot list the tests of {}", self.label()))?;
+        let list = String::from_utf8_lossy(&output.stdout);
+        let names = list.lines().filter_map(|line| line.strip_suffix(": test"));
+        Ok(names.map(|name| format!("{}::{name}", self.label())).collect())
+    }
+
+    /// Where its tests expect to run.
+    pub fn dir(&self) -> &Path {
+        &self.package_dir
     }
 }
 
@@ -105,17 +133,10 @@ fn count(command: &mut Command, label: &str, suite: &mut Suite) -> Result<()> {
         .stderr(Stdio::piped())
         .spawn()
         .with_context(|| format!("cannot start {label}"))?;
-    // A test says `skipped: NAME: REASON` on the real stderr, past libtest's capture.
     let stderr = child.stderr.take().context("no stderr")?;
     let skipped = thread::spawn(move || {
-        let mut skipped = Vec::new();
-        for line in BufReader::new(stderr).lines().map_while(Result::ok) {
-            match line.strip_prefix("skipped: ") {
-                Some(what) => skipped.push(what.to_owned()),
-                None => eprintln!("{line}"),
-            }
-        }
-        skipped
+        let lines = BufReader::new(stderr).lines().map_while(Result::ok);
+        lines.filter_map(|line| said_skipped(&line)).collect::<Vec<_>>()
     });
     let (passed, failed) = (suite.passed, suite.failed.len());
     let stdout = child.stdout.take().context("no stdout")?;
@@ -123,7 +144,9 @@ fn count(command: &mut Command, label: &str, suite: &mut Suite) -> Result<()> {
         read_line(&line.with_context(|| format!("cannot read from {label}"))?, label, suite);
     }
     let status = child.wait()?;
-    suite.skipped.extend(skipped.join().unwrap_or_default());
+    for (name, reason) in skipped.join().unwrap_or_default() {
+        suite.skip(format!("{label}::{name}"), reason);
+    }
     if !status.success() && suite.failed.len() == failed {
         println!("{label}: {status}");
         suite.failed.push(format!("{label} ({status})"));
@@ -135,7 +158,18 @@ fn count(command: &mut Command, label: &str, suite: &mut Suite) -> Result<()> {
     Ok(())
 }
 
-fn read_line(line: &str, label: &str, suite: &mut Suite) {
+/// A test says `skipped: NAME: REASON` on the real standard error, past libtest's capture. Other lines are passed
+/// on.
+pub fn said_skipped(line: &str) -> Option<(String, String)> {
+    let said = line.strip_prefix("skipped: ").and_then(|said| said.split_once(": "));
+    if said.is_none() {
+        eprintln!("{line}");
+    }
+    said.map(|(name, reason)| (name.to_owned(), reason.to_owned()))
+}
+
+/// Counts a line that libtest printed, or passes it on.
+pub fn read_line(line: &str, label: &str, suite: &mut Suite) {
     let Some((name, verdict)) = line.strip_prefix("test ").and_then(|test| test.rsplit_once(" ... ")) else {
         let noise = line.is_empty() || line.starts_with("running ") || line.starts_with("test result: ");
         if !noise {
@@ -146,8 +180,9 @@ fn read_line(line: &str, label: &str, suite: &mut Suite) {
     let name = format!("{label}::{name}");
     if verdict.starts_with("ok") {
         suite.passed += 1;
+        suite.ran.insert(name.clone());
     } else if let Some(reason) = verdict.strip_prefix("ignored") {
-        suite.skipped.push(format!("{name}: ignored{reason}"));
+        suite.skip(name.clone(), format!("ignored{reason}"));
     } else {
         println!("FAILED {name}");
         suite.failed.push(name.clone());
@@ -187,7 +222,7 @@ mod tests {
             "test result: FAILED. 2 passed; 1 failed; 1 ignored",
         ]);
         assert_eq!((suite.passed, suite.failed), (2, vec!["crate::b".to_owned()]));
-        assert_eq!(suite.skipped, ["crate::c: ignored, no VM"]);
+        assert_eq!((&*suite.skipped[0].name, &*suite.skipped[0].reason), ("crate::c", "ignored, no VM"));
         assert_eq!(suite.slow, [("crate::a::slow".to_owned(), Duration::from_millis(2500))]);
     }
 }

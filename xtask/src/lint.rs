@@ -1,10 +1,13 @@
 //! `lint`: formatting, clippy with warnings denied, and the rules of the house.
 
+use std::process::Command;
+
 use anyhow::Result;
 
 use crate::cargo;
 use crate::ebpf;
 use crate::process;
+use crate::root;
 use crate::rules;
 use crate::suite::{self, Suite};
 use crate::toolchain;
@@ -18,6 +21,10 @@ pub fn run() -> Result<bool> {
 /// The suite `lint`.
 pub fn lint(suite: &mut Suite) -> Result<()> {
     suite.check("fmt", process::run(cargo::cargo().args(["fmt", "--all", "--check"])));
+    let scripts = ["x", ".ci/run", "xtask/src/vm/init.sh"];
+    let shellcheck =
+        process::run(Command::new("shellcheck").args(["-s", "sh"]).args(scripts).current_dir(root::dir()));
+    suite.check("shellcheck", shellcheck);
     for (name, folder) in ebpf::workspaces() {
         let format = process::run(cargo::cargo().args(["fmt", "--check"]).current_dir(folder));
         suite.check(&format!("fmt of {name}"), format);

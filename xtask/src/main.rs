@@ -18,6 +18,7 @@ mod rules;
 mod suite;
 mod test;
 mod toolchain;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -42,6 +43,8 @@ enum Command {
     Build(build::Args),
     /// Figures, each next to a reference measured in the same run
     Bench(bench::Args),
+    /// Tests on another kernel, in a VM
+    Vm(vm::Args),
     /// Formatting, clippy, and the rules of the house
     Lint,
     /// The laboratory of network namespaces: up, a shell in any node, down
@@ -70,6 +73,7 @@ fn run() -> Result<bool> {
         Command::Test(args) => return test::run(&args),
         Command::Build(args) => build::run(&args)?,
         Command::Bench(args) => bench::run(&args)?,
+        Command::Vm(args) => return vm::run(&args),
         Command::Lint => return lint::run(),
         Command::Lab(args) => demo::run("lab", &args)?,
         Command::BuildEbpf(args) => ebpf::build(&args)?,

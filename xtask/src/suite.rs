@@ -1,5 +1,6 @@
 //! What a suite of tests came to, and the table of all of them.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 /// One suite's result.
@@ -7,13 +8,23 @@ use std::time::{Duration, Instant};
 pub struct Suite {
     pub name: &'static str,
     pub passed: usize,
+    /// Names of the tests among them that other places may have to skip.
+    pub ran: BTreeSet<String>,
     /// Names of what failed.
     pub failed: Vec<String>,
-    /// `name: reason` of what this machine cannot run.
-    pub skipped: Vec<String>,
+    /// What this machine cannot run.
+    pub skipped: Vec<Skipped>,
     pub took: Duration,
     /// Name and time of each test that took long enough to be worth a line.
     pub slow: Vec<(String, Duration)>,
+}
+
+/// A test that said it cannot run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Skipped {
+    /// As in [`Suite::ran`].
+    pub name: String,
+    pub reason: String,
 }
 
 impl Suite {
@@ -24,6 +35,7 @@ impl Suite {
         let mut suite = Self {
             name,
             passed: 0,
+            ran: BTreeSet::new(),
             failed: Vec::new(),
             skipped: Vec::new(),
             took: Duration::ZERO,
@@ -47,6 +59,14 @@ impl Suite {
                 self.failed.push(name.to_owned());
             }
         }
+    }
+
+    /// Count a test that said, past its verdict, that it cannot run here.
+    pub fn skip(&mut self, name: String, reason: String) {
+        if self.ran.remove(&name) {
+            self.passed -= 1;
+        }
+        self.skipped.push(Skipped { name, reason });
     }
 
     fn verdict(&self) -> String {
@@ -79,20 +99,64 @@ pub fn report(suites: &[Suite], strict: bool) -> bool {
     for (name, took) in slow.iter().take(10) {
         println!("slow: {:>6.1} s {name}", took.as_secs_f64());
     }
-    let skipped: Vec<_> = suites.iter().flat_map(|suite| &suite.skipped).collect();
-    for skipped in &skipped {
-        println!("skipped: {skipped}");
+    let uncovered = skipped_everywhere(suites);
+    for skipped in &uncovered {
+        println!("skipped: {}: {}", skipped.name, skipped.reason);
+    }
+    let skips: usize = suites.iter().map(|suite| suite.skipped.len()).sum();
+    if skips > uncovered.len() {
+        println!("skipped in one place and run in another: {}", skips - uncovered.len());
     }
     let failed: Vec<_> = suites.iter().flat_map(|suite| &suite.failed).collect();
     for failed in &failed {
         println!("FAILED: {failed}");
     }
     let mut failures = failed.len();
-    if strict && !skipped.is_empty() {
-        println!("CI=true: what was skipped counts as failed");
-        failures += skipped.len();
+    if strict && !uncovered.is_empty() {
+        println!("CI=true: what was skipped and ran nowhere else counts as failed");
+        failures += uncovered.len();
     }
     let passed: usize = suites.iter().map(|suite| suite.passed).sum();
     println!("\n{passed} passed, {failures} failed");
     failures == 0
+}
+
+/// What was skipped and ran in no other suite: the host may lack what the kernel of a VM has, and the other way
+/// round.
+fn skipped_everywhere(suites: &[Suite]) -> Vec<&Skipped> {
+    suites
+        .iter()
+        .flat_map(|suite| &suite.skipped)
+        .filter(|skipped| !suites.iter().any(|suite| suite.ran.contains(&skipped.name)))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn suite(ran: &[&str], skipped: &[&str]) -> Suite {
+        Suite::run("it", |suite| {
+            for name in ran.iter().chain(skipped) {
+                suite.passed += 1;
+                suite.ran.insert((*name).to_owned());
+            }
+            for name in skipped {
+                suite.skip((*name).to_owned(), "no VM".to_owned());
+            }
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn what_is_skipped_here_and_ran_there_is_covered() {
+        let host = suite(&["a"], &["b", "c"]);
+        assert_eq!(host.passed, 1);
+        let vm = suite(&["b"], &["a"]);
+        let suites = [host, vm];
+        let open: Vec<_> = skipped_everywhere(&suites).iter().map(|skipped| &*skipped.name).collect();
+        assert_eq!(open, ["c"]);
+        assert!(report(&suites, false) && !report(&suites, true));
+        assert!(report(&[suite(&["a"], &["b"]), suite(&["b"], &[])], true));
+    }
 }

@@ -11,16 +11,17 @@ use crate::libtest::{self, TestBinary};
 use crate::lint;
 use crate::rules;
 use crate::suite::{self, Suite};
+use crate::vm;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// A suite (lint, rules, unit, packets, lab, demo), or a part of the names of tests; all if none is given
+    /// A suite (rules, lint, unit, packets, lab, kernels, demo), or a part of the names of tests; all if none is given
     #[arg(value_name = "NAME")]
     names: Vec<String>,
 }
 
 /// In the order in which they are run: what fails fastest comes first.
-const SUITES: [&str; 6] = ["rules", "lint", "unit", "packets", "lab", "demo"];
+const SUITES: [&str; 7] = ["rules", "lint", "unit", "packets", "lab", "kernels", "demo"];
 /// Those that consist of test binaries.
 const OF_BINARIES: [&str; 3] = ["unit", "packets", "lab"];
 
@@ -42,7 +43,7 @@ pub fn run(args: &Args) -> Result<bool> {
         suites.push(Suite::run("lint", lint::lint));
     }
     let mut built = None;
-    if wanted("demo") || OF_BINARIES.into_iter().any(wanted) {
+    if wanted("demo") || wanted("kernels") || OF_BINARIES.into_iter().any(wanted) {
         suites.push(Suite::run("build", |_| {
             built = Some((build::programs(Profile::Dev)?, libtest::build()?));
             Ok(())
@@ -51,6 +52,10 @@ pub fn run(args: &Args) -> Result<bool> {
     if let Some((programs, binaries)) = &built {
         for name in OF_BINARIES.into_iter().filter(|name| wanted(name)) {
             suites.push(Suite::run(name, |suite| binaries_of(suite, binaries, &filters, programs)));
+        }
+        if wanted("kernels") {
+            let on_kernels = vm::suites(&suites, binaries, programs);
+            suites.extend(on_kernels);
         }
         if wanted("demo") {
             suites.push(Suite::run("demo", |suite| demo::suite(suite, programs)));

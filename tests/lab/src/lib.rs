@@ -57,7 +57,7 @@ pub use manifests::{Condition, Endpoint, Manifests, Proto, Service};
 pub use namespace::NetNs;
 pub use node::{Client, Node};
 pub use oracle::{Snapshot, Watch};
-pub use owner::remains;
+pub use owner::{patient, remains};
 pub use place::{Place, RUN_LIMIT};
 pub use pod::Pod;
 pub use process::{Output, Process};

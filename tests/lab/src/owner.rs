@@ -149,7 +149,7 @@ fn detach(keep: OwnedFd) -> OwnedFd {
 
 /// How long to wait where a fast machine would give up after `limit`: so many times as long as HEDDLE_PATIENCE
 /// says. An emulated machine is 10 to 20 times slower.
-pub(crate) fn patient(limit: Duration) -> Duration {
+pub fn patient(limit: Duration) -> Duration {
     let times = std::env::var("HEDDLE_PATIENCE").ok().and_then(|times| times.parse::<u32>().ok());
     limit * times.unwrap_or(1).clamp(1, 100)
 }

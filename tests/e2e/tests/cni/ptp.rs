@@ -167,7 +167,7 @@ fn the_first_packet_passes_at_once() {
         }
         // Duplicate address detection takes a second, a lost first packet as well. What a busy machine adds
         // is not the plugin's: the best of five counts.
-        assert!(best < Duration::from_millis(10), "{address}: {best:?}");
+        assert!(best < heddle_lab::patient(Duration::from_millis(10)), "{address}: {best:?}");
     }
 }
 

@@ -15,15 +15,15 @@ use crate::vm;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// A suite (rules, lint, unit, packets, lab, kernels, demo), or a part of the names of tests; all if none is given
+    /// A suite (rules, lint, unit, packets, lab, runtime, kernels, demo), or a part of the names of tests; all if none is given
     #[arg(value_name = "NAME")]
     names: Vec<String>,
 }
 
 /// In the order in which they are run: what fails fastest comes first.
-const SUITES: [&str; 7] = ["rules", "lint", "unit", "packets", "lab", "kernels", "demo"];
+const SUITES: [&str; 8] = ["rules", "lint", "unit", "packets", "lab", "runtime", "kernels", "demo"];
 /// Those that consist of test binaries.
-const OF_BINARIES: [&str; 3] = ["unit", "packets", "lab"];
+const OF_BINARIES: [&str; 4] = ["unit", "packets", "lab", "runtime"];
 
 /// The command `test`. Returns whether nothing failed.
 pub fn run(args: &Args) -> Result<bool> {
@@ -79,12 +79,15 @@ fn binaries_of(suite: &mut Suite, all: &[TestBinary], filters: &[String], progra
     Ok(())
 }
 
-/// By name: what runs the real programs in the Lab, what runs packets through loaded programs, the rest.
+/// By name: what runs the real programs in the Lab, what has container runtimes call them, what runs packets through
+/// loaded programs, the rest.
 fn suite_of(binary: &TestBinary) -> &'static str {
     if binary.target.contains("packets") {
         "packets"
     } else if ["heddle-lab", "heddle-e2e"].contains(&binary.package.as_str()) {
         "lab"
+    } else if binary.package == "heddle-runtime" {
+        "runtime"
     } else {
         "unit"
     }

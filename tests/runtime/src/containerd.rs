@@ -1,0 +1,202 @@
+//! containerd on a node of the Lab, with root, state, socket, plugins and configuration of its own, called as
+//! kubelet calls it.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use heddle_lab::{Cmd, Lab, Node, Process, bin, eventually};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use crate::cri::Cri;
+use crate::cri::proto;
+use crate::error::{Error, Result};
+use crate::image;
+use crate::programs::program;
+
+/// Where it listens, on its node.
+const SOCKET: &str = "/run/containerd/containerd.sock";
+/// The namespace in which containerd keeps what CRI makes.
+const NAMESPACE: &str = "k8s.io";
+/// How long it may take to serve, or to end.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// A containerd. Dropped, it is killed; its containers go with the Lab.
+#[derive(Debug)]
+pub struct Containerd {
+    pub node: Node,
+    dir: PathBuf,
+    process: Mutex<Process>,
+    cri: Mutex<std::sync::Arc<Cri>>,
+}
+
+impl Containerd {
+    /// Why it cannot be started on this machine.
+    pub fn missing() -> Option<String> {
+        let needed = ["containerd", "containerd-shim-runc-v2", "ctr", "runc"];
+        let missing: Vec<_> = needed.into_iter().filter(|name| program(name).is_none()).collect();
+        (!missing.is_empty()).then(|| format!("not installed: {}", missing.join(", ")))
+    }
+
+    /// Starts it on node 1 of `lab`, with `conflist` as the only network, and imports the image. The plugins that
+    /// it finds are ours and no others.
+    ///
+    /// # Errors
+    /// When it does not serve.
+    pub fn start(lab: &Lab, conflist: &Value) -> Result<Self> {
+        let node = lab.node(1).clone();
+        let dir = lab.dir().join("containerd");
+        let io = |what: &str| {
+            let what = what.to_owned();
+            move |e| Error::new(what, e)
+        };
+        fs::create_dir_all(dir.join("cni")).map_err(io("create the directory of plugins"))?;
+        for (name, program) in [("heddle", "heddle"), ("heddle-ipam", "heddle-ipam"), ("loopback", "heddle")]
+        {
+            symlink(
+                if name == "loopback" { "/usr/lib/cni/loopback".into() } else { bin(program) },
+                dir.join("cni").join(name),
+            )
+            .map_err(io("link a plugin"))?;
+        }
+        fs::write(dir.join("config.toml"), config(&dir.join("cni"))?).map_err(io("write config.toml"))?;
+        node.write_conflist(&conflist.to_string())?;
+        let process = spawn(&node, &dir)?;
+        let cri = connect(&node, &process)?;
+        let archive = image::write(node.place(), lab.dir())?;
+        let containerd =
+            Self { node, dir, process: Mutex::new(process), cri: Mutex::new(std::sync::Arc::new(cri)) };
+        containerd.ctr(&["images", "import", &archive.display().to_string()])?;
+        Ok(containerd)
+    }
+
+    /// Runs `ctr` against it.
+    ///
+    /// # Errors
+    /// When it fails.
+    pub fn ctr(&self, args: &[&str]) -> Result<String> {
+        let ctr = program("ctr").ok_or_else(|| Error::new("find ctr", "it is not installed"))?;
+        Ok(self.node.run(Cmd::new(ctr).args(["-a", SOCKET, "-n", NAMESPACE]).args(args.iter().copied()))?)
+    }
+
+    /// Its directory of CNI plugins.
+    pub fn plugins(&self) -> PathBuf {
+        self.dir.join("cni")
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.process().pid()
+    }
+
+    fn process(&self) -> std::sync::MutexGuard<'_, Process> {
+        self.process.lock().expect("nobody panics with it")
+    }
+
+    /// Sends it `signal`, of which it ends, and waits until it has. Its containers run on.
+    ///
+    /// # Errors
+    /// When it does not end.
+    pub fn end(&self, signal: Signal) -> Result<()> {
+        let process = self.process();
+        process.signal(signal)?;
+        process.wait(LIMIT)?;
+        Ok(())
+    }
+
+    /// Starts it again after [`end`](Self::end), and waits until it serves.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn start_again(&self) -> Result<()> {
+        let mut process = self.process();
+        *process = spawn(&self.node, &self.dir)?;
+        *self.cri.lock().expect("nobody panics with it") =
+            std::sync::Arc::new(connect(&self.node, &process)?);
+        Ok(())
+    }
+
+    /// The connection to it.
+    pub fn cri(&self) -> std::sync::Arc<Cri> {
+        std::sync::Arc::clone(&self.cri.lock().expect("nobody panics with it"))
+    }
+
+    /// The pods that it knows.
+    ///
+    /// # Errors
+    /// Its own.
+    pub fn sandboxes(&self) -> Result<Vec<proto::PodSandbox>> {
+        let list: proto::ListPodSandboxResponse = self.cri().call("ListPodSandbox", &proto::Nothing {})?;
+        Ok(list.items)
+    }
+}
+
+fn spawn(node: &Node, dir: &std::path::Path) -> Result<Process> {
+    let containerd =
+        program("containerd").ok_or_else(|| Error::new("find containerd", "it is not installed"))?;
+    // It looks for its shim, and the shim for runc, in PATH.
+    let mut path = containerd.parent().map(|dir| dir.display().to_string()).unwrap_or_default();
+    for other in ["containerd-shim-runc-v2", "runc"].iter().filter_map(|name| program(name)) {
+        path += &format!(":{}", other.parent().unwrap_or(&other).display());
+    }
+    path += &format!(":{}", std::env::var("PATH").unwrap_or_default());
+    // Its cgroups are named from the root that it sees mounted.
+    let cmd =
+        Cmd::new("unshare").arg("--cgroup").arg(containerd).arg("--config").arg(dir.join("config.toml"));
+    Ok(node.spawn(cmd.env("PATH", path))?)
+}
+
+/// Waits until it answers.
+fn connect(node: &Node, process: &Process) -> Result<Cri> {
+    let socket = node.path(SOCKET);
+    let mut connected = None;
+    eventually("containerd serving", LIMIT, || {
+        if let Some(status) = process.try_wait() {
+            let log = process.log();
+            return Err(heddle_lab::Error::Oracle(format!("it ended: {status}\n{log}")));
+        }
+        let Ok(cri) = Cri::connect(&socket) else { return Ok(false) };
+        let version: Result<proto::Nothing> = cri.call("Version", &proto::Nothing {});
+        let serves = version.is_ok();
+        connected = serves.then_some(cri);
+        Ok(serves)
+    })?;
+    connected.ok_or_else(|| Error::new("connect to containerd", "it does not answer"))
+}
+
+/// `disable_cgroup`: a node's group has no controllers where the machine has them in version 1.
+/// `restrict_oom_score_adj`: not every machine lets us lower it.
+fn config(plugins: &std::path::Path) -> Result<String> {
+    let runc = program("runc").ok_or_else(|| Error::new("find runc", "it is not installed"))?;
+    Ok(format!(
+        r#"version = 2
+root = "/var/lib/containerd"
+state = "/run/containerd"
+disabled_plugins = ["io.containerd.internal.v1.opt"]
+[debug]
+  level = "error"
+[grpc]
+  address = "{SOCKET}"
+[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = "{image}"
+  disable_apparmor = true
+  disable_cgroup = true
+  restrict_oom_score_adj = true
+  [plugins."io.containerd.grpc.v1.cri".containerd]
+    snapshotter = "overlayfs"
+    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+      runtime_type = "io.containerd.runc.v2"
+      [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
+        BinaryName = "{runc}"
+  [plugins."io.containerd.grpc.v1.cri".cni]
+    bin_dir = "{plugins}"
+    conf_dir = "/etc/cni/net.d"
+"#,
+        image = image::IMAGE,
+        runc = runc.display(),
+        plugins = plugins.display(),
+    ))
+}

@@ -1,0 +1,60 @@
+//! What a node does all day: pods come, talk, and go, and containerd is restarted meanwhile.
+
+use std::time::Instant;
+
+use heddle_runtime::{Plan, Pod, Result};
+use nix::sys::signal::Signal;
+
+use super::bench::{Bench, ask, at_once, figure};
+
+/// Every `step`th pod asks every `step`th one.
+fn talk(pods: &[Pod], step: usize) -> Result<()> {
+    let sample: Vec<_> = pods.iter().step_by(step).collect();
+    at_once(&sample, |from| sample.iter().try_for_each(|to| ask(&from.place, to)))?;
+    Ok(())
+}
+
+#[test]
+fn fifty_pods_talk_while_containerd_is_restarted() -> Result<()> {
+    let Some(bench) = Bench::start()? else { return Ok(()) };
+    let containerd = &bench.containerd;
+    let plans: Vec<_> = (0..50).map(|n| Plan::new(format!("pod-{n}"))).collect();
+
+    let began = Instant::now();
+    let pods = at_once(&plans, |plan| bench.pod(plan))?;
+    figure("50 pods up", began);
+    let addresses: std::collections::BTreeSet<_> = pods.iter().flat_map(|pod| &pod.ips).collect();
+    assert_eq!(addresses.len(), 100, "two addresses a pod, each once");
+    // The node reaches all of them, and a sample of them each other.
+    pods.iter().try_for_each(|pod| ask(bench.lab.node(1), pod))?;
+    talk(&pods, 7)?;
+
+    for signal in [Signal::SIGKILL, Signal::SIGTERM] {
+        containerd.end(signal)?;
+        talk(&pods, 10)?;
+        containerd.start_again()?;
+        talk(&pods, 10)?;
+        let known = containerd.sandboxes()?;
+        assert_eq!(
+            known.iter().filter(|sandbox| sandbox.state == 0).count(),
+            50,
+            "after {signal}: {known:?}"
+        );
+        for pod in &pods {
+            let now = containerd.pod(&pod.plan, &pod.id)?;
+            assert_eq!(now.ips, pod.ips, "{} after {signal}", pod.plan.name);
+        }
+    }
+    // What containerd wires now, those who were there before reach, and the reverse.
+    let late = bench.pod(&Plan::new("late"))?;
+    ask(&late.place, &pods[0])?;
+    ask(&pods[49].place, &late)?;
+
+    let began = Instant::now();
+    let ids: Vec<_> = pods.iter().chain([&late]).map(|pod| pod.id.clone()).collect();
+    drop((pods, late));
+    at_once(&ids, |id| containerd.stop(id).and_then(|()| containerd.remove(id)))?;
+    figure("51 pods gone", began);
+    assert_eq!(bench.files()?, Vec::<String>::new());
+    bench.assert_no_leak()
+}

@@ -1,0 +1,4 @@
+//! containerd calls the plugin, as on a Kubernetes node.
+
+mod bench;
+mod life;

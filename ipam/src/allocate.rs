@@ -1,18 +1,34 @@
 //! Giving addresses and taking them back.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::net::IpAddr;
 
 use heddle_spec::Owner;
 use ipnetwork::IpNetwork;
 
-use crate::store::{self, Lease};
-use crate::{Error, Locked, RangeSet, Result};
+use crate::note::Note;
+use crate::store::{Lease, owner_of};
+use crate::surroundings::{Surroundings, Use};
+use crate::{Error, Locked, Namespace, RangeSet, Result};
 
-/// How many taken addresses we step over before we read which ones are free.
+/// How many taken addresses we step over before we list which ones are free.
 const STEPS: usize = 32;
-/// How many leases are read to say who holds them.
-const READ_AT_MOST: usize = 1024;
+/// How many free addresses that the host has in use itself we step over before we call the range full.
+const MOST_IN_USE: usize = 64;
+/// A range runs low when no more than one address in so many is free.
+const LOW: u128 = 8;
+
+/// Who wants which addresses.
+#[derive(Clone, Copy, Debug)]
+pub struct Request<'a> {
+    pub owner: &'a Owner,
+    /// One address from each.
+    pub sets: &'a [RangeSet],
+    /// Addresses that are asked for by name, at most one from each set.
+    pub ips: &'a [IpAddr],
+    /// Where they go.
+    pub namespace: Option<&'a Namespace>,
+}
 
 /// An address that an interface was given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,138 +38,166 @@ pub struct Allocation {
     pub gateway: IpAddr,
 }
 
+/// What a search for a free address found.
+#[derive(Clone, Copy, Debug)]
+struct Choice {
+    ip: IpAddr,
+    /// Hardly any other was free.
+    low: bool,
+}
+
+/// An address of a set that is about to be leased.
+#[derive(Debug)]
+struct Chosen<'a> {
+    /// The number of the set.
+    n: usize,
+    set: &'a RangeSet,
+    ip: IpAddr,
+    /// The next search begins after it: it was neither asked for by name nor held before.
+    in_turn: bool,
+}
+
+/// Nothing is known of the machine.
+struct Unknown;
+
+impl Surroundings for Unknown {
+    fn usage(&mut self, _: IpAddr) -> Result<Use> {
+        Ok(Use::None)
+    }
+
+    fn living(&mut self, _: &HashSet<u64>) -> Option<std::collections::HashMap<u64, Option<u64>>> {
+        None
+    }
+}
+
 impl Locked<'_> {
-    /// Gives `owner` an address from each of `sets`, one of `requested` where it is in the set.
+    pub fn allocate(&self, owner: &Owner, sets: &[RangeSet], ips: &[IpAddr]) -> Result<Vec<Allocation>> {
+        let request = Request { owner, sets, ips, namespace: None };
+        self.give(&request, &mut Unknown).map(|(given, _)| given)
+    }
+
+    pub fn check_room(&self, sets: &[RangeSet]) -> Result<()> {
+        self.room(sets, &mut Unknown)
+    }
+
+    /// Gives `request.owner` its addresses. `true`: a range runs low.
     ///
     /// An owner that holds addresses already (its earlier call was cut off) gets the same again. If any
     /// set has none to give, none is given.
     ///
     /// # Errors
     /// [`Error::Exhausted`], [`Error::Taken`], [`Error::Unavailable`], and those of the file system.
-    pub fn allocate(
+    pub(crate) fn give(
         &self,
-        owner: &Owner,
-        sets: &[RangeSet],
-        requested: &[IpAddr],
-    ) -> Result<Vec<Allocation>> {
-        if let Some(address) =
-            requested.iter().find(|ip| !sets.iter().any(|set| set.range_of(**ip).is_some()))
-        {
-            let gateway = sets.iter().flat_map(RangeSet::ranges).any(|range| range.gateway == *address);
-            let reason = if gateway { "it is the gateway" } else { "it is in none of the ranges" };
-            return Err(Error::Unavailable { address: *address, reason });
-        }
+        request: &Request<'_>,
+        around: &mut dyn Surroundings,
+    ) -> Result<(Vec<Allocation>, bool)> {
+        check_requested(request)?;
+        let owner = request.owner;
         let noted = self.noted(owner).unwrap_or_default();
-        let held: Vec<IpAddr> = noted.into_iter().filter(|ip| self.holds(owner, *ip)).collect();
+        let held: Vec<IpAddr> = noted.ips.into_iter().filter(|ip| self.holds(owner, *ip)).collect();
         let mut chosen = Vec::new();
-        for (n, set) in sets.iter().enumerate() {
-            let wanted = requested.iter().copied().find(|ip| set.range_of(*ip).is_some());
+        let mut low = false;
+        for (n, set) in request.sets.iter().enumerate() {
+            let wanted = request.ips.iter().copied().find(|ip| set.range_of(*ip).is_some());
             let again = held.iter().copied().find(|ip| set.range_of(*ip).is_some());
-            let ip = match (wanted, again) {
-                (Some(wanted), again) if again != Some(wanted) => self.claim(wanted)?,
-                (_, Some(again)) => again,
-                _ => self.choose(n, set)?,
+            let (ip, in_turn) = match (wanted, again) {
+                (Some(wanted), again) if again != Some(wanted) => (self.claim(wanted, around)?, false),
+                (_, Some(again)) => (again, false),
+                _ => {
+                    let choice = self.choose(n, set, around)?;
+                    low |= choice.low;
+                    (choice.ip, true)
+                }
             };
-            chosen.push((n, set, ip));
+            chosen.push(Chosen { n, set, ip, in_turn });
         }
-        let ips: Vec<IpAddr> = chosen.iter().map(|(_, _, ip)| *ip).collect();
-        self.note(owner, &ips)?;
+        // With what it held before: until that is freed, a note must name it.
+        let ips: HashSet<IpAddr> =
+            chosen.iter().map(|chosen| chosen.ip).chain(held.iter().copied()).collect();
+        let note = Note { ips: ips.into_iter().collect(), namespace: request.namespace.cloned() };
+        self.note(owner, &note)?;
         let result = self.take(owner, &chosen, &held);
         if result.is_err() {
             // What was taken before the failure goes back; the first failure is the one to tell.
-            drop(self.release_these(owner, &ips));
+            drop(self.release_these(owner, &note.ips));
             drop(self.forget(owner));
         }
-        result
+        Ok((result?, low))
     }
 
-    fn take(
-        &self,
-        owner: &Owner,
-        chosen: &[(usize, &RangeSet, IpAddr)],
-        held: &[IpAddr],
-    ) -> Result<Vec<Allocation>> {
+    fn take(&self, owner: &Owner, chosen: &[Chosen<'_>], held: &[IpAddr]) -> Result<Vec<Allocation>> {
         let mut allocations = Vec::new();
-        for (n, set, ip) in chosen {
+        for Chosen { n, set, ip, in_turn } in chosen {
             // Nobody else can have taken it: we have the lock.
             if !held.contains(ip) && !self.create(*ip, owner)? {
                 return Err(Error::Taken { address: *ip, holder: self.holder(*ip) });
             }
-            self.set_last(*n, *ip)?;
+            if *in_turn {
+                self.set_last(*n, *ip)?;
+            }
             let Some(range) = set.range_of(*ip) else { continue };
             let ip = IpNetwork::new(*ip, range.subnet.prefix())
                 .map_err(|error| Error::config("ipam.ranges", error.to_string()))?;
             allocations.push(Allocation { ip, gateway: range.gateway });
         }
         // What the owner held beside that came from a configuration that is no more.
-        for ip in held.iter().filter(|ip| !chosen.iter().any(|(_, _, chosen)| chosen == *ip)) {
+        for ip in held.iter().filter(|ip| !chosen.iter().any(|chosen| chosen.ip == **ip)) {
             self.free(*ip, owner)?;
         }
         Ok(allocations)
     }
 
-    /// A requested address, if it is free.
-    fn claim(&self, address: IpAddr) -> Result<IpAddr> {
-        match self.lease(address) {
-            Lease::Free => Ok(address),
-            Lease::Empty => self.reclaim(address).map(|()| address),
-            Lease::Held(_) | Lease::Strange => Err(Error::Taken { address, holder: self.holder(address) }),
+    /// An address that was asked for, if it is free.
+    fn claim(&self, address: IpAddr, around: &mut dyn Surroundings) -> Result<IpAddr> {
+        if !self.is_free(address)? {
+            return Err(Error::Taken { address, holder: self.holder(address) });
+        }
+        match around.usage(address)? {
+            Use::None => Ok(address),
+            Use::Own => {
+                let reason = "it is this node's own, or the broadcast address of one of its networks";
+                Err(Error::Unavailable { address, reason })
+            }
+            Use::Wired => {
+                let holder = "nobody, but this node has a route to it alone: some interface has it".into();
+                Err(Error::Taken { address, holder })
+            }
         }
     }
 
     /// The next free address of a set.
-    fn choose(&self, n: usize, set: &RangeSet) -> Result<IpAddr> {
+    fn choose(&self, n: usize, set: &RangeSet, around: &mut dyn Surroundings) -> Result<Choice> {
         let last = self.last(n);
         for (ip, _) in set.after(last).take(STEPS) {
-            match self.lease(ip) {
-                Lease::Free => return Ok(ip),
-                Lease::Empty => return self.reclaim(ip).map(|()| ip),
-                Lease::Held(_) | Lease::Strange => {}
+            if self.is_free(ip)? && around.usage(ip)? == Use::None {
+                return Ok(Choice { ip, low: false });
             }
         }
-        let leased: HashSet<IpAddr> = self.addresses()?.into_iter().map(|(_, ip)| ip).collect();
-        match set.after(last).find(|(ip, _)| !leased.contains(ip)) {
-            Some((ip, _)) => Ok(ip),
-            None => self.last_resort(set, &leased),
+        let leased: HashSet<IpAddr> = self.addresses()?.into_iter().collect();
+        let taken = leased.iter().filter(|ip| set.range_of(**ip).is_some()).count() as u128;
+        let low = (set.size() - taken.min(set.size())) <= set.size() / LOW;
+        let mut in_use = Vec::new();
+        for (ip, _) in set.after(last).filter(|(ip, _)| !leased.contains(ip)) {
+            if around.usage(ip)? == Use::None {
+                return Ok(Choice { ip, low });
+            }
+            in_use.push(ip);
+            if in_use.len() > MOST_IN_USE {
+                break;
+            }
         }
+        Err(Error::Exhausted { ranges: set.to_string(), held: self.count(n, taken, &in_use) })
     }
 
-    /// Everything has a lease: one of nobody may still be found among them, if they can be read in time.
-    fn last_resort(&self, set: &RangeSet, leased: &HashSet<IpAddr>) -> Result<IpAddr> {
-        let in_set = || leased.iter().copied().filter(|ip| set.range_of(*ip).is_some());
-        if in_set().count() <= READ_AT_MOST
-            && let Some(ip) = in_set().find(|ip| self.lease(*ip) == Lease::Empty)
-        {
-            return self.reclaim(ip).map(|()| ip);
+    /// What of a set is taken, without reading any lease.
+    fn count(&self, n: usize, taken: u128, in_use: &[IpAddr]) -> String {
+        let mut text = format!("{taken} leases of set {n} in {}", self.directory());
+        if let Some(first) = in_use.first() {
+            let more = if in_use.len() > 1 { " and others" } else { "" };
+            text.push_str(&format!("; {first}{more} not leased, but in use on this node"));
         }
-        Err(Error::Exhausted { ranges: set.to_string(), held: self.describe(&in_set().collect::<Vec<_>>()) })
-    }
-
-    /// Who holds how many: an operator's first question when a range is full.
-    fn describe(&self, leased: &[IpAddr]) -> String {
-        let directory = self.directory();
-        if leased.len() > READ_AT_MOST {
-            return format!("{} leases in {directory}", leased.len());
-        }
-        let mut holders: BTreeMap<String, usize> = BTreeMap::new();
-        for ip in leased {
-            let container = match self.lease(*ip) {
-                Lease::Held(content) => content.lines().next().unwrap_or_default().to_owned(),
-                Lease::Free | Lease::Empty | Lease::Strange => "nobody".to_owned(),
-            };
-            *holders.entry(container).or_default() += 1;
-        }
-        let mut largest: Vec<_> = holders.iter().collect();
-        largest.sort_by_key(|(container, count)| (std::cmp::Reverse(**count), container.as_str()));
-        let names: Vec<_> =
-            largest.iter().take(3).map(|(container, count)| format!("{container}: {count}")).collect();
-        let more = if holders.len() > 3 { ", ..." } else { "" };
-        format!(
-            "{} leases of {} containers ({}{more}) in {directory}",
-            leased.len(),
-            holders.len(),
-            names.join(", ")
-        )
+        text
     }
 
     fn holder(&self, ip: IpAddr) -> String {
@@ -168,11 +212,8 @@ impl Locked<'_> {
     /// Without a note of ours (a lease of the reference plugin) all leases are read.
     pub fn release(&self, owner: &Owner) -> Result<Vec<IpAddr>> {
         let freed = match self.noted(owner) {
-            Some(noted) => self.release_these(owner, &noted)?,
-            None => {
-                let all: Vec<IpAddr> = self.addresses()?.into_iter().map(|(_, ip)| ip).collect();
-                self.release_these(owner, &all)?
-            }
+            Some(noted) => self.release_these(owner, &noted.ips)?,
+            None => self.release_these(owner, &self.addresses()?)?,
         };
         // After the leases: a note without leases is harmless, a lease without a note is not.
         self.forget(owner)?;
@@ -190,19 +231,16 @@ impl Locked<'_> {
     }
 
     /// Whether every set has an address left.
-    ///
-    /// # Errors
-    /// [`Error::Exhausted`] for the first that has none.
-    pub fn check_room(&self, sets: &[RangeSet]) -> Result<()> {
-        sets.iter().enumerate().try_for_each(|(n, set)| self.choose(n, set).map(drop))
+    pub(crate) fn room(&self, sets: &[RangeSet], around: &mut dyn Surroundings) -> Result<()> {
+        sets.iter().enumerate().try_for_each(|(n, set)| self.choose(n, set, around).map(drop))
     }
 
     /// Everybody who holds anything. Reads all leases. What is no lease of an interface has no owner.
     pub fn owners(&self) -> Result<HashSet<Owner>> {
         let mut owners = HashSet::new();
-        for (_, ip) in self.addresses()? {
+        for ip in self.addresses()? {
             if let Lease::Held(content) = self.lease(ip) {
-                owners.extend(store::owner_of(&content));
+                owners.extend(owner_of(&content));
             }
         }
         Ok(owners)
@@ -211,9 +249,38 @@ impl Locked<'_> {
     /// What `owner` holds.
     pub fn held(&self, owner: &Owner) -> Result<Vec<IpAddr>> {
         let ips = match self.noted(owner) {
-            Some(noted) => noted,
-            None => self.addresses()?.into_iter().map(|(_, ip)| ip).collect(),
+            Some(noted) => noted.ips,
+            None => self.addresses()?,
         };
         Ok(ips.into_iter().filter(|ip| self.holds(owner, *ip)).collect())
     }
+}
+
+/// Every address that is asked for must be one that can be given, and none may be in another's way.
+fn check_requested(request: &Request<'_>) -> Result<()> {
+    for (position, address) in request.ips.iter().enumerate() {
+        let refused = |reason| Err(Error::Unavailable { address: *address, reason });
+        let Some(set) = request.sets.iter().find(|set| set.range_of(*address).is_some()) else {
+            let of = |what: fn(&crate::Range) -> Option<IpAddr>| {
+                request.sets.iter().flat_map(RangeSet::ranges).any(|range| what(range) == Some(*address))
+            };
+            if of(|range| Some(range.gateway)) {
+                return refused("it is the gateway");
+            }
+            if of(|range| Some(range.subnet.network())) {
+                return refused("it is the address of the network itself");
+            }
+            if of(|range| range.subnet.is_ipv4().then(|| range.subnet.broadcast())) {
+                return refused("it is the broadcast address");
+            }
+            return refused("it is in none of the ranges");
+        };
+        let others = request.ips.iter().take(position);
+        if others.clone().any(|other| other != address && set.range_of(*other).is_some()) {
+            return refused(
+                "another address of the same range set is asked for, and an interface gets one of each",
+            );
+        }
+    }
+    Ok(())
 }

@@ -31,6 +31,8 @@ pub struct Config {
     pub data_dir: Option<String>,
     /// A resolv.conf to take the answer's `dns` from.
     pub resolv_conf: Option<String>,
+    /// Ours: whether the runtime may ask for an address by name. On by default, as with the reference plugin.
+    pub allow_requests: Option<bool>,
     /// Ours: leases survive a power cut (fsync). No pod does, so this is for those who want to go back to
     /// the reference plugin, which keeps leases over a reboot.
     pub durable: bool,
@@ -55,6 +57,10 @@ pub struct Pool {
     pub sets: Vec<RangeSet>,
     pub routes: Vec<Route>,
     pub data_dir: PathBuf,
+    /// Where the answer's `dns` comes from.
+    pub resolv_conf: Option<PathBuf>,
+    /// Whether the runtime may ask for an address by name.
+    pub allow_requests: bool,
     pub durable: bool,
 }
 
@@ -107,7 +113,18 @@ impl Config {
             return Err(Error::config("ipam.dataDir", format!("{data_dir:?} is not an absolute path")));
         }
         let sets = sets.into_iter().map(|(set, _)| set).collect();
-        Ok(Pool { sets, routes, data_dir: data_dir.into(), durable: self.durable })
+        let resolv_conf = self.resolv_conf.as_deref().filter(|path| !path.is_empty());
+        if resolv_conf.is_some_and(|path| path.contains('\0')) {
+            return Err(Error::config("ipam.resolvConf", "it is no path"));
+        }
+        Ok(Pool {
+            sets,
+            routes,
+            data_dir: data_dir.into(),
+            resolv_conf: resolv_conf.map(PathBuf::from),
+            allow_requests: self.allow_requests.unwrap_or(true),
+            durable: self.durable,
+        })
     }
 }
 

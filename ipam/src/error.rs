@@ -27,6 +27,9 @@ pub enum Error {
     /// Somebody holds the lock for too long.
     #[error("cannot lock {}: another program has held it for {} s", path.display(), waited.as_secs())]
     Locked { path: PathBuf, waited: Duration },
+    /// The kernel would not say whose an address is.
+    #[error(transparent)]
+    Kernel(#[from] heddle_netlink::Error),
     /// The file system refused.
     #[error("cannot {operation} {}: {source}", path.display())]
     Io { operation: &'static str, path: PathBuf, source: io::Error },
@@ -57,6 +60,7 @@ impl From<Error> for Failure {
             Error::Exhausted { .. } => code::NO_ADDRESS,
             Error::Locked { .. } => code::TRY_LATER,
             Error::Io { .. } => code::IO,
+            Error::Kernel(_) => code::KERNEL,
         };
         Self::new(code, error.to_string())
     }

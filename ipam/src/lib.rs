@@ -27,12 +27,22 @@
 mod allocate;
 mod config;
 mod error;
+mod file;
+mod holders;
+mod lease;
 mod lock;
+mod namespace;
+mod note;
 mod range;
+pub mod resolv;
 mod store;
+mod surroundings;
+mod survey;
 
-pub use allocate::Allocation;
+pub use allocate::{Allocation, Request};
 pub use config::{Config, DEFAULT_DATA_DIR, Pool};
 pub use error::{Error, Result};
+pub use namespace::Namespace;
 pub use range::{Range, RangeConfig, RangeSet};
 pub use store::{Locked, Store};
+pub use surroundings::{Machine, Surroundings, Use};

@@ -150,6 +150,11 @@ impl RangeSet {
         self.0.iter().all(Range::is_ipv4)
     }
 
+    /// How many addresses it can give.
+    pub fn size(&self) -> u128 {
+        self.0.iter().map(Range::size).sum()
+    }
+
     /// The range that can give `ip`.
     pub fn range_of(&self, ip: IpAddr) -> Option<&Range> {
         self.0.iter().find(|range| range.gives(ip))

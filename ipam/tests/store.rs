@@ -1,73 +1,18 @@
 //! Leases on a real file system: the reference plugin's format, reboots, full ranges, hostile neighbours.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+mod bench;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::net::IpAddr;
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use heddle_ipam::{Config, Error, Pool, Store};
+use heddle_ipam::{Error, Request, Store};
 use heddle_spec::{Network, Owner};
-use tempfile::TempDir;
 
-const PATIENCE: Duration = Duration::from_secs(10);
-
-struct Bench {
-    dir: TempDir,
-    pool: Pool,
-}
-
-impl Bench {
-    fn new(ipam: &str) -> Self {
-        let pool = serde_json::from_str::<Config>(ipam).unwrap().pool().unwrap();
-        Self { dir: tempfile::tempdir().unwrap(), pool }
-    }
-
-    fn store(&self, boot: &str) -> Store {
-        Store::open(self.dir.path(), &Network::new("net").unwrap(), boot, false).unwrap()
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join("net").join(name)
-    }
-
-    fn add(&self, container: &str) -> Result<Vec<String>, Error> {
-        self.add_at("boot-1", container, &[])
-    }
-
-    fn add_at(&self, boot: &str, container: &str, requested: &[&str]) -> Result<Vec<String>, Error> {
-        let requested: Vec<IpAddr> = requested.iter().map(|ip| ip.parse().unwrap()).collect();
-        let store = self.store(boot);
-        let given = store.lock(PATIENCE)?.allocate(&owner(container), &self.pool.sets, &requested)?;
-        Ok(given.iter().map(|given| given.ip.to_string()).collect())
-    }
-
-    fn del(&self, container: &str) -> usize {
-        let store = self.store("boot-1");
-        store.lock(PATIENCE).unwrap().release(&owner(container)).unwrap().len()
-    }
-
-    /// Names of all files, but for the lock and what only the order depends on.
-    fn files(&self) -> BTreeSet<String> {
-        let names =
-            |dir: PathBuf| fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
-        names(self.path(""))
-            .chain(names(self.path(".heddle")))
-            .filter(|n| {
-                !n.starts_with("last_reserved_ip.") && !["lock", ".heddle", "boot"].contains(&n.as_str())
-            })
-            .collect()
-    }
-}
-
-fn owner(container: &str) -> Owner {
-    Owner::new(container, "eth0").unwrap()
-}
-
-const DUAL: &str = r#"{"ranges":[[{"subnet":"10.1.0.0/24"}],[{"subnet":"fd00:1::/64"}]]}"#;
-const SMALL: &str = r#"{"subnet":"10.1.0.0/29"}"#;
+use bench::{Bench, DUAL, PATIENCE, SMALL, World, owner};
 
 #[test]
 fn a_lease_is_what_the_reference_plugin_writes() {
@@ -97,7 +42,8 @@ fn fault_034_two_interfaces_of_one_container_are_two_owners() {
     let store = bench.store("boot-1");
     let second = Owner::new("abc", "eth1").unwrap();
     bench.add("abc").unwrap();
-    let given = store.lock(PATIENCE).unwrap().allocate(&second, &bench.pool.sets, &[]).unwrap();
+    let request = Request { owner: &second, sets: &bench.pool.sets, ips: &[], namespace: None };
+    let given = store.lease(PATIENCE, &request, &mut World::default(), &mut |_| {}).unwrap();
     assert_eq!(given[0].ip.to_string(), "10.1.0.3/29");
     assert_eq!(bench.del("abc"), 1);
     assert_eq!(store.lock(PATIENCE).unwrap().held(&second).unwrap().len(), 1);
@@ -174,7 +120,16 @@ fn fault_022_a_requested_address_is_given_only_if_it_can_be() {
     let refused = |ip: &str| bench.add_at("boot-1", "b", &[ip]).unwrap_err().to_string();
     assert!(refused("10.1.0.5").contains("leased to a eth0"));
     assert!(refused("10.1.0.1").contains("it is the gateway"));
-    assert!(refused("10.1.0.0").contains("none of the ranges"));
+    assert!(refused("10.1.0.0").contains("address of the network itself"));
+    assert!(refused("10.1.0.7").contains("broadcast address"));
+    let two = bench.add_at("boot-1", "b", &["10.1.0.3", "10.1.0.4"]).unwrap_err().to_string();
+    assert!(two.contains("another address of the same range set"), "{two}");
+    assert_eq!(
+        bench.add_at("boot-1", "b", &["10.1.0.3", "10.1.0.3"]).unwrap(),
+        ["10.1.0.3/29"],
+        "twice the same"
+    );
+    bench.del("b");
     assert!(refused("192.168.0.1").contains("none of the ranges"));
     assert_eq!(bench.files().len(), 2);
 }
@@ -299,6 +254,8 @@ fn fault_s1_a_network_directory_that_is_a_symlink_is_not_followed() {
 fn durable_leases_work_too() {
     let bench = Bench::new(SMALL);
     let store = Store::open(bench.dir.path(), &Network::new("net").unwrap(), "boot-1", true).unwrap();
-    let given = store.lock(PATIENCE).unwrap().allocate(&owner("a"), &bench.pool.sets, &[]).unwrap();
+    let owner = owner("a");
+    let request = Request { owner: &owner, sets: &bench.pool.sets, ips: &[], namespace: None };
+    let given = store.lease(PATIENCE, &request, &mut World::default(), &mut |_| {}).unwrap();
     assert_eq!(given.len(), 1);
 }

@@ -118,10 +118,22 @@ impl NetNs {
         self.id.1
     }
 
+    /// Device and inode of its file: no two living namespaces share them, but the dead leave theirs to the next.
+    pub const fn id(&self) -> (u64, u64) {
+        self.id
+    }
+
     /// The cookie by which eBPF programs know the namespace (`bpf_get_netns_cookie`), since Linux 5.14.
     pub fn cookie(&self) -> Result<u64> {
-        let socket = Socket::open_in(self)?;
-        netns_cookie(socket.as_fd()).map_err(|source| Error::io("read", "network namespace cookie", source))
+        Socket::open_in(self)?.namespace_cookie()
+    }
+}
+
+impl Socket {
+    /// The cookie of the namespace that the socket belongs to: [`NetNs::cookie`] for less. Unlike an inode, it
+    /// is never another's before the next boot.
+    pub fn namespace_cookie(&self) -> Result<u64> {
+        netns_cookie(self.as_fd()).map_err(|source| Error::io("read", "network namespace cookie", source))
     }
 }
 

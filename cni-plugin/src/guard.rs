@@ -6,11 +6,11 @@
 
 use std::net::IpAddr;
 
-use heddle_ipam::Allocation;
 use heddle_netlink::nft::expr::{Sender, ethertype, icmp6, iifname, sender_in, sender6, source_is_spoofed};
 use heddle_netlink::nft::{Base, Batch, Expr, Family, Hook, Nft, Rule, SetKey, Verdict, priority};
 use ipnetwork::Ipv6Network;
 
+use crate::addresses::Allocation;
 use crate::conf::Mode;
 use crate::veth::{PREFIX, Pair};
 use heddle_spec::Failure;

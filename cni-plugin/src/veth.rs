@@ -28,7 +28,8 @@ pub struct Pair {
 }
 
 impl Pair {
-    pub fn new(network: &Network, owner: &Owner) -> Self {
+    /// `mac` is the pod's Ethernet address, if it is not to be computed too.
+    pub fn new(network: &Network, owner: &Owner, mac: Option<MacAddr>) -> Self {
         let hash = hash(owner);
         let [_, _, a, b, c, d, e, f] = hash.to_be_bytes();
         Self {
@@ -36,7 +37,7 @@ impl Pair {
             // Locally administered, unicast; the two differ in the first byte.
             host_mac: [0x06, b, c, d, e, f ^ a],
             pod: owner.ifname().to_owned(),
-            pod_mac: [0x02, b, c, d, e, f ^ a],
+            pod_mac: mac.unwrap_or([0x02, b, c, d, e, f ^ a]),
             mark: format!("{} {} {}", network.as_str(), owner.container(), owner.ifname()),
         }
     }
@@ -236,7 +237,7 @@ mod tests {
     use super::*;
 
     fn pair(container: &str, ifname: &str) -> Pair {
-        Pair::new(&Network::new("net").unwrap(), &Owner::new(container, ifname).unwrap())
+        Pair::new(&Network::new("net").unwrap(), &Owner::new(container, ifname).unwrap(), None)
     }
 
     #[test]

@@ -5,43 +5,46 @@
 use std::net::{IpAddr, Ipv6Addr};
 use std::path::Path;
 
-use heddle_ipam::{Allocation, Store};
+use heddle_ipam::Pool;
 use heddle_netlink::link::Link;
 use heddle_netlink::{NetNs, Socket, Watch};
 
-use super::{PATIENCE, boot_id};
-use crate::conf::{Conf, Mode};
+use crate::addresses::{self, Allocation, Given};
+use crate::conf::{Conf, Mode, Place};
 use crate::mode::{self, bridge, ptp};
 use crate::veth::{self, Pair, Side};
 use crate::{forwarding, guard};
-use heddle_spec::{Environment, Failure, Ip, Success, code};
+use heddle_spec::program::Call;
+use heddle_spec::{Environment, Failure, Ip, Success, Version, code};
 
 /// Wires the pod.
-pub fn add(environment: &Environment, conf: &Conf) -> Result<Success, Failure> {
+pub fn add(environment: &Environment, conf: &Conf, call: &Call) -> Result<Success, Failure> {
     let path = environment.netns.as_deref().unwrap_or(Path::new(""));
     let ns = open_namespace(path)?;
-    if conf.mode == Mode::Ptp {
-        check_ptp(conf)?;
+    if let (Mode::Ptp, Some(pool)) = (&conf.mode, conf.ipam.pool()) {
+        check_ptp(pool)?;
     }
-    let mut requested = conf.requested.clone();
-    requested.extend(&environment.requested);
-    let pair = Pair::new(&conf.network, &environment.owner);
+    let mut before = conf.previous.clone().unwrap_or_default();
+    let pair = Pair::new(&conf.network, &environment.owner, conf.mac.or(environment.mac));
     let mut host = Socket::open()?;
     let mut pod = Socket::open_in(&ns)?;
-    let store = Store::open(&conf.pool.data_dir, &conf.network, &boot_id()?, conf.pool.durable)?;
     pair.clear(&mut host, &mut pod)?;
 
-    let allocations = store.lock(PATIENCE)?.allocate(&environment.owner, &conf.pool.sets, &requested)?;
-    let result = wire(conf, path, &ns, &pair, (&mut host, &mut pod), &allocations);
-    result.inspect_err(|_| take_back(environment, conf, &pair, &mut host, &store))
+    let given = addresses::take(environment, conf, call)?;
+    let result = check_given(conf, given, &before, call.version)
+        .and_then(|given| wire(conf, path, &ns, &pair, (&mut host, &mut pod), &given));
+    let own = result.inspect_err(|_| take_back(environment, call, &pair, &mut host))?;
+    before.extend(own);
+    Ok(before)
 }
 
 /// Takes back what a failed ADD did. The failure itself is what is told.
-fn take_back(environment: &Environment, conf: &Conf, pair: &Pair, host: &mut Socket, store: &Store) {
-    drop(heddle_bpf::detach_pod(&conf.bpf_root, &pair.host));
+fn take_back(environment: &Environment, call: &Call, pair: &Pair, host: &mut Socket) {
+    let Ok(place) = Place::new(&call.object) else { return };
+    drop(heddle_bpf::detach_pod(&place.bpf_root, &pair.host));
     drop(pair.delete(host));
     drop(guard::dismiss(pair));
-    drop(store.lock(PATIENCE).and_then(|locked| locked.release(&environment.owner)));
+    drop(addresses::give_back(environment, &place, Some(call)));
 }
 
 /// The pod's namespace, which must not be the host's.
@@ -64,15 +67,35 @@ pub fn open_namespace(path: &Path) -> Result<NetNs, Failure> {
     Ok(ns)
 }
 
-fn check_ptp(conf: &Conf) -> Result<(), Failure> {
-    let gateways: Vec<IpAddr> = conf
-        .pool
-        .sets
-        .iter()
-        .filter_map(|set| set.ranges().first())
-        .map(|range| if range.subnet.is_ipv4() { range.gateway } else { mode::GATEWAY6.into() })
-        .collect();
-    ptp::check_routes(&gateways, &conf.pool.routes)
+fn check_ptp(pool: &Pool) -> Result<(), Failure> {
+    let ranges = || pool.sets.iter().flat_map(heddle_ipam::RangeSet::ranges);
+    let own =
+        ranges().map(|range| if range.subnet.is_ipv4() { range.gateway } else { mode::GATEWAY6.into() });
+    let of_ranges = ranges().map(|range| range.gateway);
+    ptp::check(&own.chain(of_ranges).collect::<Vec<IpAddr>>(), &pool.routes)
+}
+
+/// Checks what could not be known before the addresses were given.
+fn check_given(conf: &Conf, mut given: Given, before: &Success, version: Version) -> Result<Given, Failure> {
+    let has = |v4| mode::has_family(&given.allocations, v4);
+    conf.check_mtu(has(false))?;
+    if version.has_one_address_a_family() {
+        for v4 in [true, false] {
+            let own = given.allocations.iter().filter(|allocation| allocation.ip.is_ipv4() == v4).count();
+            if own + before.count(v4) > 1 {
+                let reason = format!("CNI version {version} has one address a family, and here are more");
+                return Err(Failure::new(code::INVALID_CONFIG, reason));
+            }
+        }
+    }
+    match &conf.mode {
+        Mode::Ptp => {
+            ptp::check_given(&given.allocations, &given.routes)?;
+            given.routes = ptp::routes_of(&given.allocations, &given.routes);
+        }
+        Mode::Bridge(wanted) => given.allocations = bridge::with_gateways(wanted, given.allocations)?,
+    }
+    Ok(given)
 }
 
 fn wire(
@@ -81,18 +104,20 @@ fn wire(
     ns: &NetNs,
     pair: &Pair,
     (host, pod): (&mut Socket, &mut Socket),
-    allocations: &[Allocation],
+    given: &Given,
 ) -> Result<Success, Failure> {
+    let allocations: &[Allocation] = &given.allocations;
     let has = |v4| mode::has_family(allocations, v4);
-    let mut success =
-        Success { dns: conf.dns.clone(), routes: conf.pool.routes.clone(), ..Success::default() };
+    // As the reference plugins do: the configuration's words on names count more than those of IPAM.
+    let dns = if conf.dns.is_empty() { given.dns.clone() } else { conf.dns.clone() };
+    let mut success = Success { dns, routes: given.routes.clone(), ..Success::default() };
     match &conf.mode {
         Mode::Ptp => {
             guard::ensure()?;
             forwarding::ensure(has(true), has(false))?;
             let (near, watches) = create(conf, ns, pair, host, has(false))?;
             ptp::wire_host(host, pair, near.index, allocations)?;
-            ptp::wire_pod(pod, pair, allocations, &conf.pool.routes)?;
+            ptp::wire_pod(pod, pair, allocations, &given.routes)?;
             let gateway6 = has(false).then_some(mode::GATEWAY6);
             finish(pair, near.index, watches, (host, gateway6), (pod, mode::address6(allocations)))?;
             success.interfaces.extend(pair.interfaces(&near, path));
@@ -100,13 +125,13 @@ fn wire(
                 .iter()
                 .map(|allocation| Ip {
                     address: mode::alone(allocation.ip.ip()),
-                    gateway: Some(ptp::gateway(allocation)),
+                    gateway: ptp::gateway(allocation),
                     interface: Some(1),
                 })
                 .collect();
         }
         Mode::Bridge(wanted) => {
-            let routes = bridge::routes(wanted, allocations, &conf.pool.routes)?;
+            let routes = bridge::routes(wanted, allocations, &given.routes)?;
             if wanted.is_gateway {
                 forwarding::ensure(has(true), has(false))?;
             }
@@ -123,7 +148,7 @@ fn wire(
                 .iter()
                 .map(|allocation| Ip {
                     address: allocation.ip,
-                    gateway: Some(allocation.gateway),
+                    gateway: allocation.gateway,
                     interface: Some(2),
                 })
                 .collect();

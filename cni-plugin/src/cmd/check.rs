@@ -5,96 +5,86 @@
 use std::net::IpAddr;
 use std::path::Path;
 
+use super::add::open_namespace;
+use super::{PATIENCE, boot_id};
+use crate::conf::{Conf, Ipam, Mode};
+use crate::veth::Pair;
+use crate::{addresses, guard};
 use heddle_ipam::Store;
 use heddle_netlink::link::{self, Link};
 use heddle_netlink::neigh::{self, Neigh};
 use heddle_netlink::route::{self, Filter};
 use heddle_netlink::{MacAddr, Socket, addr};
-use ipnetwork::IpNetwork;
-use serde::Deserialize;
-use serde_json::{Map, Value};
+use heddle_spec::program::Call;
+use heddle_spec::{Environment, Failure, Ip, Route, Success, code, mac};
 
-use super::add::open_namespace;
-use super::{PATIENCE, boot_id};
-use crate::conf::{Conf, Mode};
-use crate::guard;
-use crate::mode::GATEWAY6;
-use crate::veth::Pair;
-use heddle_spec::{Environment, Failure, code, json};
-
-/// The result of ADD, as it came back (0.3.0 and newer), as far as it is compared.
-#[derive(Debug, Deserialize)]
-struct Previous {
-    #[serde(default)]
-    interfaces: Vec<PreviousInterface>,
-    #[serde(default)]
-    ips: Vec<PreviousIp>,
-}
-
-#[derive(Debug, Deserialize)]
-struct PreviousInterface {
-    name: String,
-    #[serde(default)]
-    mac: String,
-    #[serde(default)]
-    sandbox: String,
-}
-
-#[derive(Debug, Deserialize)]
-struct PreviousIp {
-    address: String,
-    interface: Option<usize>,
-}
-
-/// Compares the pod with the configuration and with `prevResult`.
+/// Compares the pod with the configuration and with `prevResult`, which is what the whole chain made of it: what a
+/// plugin after this one has changed and told of is right.
 ///
 /// # Errors
 /// Code 7 without a `prevResult` that can be read, code 101 for the first difference.
-pub fn check(environment: &Environment, conf: &Conf, object: &Map<String, Value>) -> Result<(), Failure> {
-    let previous = object
-        .get("prevResult")
+pub fn check(environment: &Environment, conf: &Conf, call: &Call) -> Result<(), Failure> {
+    let previous = conf
+        .previous
+        .as_ref()
         .ok_or_else(|| Failure::new(code::INVALID_CONFIG, "prevResult: CHECK needs it, and it is missing"))?;
-    let previous: Previous = json::typed(previous.clone())
-        .map_err(|failure| Failure::new(code::INVALID_CONFIG, format!("prevResult.{}", failure.msg)))?;
     let ns = open_namespace(environment.netns.as_deref().unwrap_or(Path::new("")))?;
-    let pair = Pair::new(&conf.network, &environment.owner);
+    let pair = Pair::new(&conf.network, &environment.owner, conf.mac.or(environment.mac));
     let (mut host, mut pod) = (Socket::open()?, Socket::open_in(&ns)?);
 
     let near = side(&mut host, &pair.host, pair.host_mac, conf.mtu)?;
     if near.alias.as_ref() != Some(&pair.mark) {
         return Err(different(format!("the host side {} is not marked as that of {}", pair.host, pair.mark)));
     }
-    let far = side(&mut pod, &pair.pod, pair.pod_mac, conf.mtu)?;
-    let inside = previous
-        .interfaces
-        .iter()
-        .find(|interface| interface.name == pair.pod && !interface.sandbox.is_empty());
-    let mac = heddle_netlink::DisplayMac(pair.pod_mac).to_string();
-    if inside.is_some_and(|inside| !inside.mac.eq_ignore_ascii_case(&mac)) {
-        return Err(different(format!(
-            "prevResult has another Ethernet address for {} than {mac}",
-            pair.pod
-        )));
-    }
+    let (mac, mtu) = told(previous, &pair)?;
+    let far = side(&mut pod, &pair.pod, mac, mtu)?;
     if !guard::is_there(&conf.mode)? {
         return Err(different("the nf_tables rules against spoofed addresses are not there".into()));
     }
-    let own = addresses(&previous, &pair)?;
-    let store = Store::open(&conf.pool.data_dir, &conf.network, &boot_id()?, conf.pool.durable)?;
-    let leased = store.lock(PATIENCE)?.held(&environment.owner)?;
+    let own = addresses(previous, &pair);
+    let leased = leased(environment, conf)?;
     let present = addr::list(&mut pod, Some(far.index))?;
-    for ip in &own {
-        if !present.iter().any(|addr| addr.ip.ip() == ip.ip()) {
-            return Err(different(format!("{} has not the address {ip}", pair.pod)));
+    for ip in own {
+        let address = ip.address.ip();
+        if !present.iter().any(|addr| addr.ip.ip() == address) {
+            return Err(different(format!("{} has not the address {}", pair.pod, ip.address)));
         }
-        if !leased.contains(&ip.ip()) {
-            return Err(different(format!("{} is not leased to {}", ip.ip(), environment.owner)));
+        // Another plugin may have added one that is none of ours.
+        let ours =
+            conf.ipam.pool().is_none_or(|pool| pool.sets.iter().any(|set| set.range_of(address).is_some()));
+        if ours && leased.as_ref().is_some_and(|leased| !leased.contains(&address)) {
+            return Err(different(format!("{address} is not leased to {}", environment.owner)));
         }
-        if conf.mode == Mode::Ptp {
-            wiring(&mut host, &mut pod, &pair, (&near, &far), ip.ip(), conf)?;
+        if ours && conf.mode == Mode::Ptp {
+            wiring(&mut host, &mut pod, (&near, pair.host_mac), (&far, mac), ip)?;
         }
     }
-    routes(&mut pod, &far, conf)
+    routes(&mut pod, &far, conf, previous)?;
+    let delegate = match &conf.ipam {
+        Ipam::Delegate(name) => Some(name.as_str()),
+        Ipam::None | Ipam::BuiltIn(_) => None,
+    };
+    addresses::pass_on(delegate, call)
+}
+
+/// The Ethernet address and MTU of the pod's side. A result that does not know it is not that of this pod's ADD; one
+/// that gives no MTU (before 1.1.0) leaves room for a plugin that changed it.
+fn told(previous: &Success, pair: &Pair) -> Result<(MacAddr, Option<u32>), Failure> {
+    let inside = previous
+        .interfaces
+        .iter()
+        .find(|interface| interface.name == pair.pod && interface.sandbox.is_some())
+        .ok_or_else(|| different(format!("prevResult does not know the pod's interface {}", pair.pod)))?;
+    let mac = if inside.mac.is_empty() { Ok(pair.pod_mac) } else { mac::parse(&inside.mac) };
+    let mac = mac.map_err(|reason| Failure::new(code::INVALID_CONFIG, format!("prevResult: {reason}")))?;
+    Ok((mac, inside.mtu))
+}
+
+/// What is leased to the pod, if we lease.
+fn leased(environment: &Environment, conf: &Conf) -> Result<Option<Vec<IpAddr>>, Failure> {
+    let Some(pool) = conf.ipam.pool() else { return Ok(None) };
+    let store = Store::open(&pool.data_dir, &conf.network, &boot_id()?, pool.durable)?;
+    Ok(Some(store.lock(PATIENCE)?.held(&environment.owner)?.into_iter().collect()))
 }
 
 fn different(what: String) -> Failure {
@@ -119,48 +109,32 @@ fn side(socket: &mut Socket, name: &str, mac: MacAddr, mtu: Option<u32>) -> Resu
     }
 }
 
-/// The pod's addresses by `prevResult`.
-fn addresses(previous: &Previous, pair: &Pair) -> Result<Vec<IpNetwork>, Failure> {
-    let mine = |ip: &&PreviousIp| {
-        ip.interface
-            .and_then(|n| previous.interfaces.get(n))
-            .is_none_or(|interface| interface.name == pair.pod)
-    };
-    previous
-        .ips
-        .iter()
-        .filter(mine)
-        .map(|ip| {
-            ip.address.parse().map_err(|_| {
-                Failure::new(code::INVALID_CONFIG, format!("prevResult.ips: {:?} is no address", ip.address))
-            })
-        })
-        .collect()
+/// The pod's addresses by `prevResult`: those of its interface.
+fn addresses<'a>(previous: &'a Success, pair: &Pair) -> impl Iterator<Item = &'a Ip> {
+    previous.ips.iter().filter(move |ip| {
+        let of = ip.interface.and_then(|n| previous.interfaces.get(n));
+        of.is_some_and(|interface| interface.name == pair.pod && interface.sandbox.is_some())
+    })
 }
 
 /// What makes an address of mode ptp work: the host's route, and both neighbours.
 fn wiring(
     host: &mut Socket,
     pod: &mut Socket,
-    pair: &Pair,
-    (near, far): (&Link, &Link),
-    ip: IpAddr,
-    conf: &Conf,
+    (near, host_mac): (&Link, MacAddr),
+    (far, pod_mac): (&Link, MacAddr),
+    own: &Ip,
 ) -> Result<(), Failure> {
+    let ip = own.address.ip();
     let out = route::list(host, &Filter { link: Some(near.index), ..Filter::default() })?;
     if !out.iter().any(|route| route.dst.ip() == ip) {
         return Err(different(format!("the host has no route to {ip} by {}", near.name)));
     }
-    if !neigh::list(host, Some(near.index))?.contains(&Neigh::new(near.index, ip, pair.pod_mac)) {
+    if !neigh::list(host, Some(near.index))?.contains(&Neigh::new(near.index, ip, pod_mac)) {
         return Err(different(format!("the host does not know the Ethernet address of {ip}")));
     }
-    let gateway = if ip.is_ipv4() {
-        conf.pool.sets.iter().find_map(|set| set.range_of(ip)).map(|range| range.gateway)
-    } else {
-        Some(GATEWAY6.into())
-    };
-    let Some(gateway) = gateway else { return Ok(()) };
-    if !neigh::list(pod, Some(far.index))?.contains(&Neigh::new(far.index, gateway, pair.host_mac)) {
+    let Some(gateway) = own.gateway else { return Ok(()) };
+    if !neigh::list(pod, Some(far.index))?.contains(&Neigh::new(far.index, gateway, host_mac)) {
         return Err(different(format!(
             "the pod does not know the Ethernet address of its gateway {gateway}"
         )));
@@ -168,10 +142,12 @@ fn wiring(
     Ok(())
 }
 
-/// The configured routes.
-fn routes(pod: &mut Socket, far: &Link, conf: &Conf) -> Result<(), Failure> {
+/// The configured routes, as far as `prevResult` still knows them.
+fn routes(pod: &mut Socket, far: &Link, conf: &Conf, previous: &Success) -> Result<(), Failure> {
     let present = route::list(pod, &Filter { link: Some(far.index), ..Filter::default() })?;
-    for wanted in &conf.pool.routes {
+    let configured = conf.ipam.pool().map(|pool| pool.routes.as_slice());
+    let is_ours = |route: &&Route| configured.is_none_or(|own| own.iter().any(|own| own.dst == route.dst));
+    for wanted in previous.routes.iter().filter(is_ours) {
         let fits = |gateway: Option<IpAddr>| wanted.gw.is_none() || wanted.gw == gateway;
         if !present.iter().any(|route| route.dst == wanted.dst && fits(route.gateway)) {
             return Err(different(format!("the pod has no route to {}", wanted.dst)));

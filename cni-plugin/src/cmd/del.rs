@@ -1,26 +1,33 @@
-//! DEL: takes away what ADD made. What is not there is no error, and nothing that fails keeps the rest from
-//! being done.
+//! DEL: takes away what ADD made. What is not there is no error, and no failure keeps the rest from being tried,
+//! but for the lease.
+//!
+//! A lease that cannot be deleted (a data directory that became read-only) is a failure, though nothing of the pod is
+//! left in the kernel. The specification wants success where something is *missing*; with success here, nobody
+//! would come back for the address. The runtime calls DEL again, and when the disk is well it succeeds.
 
-use heddle_ipam::Store;
 use heddle_netlink::{NetNs, Socket, link};
 
-use super::{PATIENCE, boot_id};
+use crate::addresses;
 use crate::conf::Place;
 use crate::guard;
 use crate::veth::Pair;
+use heddle_spec::program::Call;
 use heddle_spec::{Environment, Failure};
 
 /// Unwires the pod. Reports the first failure, after having tried everything.
-pub fn del(environment: &Environment, place: &Place) -> Result<(), Failure> {
-    let pair = Pair::new(&place.network, &environment.owner);
-    let steps: [Result<(), Failure>; 4] = [
+///
+/// With `call`, a delegate is told too; GC tells it once for all.
+pub fn del(environment: &Environment, place: &Place, call: Option<&Call>) -> Result<(), Failure> {
+    let pair = Pair::new(&place.network, &environment.owner, place.mac.or(environment.mac));
+    let steps: [Result<(), Failure>; 3] = [
         heddle_bpf::detach_pod(&place.bpf_root, &pair.host).map_err(Failure::kernel),
         delete_pair(environment, &pair),
         guard::dismiss(&pair),
-        // The address last: it must not be another's while packets can still reach this pod.
-        release(environment, place),
     ];
-    steps.into_iter().collect()
+    steps.into_iter().collect::<Result<(), Failure>>()?;
+    // The address last, and only if all else is gone: it must not be another's while packets can still reach
+    // this pod, and GC knows by it that there is something left.
+    addresses::give_back(environment, place, call)
 }
 
 fn delete_pair(environment: &Environment, pair: &Pair) -> Result<(), Failure> {
@@ -42,11 +49,4 @@ fn delete_pair(environment: &Environment, pair: &Pair) -> Result<(), Failure> {
         }
         _ => Ok(()),
     }
-}
-
-fn release(environment: &Environment, place: &Place) -> Result<(), Failure> {
-    if let Some(store) = Store::open_existing(&place.data_dir, &place.network, &boot_id()?)? {
-        store.lock(PATIENCE)?.release(&environment.owner)?;
-    }
-    Ok(())
 }

@@ -6,29 +6,20 @@ use std::collections::BTreeSet;
 
 use heddle_ipam::Store;
 use heddle_netlink::{Socket, link};
-use serde::Deserialize;
-use serde_json::{Map, Value};
 
 use super::{PATIENCE, boot_id, del};
+use crate::addresses;
 use crate::conf::Place;
 use crate::veth::{PREFIX, Pair};
-use heddle_spec::{Environment, Failure, Owner, code, json};
-
-/// An interface that the runtime knows.
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Attachment {
-    #[serde(rename = "containerID")]
-    container_id: String,
-    ifname: String,
-}
+use heddle_spec::program::Call;
+use heddle_spec::{Environment, Failure, Owner, valid_attachments};
 
 /// Collects what is not among the configuration's `cni.dev/valid-attachments`.
 ///
 /// # Errors
 /// Code 7 if the list is missing or cannot be read: then nothing is collected.
-pub fn gc(object: &Map<String, Value>, place: &Place) -> Result<(), Failure> {
-    let valid = valid(object)?;
+pub fn gc(place: &Place, call: &Call) -> Result<(), Failure> {
+    let valid = valid_attachments(&call.object)?;
     let mut dead: BTreeSet<Owner> =
         leased(place)?.into_iter().filter(|owner| !valid.contains(owner)).collect();
     for owner in wired(place)? {
@@ -36,24 +27,26 @@ pub fn gc(object: &Map<String, Value>, place: &Place) -> Result<(), Failure> {
             dead.insert(owner);
         }
     }
-    let collected: Vec<Result<(), Failure>> = dead
+    let failures: Vec<Failure> = dead
         .into_iter()
-        .map(|owner| del::del(&Environment::of(owner), place))
-        .chain([sweep(place)])
+        .map(|owner| del::del(&Environment::of(owner), place, None))
+        .chain([sweep(place), addresses::pass_on(place.delegate.as_deref(), call)])
+        .filter_map(Result::err)
         .collect();
-    collected.into_iter().collect()
+    told(failures)
 }
 
-/// The list of the runtime. One that cannot be read as a whole is no list: what is missing from it would be
-/// taken away.
-fn valid(object: &Map<String, Value>) -> Result<BTreeSet<Owner>, Failure> {
-    const KEY: &str = "cni.dev/valid-attachments";
-    let invalid = |reason: String| Failure::new(code::INVALID_CONFIG, format!("{KEY}: {reason}"));
-    let list = object.get(KEY).ok_or_else(|| invalid("it is missing".into()))?;
-    let list: Vec<Attachment> = json::typed(list.clone()).map_err(|failure| invalid(failure.msg))?;
-    list.iter()
-        .map(|one| Owner::new(&one.container_id, &one.ifname).map_err(|error| invalid(error.to_string())))
-        .collect()
+/// All failures in one: the first one's code, and what else there was.
+fn told(failures: Vec<Failure>) -> Result<(), Failure> {
+    let mut failures = failures.into_iter();
+    let Some(mut first) = failures.next() else { return Ok(()) };
+    for other in failures {
+        if !first.details.is_empty() {
+            first.details.push_str("; ");
+        }
+        first.details.push_str(&other.msg);
+    }
+    Err(first)
 }
 
 fn leased(place: &Place) -> Result<BTreeSet<Owner>, Failure> {

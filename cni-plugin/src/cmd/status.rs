@@ -1,16 +1,28 @@
 //! STATUS: would an ADD succeed now?
 
-use heddle_ipam::Store;
+use heddle_ipam::{Pool, Store};
 
 use super::{PATIENCE, boot_id};
-use crate::conf::Conf;
+use crate::addresses;
+use crate::conf::{Conf, Ipam};
+use heddle_spec::program::Call;
 use heddle_spec::{Failure, code};
 
-/// Whether the leases can be written and every range has a free address.
-pub fn status(conf: &Conf) -> Result<(), Failure> {
-    let unavailable = |failure: Failure| Failure { code: code::NOT_AVAILABLE, ..failure };
-    let store = Store::open(&conf.pool.data_dir, &conf.network, &boot_id()?, conf.pool.durable)
-        .map_err(|error| unavailable(error.into()))?;
-    let locked = store.lock(PATIENCE).map_err(|error| unavailable(error.into()))?;
-    locked.check_room(&conf.pool.sets).map_err(|error| unavailable(error.into()))
+/// Whether the leases can be written and every range has a free address; whether the delegate is ready.
+pub fn status(conf: &Conf, call: &Call) -> Result<(), Failure> {
+    match &conf.ipam {
+        Ipam::None => Ok(()),
+        Ipam::BuiltIn(pool) => {
+            room(conf, pool).map_err(|failure| Failure { code: code::NOT_AVAILABLE, ..failure })
+        }
+        Ipam::Delegate(name) => addresses::pass_on(Some(name), call).map_err(|failure| match failure.code {
+            code::DELEGATE => Failure { code: code::NOT_AVAILABLE, ..failure },
+            _ => failure,
+        }),
+    }
+}
+
+fn room(conf: &Conf, pool: &Pool) -> Result<(), Failure> {
+    let store = Store::open(&pool.data_dir, &conf.network, &boot_id()?, pool.durable)?;
+    Ok(store.lock(PATIENCE)?.check_room(&pool.sets)?)
 }

@@ -4,17 +4,22 @@
 //! no sense; here they come together.
 
 mod bridge;
+mod ipam;
+mod runtime;
 
 pub use bridge::Bridge;
+pub use ipam::Ipam;
+pub use runtime::Runtime;
 
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use heddle_ipam::{Config as Ipam, Pool, RangeConfig};
+use heddle_ipam::Pool;
+use heddle_netlink::MacAddr;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use heddle_spec::{Dns, Failure, Network, Version, code, json};
+use heddle_spec::{Dns, Failure, Network, Success, Version, code, json};
 
 /// The smallest MTU that IPv4 works with (RFC 791), and IPv6 (RFC 8200).
 const LEAST_MTU: (u32, u32) = (68, 1280);
@@ -30,31 +35,9 @@ struct Raw {
     mtu: Option<u32>,
     bridge: Option<String>,
     ip_masq: bool,
-    ipam: Option<Ipam>,
     dns: Dns,
-    args: Option<Args>,
-    runtime_config: Runtime,
     /// Where the BPF file system is mounted.
     bpf_root: Option<String>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct Args {
-    cni: Option<CniArgs>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct CniArgs {
-    ips: Vec<String>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct Runtime {
-    ips: Vec<String>,
-    ip_ranges: Vec<Vec<RangeConfig>>,
 }
 
 /// How a pod is wired.
@@ -72,10 +55,14 @@ pub struct Conf {
     pub mode: Mode,
     /// The kernel's default if not given.
     pub mtu: Option<u32>,
-    pub pool: Pool,
+    pub ipam: Ipam,
     /// Addresses that the runtime asks for.
     pub requested: Vec<IpAddr>,
+    /// The Ethernet address of the pod's interface, if it is not to be ours to choose.
+    pub mac: Option<MacAddr>,
     pub dns: Dns,
+    /// What the plugins before this one did.
+    pub previous: Option<Success>,
     pub bpf_root: PathBuf,
 }
 
@@ -84,6 +71,9 @@ pub struct Conf {
 pub struct Place {
     pub network: Network,
     pub data_dir: PathBuf,
+    /// Who gave the addresses, if it was not we.
+    pub delegate: Option<String>,
+    pub mac: Option<MacAddr>,
     pub bpf_root: PathBuf,
 }
 
@@ -93,7 +83,7 @@ fn invalid(key: &str, reason: impl std::fmt::Display) -> Failure {
     Failure::new(code::INVALID_CONFIG, format!("{key}: {reason}"))
 }
 
-fn network(object: &Map<String, Value>) -> Result<Network, Failure> {
+pub fn network(object: &Map<String, Value>) -> Result<Network, Failure> {
     match object.get("name") {
         Some(Value::String(name)) => Network::new(name).map_err(|error| invalid("name", error)),
         Some(_) => Err(invalid("name", "it is not a string")),
@@ -111,44 +101,58 @@ impl Conf {
         let raw: Raw = json::typed(Value::Object(object.clone()))?;
         raw.refuse_what_is_not_built()?;
         let mode = raw.mode(object)?;
-        let mut ipam = raw.ipam.clone().ok_or_else(|| invalid("ipam", "it is missing"))?;
-        match ipam.kind.as_str() {
-            "host-local" | "heddle-ipam" => {}
-            "" => return Err(invalid("ipam.type", "it is missing")),
-            other => {
-                let shown: String = other.chars().take(64).collect();
-                return Err(Failure::new(
-                    code::UNSUPPORTED_FIELD,
-                    format!("ipam.type: {shown:?} is not built in; host-local and heddle-ipam are"),
-                ));
+        let runtime = Runtime::read(object)?;
+        let ipam = Ipam::read(object, version, &runtime.ranges)?;
+        match (&ipam, &mode) {
+            (Ipam::None, Mode::Ptp) => return Err(invalid("ipam", "it is missing, and mode ptp needs it")),
+            (Ipam::None, Mode::Bridge(bridge)) if bridge.is_gateway => {
+                let key = if bridge.is_default_gateway { "isDefaultGateway" } else { "isGateway" };
+                return Err(invalid(key, "without ipam there is no address for a gateway"));
             }
+            _ => {}
         }
-        // As the reference plugin does: what the runtime says comes first.
-        ipam.ranges.splice(0..0, raw.runtime_config.ip_ranges.iter().cloned());
-        let pool = ipam.pool()?;
-        let families = |v4: bool| pool.sets.iter().filter(|set| set.is_ipv4() == v4).count();
-        if version.has_one_address_a_family() && (families(true) > 1 || families(false) > 1) {
-            return Err(invalid("ipam.ranges", format!("CNI version {version} has one address a family")));
+        if let Some(pool) = ipam.pool() {
+            refuse_route_options(pool)?;
         }
-        if let Some(mtu) = raw.mtu {
-            let least = if families(false) > 0 { LEAST_MTU.1 } else { LEAST_MTU.0 };
-            if mtu != 0 && !(least..=MOST_MTU).contains(&mtu) {
-                return Err(invalid("mtu", format!("{mtu} is not between {least} and {MOST_MTU}")));
-            }
-        }
-        if mode == Mode::Ptp && (families(true) > 1 || families(false) > 1) {
-            return Err(invalid("ipam.ranges", "mode ptp takes one range set a family"));
-        }
-        refuse_route_options(&pool)?;
-        Ok(Self {
+        let conf = Self {
             network,
             mode,
             mtu: raw.mtu.filter(|mtu| *mtu != 0),
-            requested: raw.requested()?,
-            pool,
-            dns: raw.dns,
+            requested: runtime.ips,
+            mac: runtime.mac,
+            ipam,
+            // What is said of one pod counts more than what is said of all.
+            dns: if runtime.dns.is_empty() { raw.dns } else { runtime.dns },
+            previous: previous(object, version)?,
             bpf_root: raw.bpf_root.unwrap_or_else(|| DEFAULT_BPF_ROOT.into()).into(),
-        })
+        };
+        let pool = conf.ipam.pool();
+        conf.check_mtu(pool.is_some_and(|pool| pool.sets.iter().any(|set| !set.is_ipv4())))?;
+        Ok(conf)
+    }
+
+    /// Refuses an MTU that the addresses cannot live with.
+    pub fn check_mtu(&self, ipv6: bool) -> Result<(), Failure> {
+        let least = if ipv6 { LEAST_MTU.1 } else { LEAST_MTU.0 };
+        match self.mtu {
+            Some(mtu) if !(least..=MOST_MTU).contains(&mtu) => {
+                Err(invalid("mtu", format!("{mtu} is not between {least} and {MOST_MTU}")))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Reads `prevResult`, if there is one (an empty one, which a runtime may have kept of nothing, is none).
+pub fn previous(object: &Map<String, Value>, version: Version) -> Result<Option<Success>, Failure> {
+    match object.get("prevResult") {
+        None | Some(Value::Null) => Ok(None),
+        Some(value) if value.as_object().is_some_and(Map::is_empty) => Ok(None),
+        Some(value) => {
+            let success =
+                Success::from_json(value, version).map_err(|reason| invalid("prevResult", reason))?;
+            Ok(Some(success))
+        }
     }
 }
 
@@ -169,29 +173,13 @@ impl Raw {
 
     /// A key that is known and set, and that we would have to ignore: better said than ignored.
     fn refuse_what_is_not_built(&self) -> Result<(), Failure> {
-        let set = [
-            ("ipMasq", self.ip_masq),
-            ("ipam.resolvConf", self.ipam.as_ref().is_some_and(|ipam| ipam.resolv_conf.is_some())),
-        ];
+        let set = [("ipMasq", self.ip_masq)];
         match set.iter().find(|(_, set)| *set) {
             Some((key, _)) => {
                 Err(Failure::new(code::UNSUPPORTED_FIELD, format!("{key}: it is not built yet")))
             }
             None => Ok(()),
         }
-    }
-
-    /// Addresses from `args.cni.ips` and from the capability `ips`, with or without prefix length.
-    fn requested(&self) -> Result<Vec<IpAddr>, Failure> {
-        let args = self.args.iter().filter_map(|args| args.cni.as_ref()).flat_map(|cni| &cni.ips);
-        let args = args.map(|ip| ("args.cni.ips", ip));
-        let runtime = self.runtime_config.ips.iter().map(|ip| ("runtimeConfig.ips", ip));
-        args.chain(runtime)
-            .map(|(key, text)| {
-                let bare = text.split('/').next().unwrap_or_default();
-                bare.parse().map_err(|_| invalid(key, format!("{text:?} is not an IP address")))
-            })
-            .collect()
     }
 }
 
@@ -215,6 +203,8 @@ impl Place {
         Ok(Self {
             network: network(object)?,
             data_dir: text(data_dir, heddle_ipam::DEFAULT_DATA_DIR).into(),
+            delegate: Ipam::delegate_of(object),
+            mac: Runtime::mac_of(object),
             bpf_root: text(object.get("bpfRoot"), DEFAULT_BPF_ROOT).into(),
         })
     }
@@ -247,9 +237,10 @@ mod tests {
                      "routes": [{"dst": "1.1.1.1/32", "gw": "10.244.1.254"}]}
         }))
         .unwrap();
-        let wanted = Bridge { name: "br0".into(), is_gateway: true, is_default_gateway: false };
+        let wanted =
+            Bridge { name: "br0".into(), is_gateway: true, preserve_default_vlan: true, ..Bridge::default() };
         assert_eq!(conf.mode, Mode::Bridge(wanted));
-        assert_eq!(conf.pool.routes[0].gw, "10.244.1.254".parse().ok());
+        assert_eq!(conf.ipam.pool().unwrap().routes[0].gw, "10.244.1.254".parse().ok());
     }
 
     #[test]
@@ -277,8 +268,14 @@ mod tests {
             (with("ipam", json!({"type": "host-local"})), "ipam.ranges: "),
             (with("ipam", json!({"type": "host-local", "subnet": 7})), "ipam.subnet: "),
             (with("ipam", json!({"type": "host-local", "ranges": [{"subnet": "x"}]})), "ipam.ranges[0]: "),
+            (with("ipam", json!([])), "ipam: "),
+            (with("ipam", json!({"type": 7})), "ipam.type: "),
+            (with("ipam", json!({"type": "../../bin/sh"})), "ipam.type: \"../../bin/sh\" cannot be"),
             (with("runtimeConfig", json!({"ips": ["x"]})), "runtimeConfig.ips: "),
             (with("args", json!({"cni": {"ips": ["10.0.0.0.1"]}})), "args.cni.ips: "),
+            (with("dns", json!({"nameservers": "x"})), "dns.nameservers: "),
+            (with("prevResult", json!({"ips": [{"address": "x"}]})), "prevResult: ips[0]: "),
+            (with("prevResult", json!("x")), "prevResult: "),
         ];
         for (case, wanted) in cases {
             let failure = conf(case.clone()).unwrap_err();
@@ -289,12 +286,9 @@ mod tests {
 
     #[test]
     fn fault_008_what_is_known_and_not_built_is_refused_and_the_unknown_ignored() {
-        for (key, value) in [
-            ("ipMasq", json!(true)),
-            ("mode", json!("ipvlan")),
-            ("ipam", json!({"type": "dhcp"})),
-            ("ipam", json!({"type": "../../bin/sh"})),
-        ] {
+        for (key, value) in
+            [("ipMasq", json!(true)), ("mode", json!("ipvlan")), ("ipam", json!({"type": "dhcp"}))]
+        {
             let failure = conf(with(key, value)).unwrap_err();
             assert_eq!(failure.code, 2, "{key}: {failure:?}");
         }
@@ -302,11 +296,37 @@ mod tests {
     }
 
     #[test]
-    fn requested_addresses_come_from_both_places() {
-        let mut value = with("args", json!({"cni": {"ips": ["10.1.0.9"]}}));
-        value["runtimeConfig"] = json!({"ips": ["fd00::9/64"]});
-        let wanted: Vec<IpAddr> = ["10.1.0.9", "fd00::9"].map(|ip| ip.parse().unwrap()).to_vec();
-        assert_eq!(conf(value).unwrap().requested, wanted);
+    fn without_ipam_there_is_a_bridge_and_nothing_that_needs_addresses() {
+        let l2 = json!({"cniVersion": "1.1.0", "name": "lan", "type": "heddle", "mode": "bridge"});
+        for ipam in [Value::Null, json!({})] {
+            let mut wanted = l2.clone();
+            wanted["ipam"] = ipam;
+            assert!(matches!(conf(wanted.clone()).unwrap().ipam, Ipam::None));
+            for key in ["isGateway", "isDefaultGateway"] {
+                wanted[key] = json!(true);
+                let failure = conf(wanted.clone()).unwrap_err();
+                assert!(failure.code == 7 && failure.msg.starts_with(key), "{failure:?}");
+            }
+        }
+        let delegated = conf(with("ipam", json!({"type": "static", "addresses": 7}))).unwrap();
+        assert!(
+            matches!(delegated.ipam, Ipam::Delegate(name) if name == "static"),
+            "the rest is not ours to judge"
+        );
+    }
+
+    #[test]
+    fn delete_finds_a_delegate_in_a_configuration_that_is_broken() {
+        let place = |ipam: Value| {
+            Place::new(json!({"name": "net", "mtu": "x", "ipam": ipam}).as_object().unwrap())
+                .unwrap()
+                .delegate
+        };
+        assert_eq!(place(json!({"type": "static", "addresses": 7})).as_deref(), Some("static"));
+        for none in [json!({"type": "host-local"}), json!({"type": "../x"}), json!({"type": 7}), json!(null)]
+        {
+            assert_eq!(place(none), None);
+        }
     }
 
     #[test]

@@ -2,9 +2,8 @@
 //!
 //! The bridge is made when the first pod comes, and stays.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use heddle_ipam::Allocation;
 use heddle_netlink::addr::{self, Addr};
 use heddle_netlink::link::{self, Change, Link};
 use heddle_netlink::neigh::{self, Neigh};
@@ -14,7 +13,9 @@ use heddle_netlink::{DisplayMac, MacAddr, Socket};
 use ipnetwork::IpNetwork;
 
 use super::ptp;
+use crate::addresses::Allocation;
 use crate::conf::Bridge;
+use crate::mode;
 use crate::veth::{self, Pair};
 use heddle_spec::{Failure, Interface, Route as Wanted, code};
 
@@ -77,8 +78,31 @@ fn mac(name: &str) -> MacAddr {
     [0x0a, a, b, c, d, e]
 }
 
+/// The addresses with a gateway each, where the bridge is to be one: the first address of the subnet, if who gave
+/// the address did not say (the reference plugin's choice).
+pub fn with_gateways(bridge: &Bridge, mut allocations: Vec<Allocation>) -> Result<Vec<Allocation>, Failure> {
+    if !bridge.is_gateway {
+        return Ok(allocations);
+    }
+    for allocation in &mut allocations {
+        let first = match allocation.ip.network() {
+            IpAddr::V4(network) => Ipv4Addr::from_bits(network.to_bits().saturating_add(1)).into(),
+            IpAddr::V6(network) => Ipv6Addr::from_bits(network.to_bits().saturating_add(1)).into(),
+        };
+        let gateway = *allocation.gateway.get_or_insert(first);
+        if gateway == allocation.ip.ip() {
+            return Err(Failure::new(
+                code::INVALID_CONFIG,
+                format!("isGateway: the pod has {}, and the bridge would have it too", allocation.ip),
+            ));
+        }
+    }
+    Ok(allocations)
+}
+
 fn give_gateway(socket: &mut Socket, bridge: &Link, allocation: &Allocation) -> Result<(), Failure> {
-    let wanted = IpNetwork::new(allocation.gateway, allocation.ip.prefix())
+    let Some(gateway) = allocation.gateway else { return Ok(()) };
+    let wanted = IpNetwork::new(gateway, allocation.ip.prefix())
         .map_err(|error| Failure::new(code::INTERNAL, error.to_string()))?;
     let present = addr::list(socket, Some(bridge.index))?;
     if present.iter().any(|addr| addr.ip == wanted) {
@@ -124,13 +148,16 @@ pub fn wire_pod(
     link::set_up(socket, index)?;
     let (conf, device) = bridge;
     if let (true, Some(mac)) = (conf.is_gateway, device.mac) {
-        for allocation in allocations {
-            neigh::replace(socket, &Neigh::new(index, allocation.gateway, mac))?;
+        for gateway in allocations.iter().filter_map(|allocation| allocation.gateway) {
+            neigh::replace(socket, &Neigh::new(index, gateway, mac))?;
         }
     }
     for wanted in routes {
-        let Some(gateway) = gateway_of(allocations, wanted.dst.is_ipv4()) else { continue };
-        let route = ptp::from_wanted(wanted, gateway, index);
+        let v4 = wanted.dst.is_ipv4();
+        if !mode::has_family(allocations, v4) {
+            continue;
+        }
+        let route = ptp::from_wanted(wanted, gateway_of(allocations, v4), index);
         route::add(socket, &route::Route { onlink: false, ..route })?;
     }
     Ok(())
@@ -138,7 +165,10 @@ pub fn wire_pod(
 
 /// The gateway of the pod's address of this family.
 pub fn gateway_of(allocations: &[Allocation], v4: bool) -> Option<IpAddr> {
-    allocations.iter().find(|allocation| allocation.ip.is_ipv4() == v4).map(|allocation| allocation.gateway)
+    allocations
+        .iter()
+        .filter(|allocation| allocation.ip.is_ipv4() == v4)
+        .find_map(|allocation| allocation.gateway)
 }
 
 /// The configured routes, and default routes where the bridge is to be the default gateway.
@@ -160,9 +190,13 @@ pub fn routes(
                 format!("isDefaultGateway: ipam.routes has {dst} too; one of them must go"),
             ));
         }
+        // Of several addresses of a family, the first one's.
+        if routes.iter().any(|route| route.dst == dst) {
+            continue;
+        }
         routes.push(Wanted {
             dst,
-            gw: Some(allocation.gateway),
+            gw: allocation.gateway,
             mtu: None,
             advmss: None,
             priority: None,

@@ -5,8 +5,9 @@ pub mod ptp;
 
 use std::net::{IpAddr, Ipv6Addr};
 
-use heddle_ipam::Allocation;
 use ipnetwork::IpNetwork;
+
+use crate::addresses::Allocation;
 
 /// The IPv6 gateway of pods in mode ptp, on every host side: link-local, so that it is nobody's address and
 /// nothing has to be reserved for it.

@@ -13,7 +13,6 @@
 
 use std::net::IpAddr;
 
-use heddle_ipam::Allocation;
 use heddle_netlink::Socket;
 use heddle_netlink::addr::{self, Addr, Scope};
 use heddle_netlink::link;
@@ -22,12 +21,24 @@ use heddle_netlink::route::{self, PROTOCOL_POD, Route, TABLE_MAIN};
 use ipnetwork::IpNetwork;
 
 use super::{GATEWAY6, alone};
+use crate::addresses::Allocation;
 use crate::veth::Pair;
 use heddle_spec::{Failure, Route as Wanted, code};
 
 /// The gateway that a pod with this address uses.
-pub fn gateway(allocation: &Allocation) -> IpAddr {
-    if allocation.ip.is_ipv4() { allocation.gateway } else { GATEWAY6.into() }
+pub fn gateway(allocation: &Allocation) -> Option<IpAddr> {
+    if allocation.ip.is_ipv4() { allocation.gateway } else { Some(GATEWAY6.into()) }
+}
+
+/// The gateways of these addresses, each once.
+fn gateways(allocations: &[Allocation]) -> Vec<IpAddr> {
+    let mut gateways = Vec::new();
+    for gateway in allocations.iter().filter_map(gateway) {
+        if !gateways.contains(&gateway) {
+            gateways.push(gateway);
+        }
+    }
+    gateways
 }
 
 /// What the host knows of the pod. Its side is up afterwards.
@@ -37,8 +48,8 @@ pub fn wire_host(
     index: u32,
     allocations: &[Allocation],
 ) -> Result<(), Failure> {
-    for allocation in allocations {
-        let own = match gateway(allocation) {
+    for gateway in gateways(allocations) {
+        let own = match gateway {
             IpAddr::V4(gateway) => {
                 Addr { scope: Scope::Link, no_prefix_route: true, ..Addr::new(index, alone(gateway.into())) }
             }
@@ -75,21 +86,31 @@ pub fn wire_pod(
         addr::add(socket, &own)?;
     }
     link::set_up(socket, index)?;
-    for allocation in allocations {
-        let gateway = gateway(allocation);
+    for gateway in gateways(allocations) {
         neigh::replace(socket, &Neigh::new(index, gateway, pair.host_mac))?;
         if gateway.is_ipv4() {
             route::add(socket, &pod_route(Route::on_link(alone(gateway), index)))?;
         }
+    }
+    for v4 in [true, false] {
+        let of_family = |allocation: &&Allocation| allocation.ip.is_ipv4() == v4;
+        // Of several addresses of a family, the first one's.
+        let Some(gateway) = allocations.iter().find(of_family).and_then(gateway) else { continue };
+        let own = routes.iter().filter(|route| route.dst.is_ipv4() == v4);
         // Without a default route the pod still knows where its neighbours of the range are.
-        let own = routes.iter().filter(|route| route.dst.is_ipv4() == gateway.is_ipv4());
         if !own.clone().any(|route| route.dst.prefix() == 0) {
-            let range = IpNetwork::new(allocation.ip.network(), allocation.ip.prefix())
-                .map_err(|error| Failure::new(code::INTERNAL, error.to_string()))?;
-            route::add(socket, &pod_route(Route::via(range, gateway, index)))?;
+            let mut seen = Vec::new();
+            for allocation in allocations.iter().filter(of_family) {
+                let range = IpNetwork::new(allocation.ip.network(), allocation.ip.prefix())
+                    .map_err(|error| Failure::new(code::INTERNAL, error.to_string()))?;
+                if range != alone(allocation.ip.ip()) && !seen.contains(&range) {
+                    route::add(socket, &pod_route(Route::via(range, gateway, index)))?;
+                    seen.push(range);
+                }
+            }
         }
         for wanted in own {
-            route::add(socket, &from_wanted(wanted, gateway, index))?;
+            route::add(socket, &from_wanted(wanted, Some(gateway), index))?;
         }
     }
     Ok(())
@@ -100,15 +121,17 @@ fn pod_route(route: Route) -> Route {
     Route { protocol: route::PROTOCOL_BOOT, ..route }
 }
 
-/// A configured route; `gateway` unless it names one itself.
-pub fn from_wanted(wanted: &Wanted, gateway: IpAddr, index: u32) -> Route {
-    let to = wanted.gw.unwrap_or(gateway);
+/// A configured route; by `gateway` unless it names one itself, and on the link if there is none.
+pub fn from_wanted(wanted: &Wanted, gateway: Option<IpAddr>, index: u32) -> Route {
     let scope = match wanted.scope {
         Some(253) => Scope::Link,
         Some(254) => Scope::Host,
         _ => Scope::Universe,
     };
-    let mut route = Route::via(wanted.dst, to, index);
+    let mut route = match wanted.gw.or(gateway) {
+        Some(to) => Route::via(wanted.dst, to, index),
+        None => Route::on_link(wanted.dst, index),
+    };
     if scope != Scope::Universe {
         // Nothing of such a scope is behind a gateway.
         route = Route { gateway: None, onlink: false, scope, ..route };
@@ -121,27 +144,49 @@ pub fn from_wanted(wanted: &Wanted, gateway: IpAddr, index: u32) -> Route {
     })
 }
 
-/// Refuses routes that this mode cannot mean: behind the pod's interface there is the host and no other gateway.
-pub fn check_routes(allocated: &[IpAddr], routes: &[Wanted]) -> Result<(), Failure> {
+/// Refuses what this mode cannot mean. Behind the pod's interface there is the host and no other gateway, and the
+/// host is the gateway of an IPv4 address only if somebody says which.
+///
+/// The gateways of a whole range or of the pod's own addresses, both with those of IPv6.
+pub fn check(gateways: &[IpAddr], routes: &[Wanted]) -> Result<(), Failure> {
     for (n, route) in routes.iter().enumerate() {
         let refused =
             |reason: String| Err(Failure::new(code::INVALID_CONFIG, format!("ipam.routes[{n}]: {reason}")));
-        let own = allocated.iter().find(|gateway| gateway.is_ipv4() == route.dst.is_ipv4());
-        match (own, route.gw) {
+        let mut own = gateways.iter().filter(|gateway| gateway.is_ipv4() == route.dst.is_ipv4());
+        match (own.clone().next(), route.gw) {
             (None, _) => {
                 let family = if route.dst.is_ipv4() { "IPv4" } else { "IPv6" };
                 return refused(format!(
-                    "{} is an {family} route, and there is no {family} range",
+                    "{} is an {family} route, and there is no {family} address",
                     route.dst
                 ));
             }
-            (Some(own), Some(gw)) if gw != *own => {
+            (Some(first), Some(gw)) if !own.any(|own| *own == gw) => {
                 return refused(format!(
-                    "{gw} is not the gateway of a pod in mode ptp, which is {own}; leave gw out"
+                    "{gw} is not the gateway of a pod in mode ptp, which is {first}; leave gw out"
                 ));
             }
             _ => {}
         }
     }
     Ok(())
+}
+
+/// The same of addresses that somebody else gave.
+pub fn check_given(allocations: &[Allocation], routes: &[Wanted]) -> Result<(), Failure> {
+    if let Some(without) = allocations.iter().find(|allocation| gateway(allocation).is_none()) {
+        return Err(Failure::new(
+            code::INVALID_CONFIG,
+            format!("ipam: {} came without a gateway, and mode ptp needs one", without.ip),
+        ));
+    }
+    check(&gateways(allocations), &routes_of(allocations, routes))
+}
+
+/// The routes as this mode means them: what goes to the IPv6 gateway of the range goes to the host, which
+/// is fe80::1 to its pods.
+pub fn routes_of(allocations: &[Allocation], routes: &[Wanted]) -> Vec<Wanted> {
+    let of_range = |gw: &IpAddr| gw.is_ipv6() && allocations.iter().any(|own| own.gateway == Some(*gw));
+    let own = |route: &Wanted| Wanted { gw: route.gw.filter(|gw| !of_range(gw)), ..route.clone() };
+    routes.iter().map(own).collect()
 }

@@ -1,0 +1,136 @@
+//! The pods' addresses, wherever they come from: from ranges that are ours to give from, or from a program that the
+//! configuration names.
+
+use std::collections::HashSet;
+use std::net::IpAddr;
+
+use heddle_ipam::Store;
+use heddle_spec::program::{self, Call};
+use heddle_spec::{Command, Dns, Environment, Failure, Route, Success, code};
+use ipnetwork::IpNetwork;
+
+use crate::cmd::{PATIENCE, boot_id};
+use crate::conf::{Conf, Ipam, Place};
+use crate::delegate::Delegate;
+
+/// More addresses than this for one interface are a mistake.
+const MOST: usize = 16;
+
+/// An address that a pod was given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Allocation {
+    /// The address and the prefix length of its subnet.
+    pub ip: IpNetwork,
+    /// From our own ranges there always is one.
+    pub gateway: Option<IpAddr>,
+}
+
+impl From<heddle_ipam::Allocation> for Allocation {
+    fn from(own: heddle_ipam::Allocation) -> Self {
+        Self { ip: own.ip, gateway: Some(own.gateway) }
+    }
+}
+
+/// All that a pod was given.
+#[derive(Clone, Debug, Default)]
+pub struct Given {
+    pub allocations: Vec<Allocation>,
+    pub routes: Vec<Route>,
+    pub dns: Dns,
+}
+
+/// Gives a pod its addresses. If that fails, it has none.
+pub fn take(environment: &Environment, conf: &Conf, call: &Call) -> Result<Given, Failure> {
+    match &conf.ipam {
+        Ipam::None => Ok(Given::default()),
+        Ipam::BuiltIn(pool) => {
+            let mut requested = conf.requested.clone();
+            requested.extend(&environment.requested);
+            let store = Store::open(&pool.data_dir, &conf.network, &boot_id()?, pool.durable)?;
+            let own = store.lock(PATIENCE)?.allocate(&environment.owner, &pool.sets, &requested)?;
+            let allocations = own.into_iter().map(Allocation::from).collect();
+            Ok(Given { allocations, routes: pool.routes.clone(), dns: Dns::default() })
+        }
+        Ipam::Delegate(name) => {
+            let delegate = find(name)?;
+            let answer = delegate.add(&call.input, call.version)?;
+            given(answer)
+                .map_err(|reason| Failure::new(code::DELEGATE, format!("{name}: its answer: {reason}")))
+                .inspect_err(|_| drop(delegate.call(Command::Del, &call.input)))
+        }
+    }
+}
+
+/// Takes them back: what is built in gives up what this owner holds, in whichever way the configuration has
+/// changed since, and the delegate is told.
+pub fn give_back(environment: &Environment, place: &Place, call: Option<&Call>) -> Result<(), Failure> {
+    let own = release(environment, place);
+    match (&place.delegate, call) {
+        (Some(name), Some(call)) => own.and(find(name)?.call(Command::Del, &call.input)),
+        _ => own,
+    }
+}
+
+fn release(environment: &Environment, place: &Place) -> Result<(), Failure> {
+    if let Some(store) = Store::open_existing(&place.data_dir, &place.network, &boot_id()?)? {
+        store.lock(PATIENCE)?.release(&environment.owner)?;
+    }
+    Ok(())
+}
+
+/// Passes CHECK, GC or STATUS on, where there is somebody to pass it on to.
+pub fn pass_on(delegate: Option<&str>, call: &Call) -> Result<(), Failure> {
+    delegate.map_or(Ok(()), |name| find(name)?.call(call.command, &call.input))
+}
+
+fn find(name: &str) -> Result<Delegate, Failure> {
+    Delegate::find(name, &program::variable("CNI_PATH").unwrap_or_default())
+}
+
+/// What a delegate answered, if a pod can have it.
+fn given(answer: Success) -> Result<Given, String> {
+    if answer.ips.is_empty() {
+        return Err("there is no address in it".into());
+    }
+    if answer.ips.len() > MOST {
+        return Err(format!("there are more than {MOST} addresses in it"));
+    }
+    let mut seen = HashSet::new();
+    let mut allocations = Vec::new();
+    for ip in answer.ips {
+        if !can_be_a_pods(ip.address.ip()) {
+            return Err(format!("no pod can have the address {}", ip.address));
+        }
+        if !seen.insert(ip.address.ip()) {
+            return Err(format!("the address {} is in it twice", ip.address.ip()));
+        }
+        if ip.gateway == Some(ip.address.ip()) {
+            return Err(format!("{} is its own gateway", ip.address.ip()));
+        }
+        allocations.push(Allocation { ip: ip.address, gateway: ip.gateway });
+    }
+    let routes = answer.routes.into_iter().map(masked).collect::<Result<_, _>>()?;
+    Ok(Given { allocations, routes, dns: answer.dns })
+}
+
+/// The kernel takes no route with bits beyond its prefix.
+fn masked(route: Route) -> Result<Route, String> {
+    let dst = IpNetwork::new(route.dst.network(), route.dst.prefix()).map_err(|error| error.to_string())?;
+    Ok(Route { dst, ..route })
+}
+
+/// The same as of our own ranges.
+fn can_be_a_pods(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => {
+            !(ip.is_loopback() || ip.is_multicast() || ip.is_broadcast() || ip.octets().first() == Some(&0))
+        }
+        IpAddr::V6(ip) => {
+            !(ip.is_loopback()
+                || ip.is_multicast()
+                || ip.is_unspecified()
+                || ip.is_unicast_link_local()
+                || ip.to_ipv4_mapped().is_some())
+        }
+    }
+}

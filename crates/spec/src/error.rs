@@ -34,6 +34,8 @@ pub mod code {
     pub const EXISTS: u32 = 102;
     /// The IPAM plugin that the configuration names is not there, or did not answer as a plugin does.
     pub const DELEGATE: u32 = 103;
+    /// Another pod has the port of the node that this one is to have.
+    pub const PORT_TAKEN: u32 = 104;
     /// We did something that we did not mean to.
     pub const INTERNAL: u32 = 999;
 }

@@ -37,6 +37,18 @@ pub fn key(address: Option<IpAddr>, protocol: u8, port: u16) -> Vec<u8> {
     key
 }
 
+/// What a key says: the address if it begins with one, protocol and port.
+pub fn parse_key(key: &[u8]) -> Option<(Option<IpAddr>, u8, u16)> {
+    let (address, rest) = key.split_at_checked(key.len().checked_sub(8)?)?;
+    let address = match address.len() {
+        0 => None,
+        4 => Some(IpAddr::from(<[u8; 4]>::try_from(address).ok()?)),
+        _ => Some(IpAddr::from(<[u8; 16]>::try_from(address).ok()?)),
+    };
+    let [protocol, _, _, _, high, low, _, _] = *rest else { return None };
+    Some((address, protocol, u16::from_be_bytes([high, low])))
+}
+
 /// An address and a port as a map's data.
 pub fn data(address: IpAddr, port: u16) -> Vec<u8> {
     let mut data = octets(address);
@@ -165,4 +177,20 @@ pub fn to_address_by_port(v4: bool, set: &str) -> Vec<Expr> {
     }));
     exprs.push(Expr::Lookup { set: set.into(), invert: false });
     exprs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_read_back() {
+        for ip in [None, Some("192.0.2.7"), Some("2001:db8::7")] {
+            let ip: Option<IpAddr> = ip.map(|ip| ip.parse().expect("an address"));
+            assert_eq!(parse_key(&key(ip, 132, 65_534)), Some((ip, 132, 65_534)));
+        }
+        for short in [0, 3, 7, 9, 30] {
+            assert_eq!(parse_key(&vec![0; short]), None);
+        }
+    }
 }

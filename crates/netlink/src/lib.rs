@@ -13,6 +13,7 @@ pub mod bridge;
 pub mod conntrack;
 mod error;
 pub mod fdb;
+pub mod ipvlan;
 pub mod link;
 #[cfg(feature = "monitor")]
 pub mod monitor;

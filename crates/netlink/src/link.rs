@@ -11,6 +11,7 @@ use netlink_packet_route::link::{
 };
 
 use crate::bridge;
+use crate::ipvlan;
 use crate::vxlan::{self, Vxlan};
 use crate::{Error, MacAddr, NetNs, Result, Socket};
 
@@ -52,6 +53,8 @@ pub struct Link {
     pub addr_gen: Option<AddrGen>,
     /// Set for VXLAN devices.
     pub vxlan: Option<Vxlan>,
+    /// Set for IPVLAN devices.
+    pub ipvlan: Option<ipvlan::Mode>,
     /// Set for bridges.
     pub vlans: Option<VlanAware>,
     /// Set for VLAN devices: the VLAN whose frames of `peer` it has.
@@ -91,6 +94,7 @@ impl Link {
             alias: None,
             addr_gen: None,
             vxlan: None,
+            ipvlan: None,
             vlans: None,
             vlan_id: None,
             port: None,
@@ -449,6 +453,7 @@ pub(crate) fn from_message(message: &RouteNetlinkMessage) -> Option<Link> {
                         LinkInfo::Data(InfoData::Vxlan(data)) => {
                             link.vxlan = Some(vxlan::from_attributes(data));
                         }
+                        LinkInfo::Data(InfoData::IpVlan(data)) => link.ipvlan = ipvlan::Mode::of(data),
                         LinkInfo::Data(InfoData::Bridge(data)) => link.vlans = Some(vlan_aware(data)),
                         LinkInfo::Data(InfoData::Vlan(data)) => {
                             link.vlan_id = data.iter().find_map(|part| match part {

@@ -7,6 +7,7 @@
 
 mod batch;
 mod decode;
+pub mod egress;
 pub mod expr;
 pub mod frame;
 mod map;

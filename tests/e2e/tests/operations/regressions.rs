@@ -1,0 +1,32 @@
+//! Sequences that went wrong once.
+
+use std::sync::Mutex;
+
+use super::op::{Id, Op};
+use super::surroundings;
+use super::world::World;
+
+fn play(ops: &[Op]) {
+    let run = || {
+        surroundings::own();
+        World::play(ops, &Mutex::default())
+    };
+    std::thread::scope(|scope| scope.spawn(run).join().unwrap()).unwrap();
+}
+
+/// Both networks at once, everything that can be lost lost.
+#[test]
+fn a_reboot_in_the_middle() {
+    let id = |net, pod| Id { net, pod };
+    play(&[
+        Op::Add(id(0, 0)),
+        Op::Add(id(1, 0)),
+        Op::TheirAdd { pod: 0 },
+        Op::Die { pod: 0 },
+        Op::Reboot,
+        Op::Add(id(0, 1)),
+        Op::Check(id(0, 1)),
+        Op::Status { net: 1 },
+        Op::Add(id(1, 0)),
+    ]);
+}

@@ -86,41 +86,35 @@ fn gc(stride: usize, world: fn() -> World) -> usize {
 #[test]
 fn fault_041_kill_at_every_syscall_of_add() {
     let moments = add(1, World::ptp);
-    println!("{moments} moments");
     assert!(moments > 100, "{moments}");
 }
 
 #[test]
 fn fault_041_kill_at_every_syscall_of_add_on_a_bridge() {
     let moments = add(7, World::bridge);
-    println!("{moments} moments");
     assert!(moments > 20, "{moments}");
 }
 
 #[test]
 fn fault_042_kill_at_every_syscall_of_del() {
     let moments = del(1, World::ptp);
-    println!("{moments} moments");
     assert!(moments > 50, "{moments}");
 }
 
 #[test]
 fn fault_042_kill_at_every_syscall_of_del_on_a_bridge() {
     let moments = del(5, World::bridge);
-    println!("{moments} moments");
     assert!(moments > 10, "{moments}");
 }
 
 #[test]
 fn fault_043_kill_at_every_syscall_of_gc() {
     let moments = gc(1, World::ptp);
-    println!("{moments} moments");
     assert!(moments > 50, "{moments}");
 }
 
 #[test]
 fn fault_043_kill_at_every_syscall_of_gc_on_a_bridge() {
     let moments = gc(5, World::bridge);
-    println!("{moments} moments");
     assert!(moments > 10, "{moments}");
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 
 use heddle_lab::trace::{self, Call, Fate};
 use heddle_netlink::{addr, link};
@@ -17,7 +17,8 @@ pub struct World {
     pub pod: Pod,
     /// Who must not notice.
     pub other: Pod,
-    other_ips: BTreeSet<String>,
+    /// What it was answered.
+    other_result: Answer,
     /// What is there without `pod`.
     before: BTreeSet<String>,
 }
@@ -26,7 +27,7 @@ pub struct World {
 #[derive(Debug)]
 pub struct Outcome {
     pub answer: Answer,
-    pub killed: bool,
+    pub status: ExitStatus,
 }
 
 impl World {
@@ -36,9 +37,9 @@ impl World {
         let conf = conf(&host);
         let (pod, other) = (Pod::new("abc"), Pod::new("other"));
         host.add(&pod, &conf);
-        let other_ips = host.add(&other, &conf).ips().into_iter().collect();
+        let other_result = host.add(&other, &conf);
         host.del(&pod, &conf);
-        let mut world = Self { host, conf, pod, other, other_ips, before: BTreeSet::new() };
+        let mut world = Self { host, conf, pod, other, other_result, before: BTreeSet::new() };
         world.before = world.state();
         world
     }
@@ -63,7 +64,13 @@ impl World {
         let mut state = self.host.state();
         let rules = self.host.ns.run(|| Command::new("nft").args(["-s", "list", "ruleset"]).output());
         let rules = String::from_utf8(rules.unwrap().unwrap().stdout).unwrap();
-        state.extend(rules.lines().enumerate().map(|(n, line)| format!("nft {n} {line}")));
+        let mut table = "";
+        for line in rules.lines() {
+            if line.starts_with("table") {
+                table = line;
+            }
+            state.insert(format!("nft {table} {line}"));
+        }
         state
     }
 
@@ -72,15 +79,15 @@ impl World {
         let now = self.state();
         let more: Vec<_> = now.difference(&self.before).collect();
         let less: Vec<_> = self.before.difference(&now).collect();
-        assert!(more.is_empty() && less.is_empty(), "{what}: left {more:#?}, lost {less:#?}");
+        assert!(more.is_empty() && less.is_empty(), "{what}: left {more:?}, lost {less:?}");
         assert!(link::by_name(&mut self.pod.socket(), "eth0").unwrap().is_none(), "{what}: eth0 is there");
     }
 
     /// The other pod has what it had.
     pub fn assert_other_lives(&self) {
-        assert_eq!(self.ips_of(&self.other), self.other_ips);
+        assert_eq!(self.ips_of(&self.other), self.other_result.ips().into_iter().collect());
         let mut conf = self.conf.clone();
-        conf["prevResult"] = json!({"ips": [], "interfaces": []});
+        conf["prevResult"] = self.other_result.json.clone();
         let answer = self.host.call(&self.other, "CHECK", &conf);
         assert!(answer.success, "{answer:?}");
     }
@@ -98,7 +105,7 @@ impl World {
     pub fn assert_no_address_twice(&self, what: &str) {
         let late = Pod::new("late");
         let mut held = self.ips_of(&self.pod);
-        held.extend(self.other_ips.iter().cloned());
+        held.extend(self.other_result.ips());
         let answer = self.host.add(&late, &self.conf);
         for ip in answer.ips() {
             assert!(!held.contains(&ip), "{what}: {ip} is held twice");
@@ -133,15 +140,15 @@ impl World {
             stdout,
             stderr: String::from_utf8_lossy(&run.stderr).into_owned(),
         };
-        assert!(!answer.stderr.contains("panicked"), "{command}: {answer:?}");
-        Outcome { killed: run.status.signal() == Some(nix::libc::SIGKILL), answer }
+        Outcome { answer, status: run.status }
     }
 
     /// Kills the plugin before its K-th system call. `false`: it came to its end before.
     pub fn killed_at(&self, k: usize, command: &str, conf: &Value) -> bool {
         let fate = |call: &Call| if call.index == k { Fate::Kills } else { Fate::Passes };
         let outcome = self.traced(command, conf, fate);
-        assert!(outcome.killed || outcome.answer.success, "{command} {k}: {outcome:?}");
-        outcome.killed
+        let killed = outcome.status.signal() == Some(nix::libc::SIGKILL);
+        assert!(killed || outcome.answer.success, "{command} {k}: {outcome:?}");
+        killed
     }
 }

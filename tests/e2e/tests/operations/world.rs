@@ -315,7 +315,8 @@ impl World {
                 self.model.theirs.insert(pod, Theirs::Perhaps);
             }
         }
-        if !certain && !ended.killed && !ended.failed && !(self.model.full && stale) {
+        let expected = certain || ended.killed || ended.failed || (self.model.full && stale);
+        if !expected {
             return Err(format!("it fails: {:?}", ended.answer));
         }
         Ok(match ended {

@@ -4,14 +4,16 @@
 use std::collections::HashSet;
 use std::net::IpAddr;
 
-use heddle_ipam::Store;
+use heddle_ipam::{Machine, Namespace, Pool, Request, Store, resolv};
+use heddle_netlink::{NetNs, Socket, link};
 use heddle_spec::program::{self, Call};
-use heddle_spec::{Command, Dns, Environment, Failure, Route, Success, code};
+use heddle_spec::{Command, Dns, Environment, Failure, Owner, Route, Success, code};
 use ipnetwork::IpNetwork;
 
-use crate::cmd::{PATIENCE, boot_id};
+use crate::cmd::{PATIENCE, boot_id, del};
 use crate::conf::{Conf, Ipam, Place};
 use crate::delegate::Delegate;
+use crate::veth::Pair;
 
 /// More addresses than this for one interface are a mistake.
 const MOST: usize = 16;
@@ -39,17 +41,33 @@ pub struct Given {
     pub dns: Dns,
 }
 
-/// Gives a pod its addresses. If that fails, it has none.
-pub fn take(environment: &Environment, conf: &Conf, call: &Call) -> Result<Given, Failure> {
+/// Gives a pod its addresses. If that fails, it has none. `host` and `pod` are the two sides' sockets, `ns` the
+/// pod's namespace.
+pub fn take(
+    environment: &Environment,
+    conf: &Conf,
+    call: &Call,
+    (host, pod, ns): (&mut Socket, &Socket, &NetNs),
+) -> Result<Given, Failure> {
     match &conf.ipam {
         Ipam::None => Ok(Given::default()),
         Ipam::BuiltIn(pool) => {
-            let mut requested = conf.requested.clone();
-            requested.extend(&environment.requested);
+            let requested: Vec<IpAddr> =
+                environment.requested.iter().chain(&conf.requested).copied().collect();
+            pool.check_requests(&requested)?;
+            let dns = pool.resolv_conf.as_deref().map(resolv::read).transpose()?.unwrap_or_default();
+            let namespace = environment.netns.as_deref().and_then(|path| Namespace::of(path, ns, pod));
+            let request = Request {
+                owner: &environment.owner,
+                sets: &pool.sets,
+                ips: &requested,
+                namespace: namespace.as_ref(),
+            };
             let store = Store::open(&pool.data_dir, &conf.network, &boot_id()?, pool.durable)?;
-            let own = store.lock(PATIENCE)?.allocate(&environment.owner, &pool.sets, &requested)?;
+            let mut clear = |dead: &Owner| clear(dead, conf, call);
+            let own = store.lease(PATIENCE, &request, &mut Machine(host), &mut clear)?;
             let allocations = own.into_iter().map(Allocation::from).collect();
-            Ok(Given { allocations, routes: pool.routes.clone(), dns: Dns::default() })
+            Ok(Given { allocations, routes: pool.routes.clone(), dns })
         }
         Ipam::Delegate(name) => {
             let delegate = find(name)?;
@@ -59,6 +77,26 @@ pub fn take(environment: &Environment, conf: &Conf, call: &Call) -> Result<Given
                 .inspect_err(|_| drop(delegate.call(Command::Del, &call.input)))
         }
     }
+}
+
+/// Clears away a pod whose namespace is gone and whose address is needed: all that DEL would. Not if the host's side of
+/// it is there: then its own side is there too, whatever became of the namespace.
+fn clear(dead: &Owner, conf: &Conf, call: &Call) -> bool {
+    let pair = Pair::new(&conf.network, dead, None);
+    let alive = Socket::open().and_then(|mut host| link::by_name(&mut host, &pair.host));
+    alive.is_ok_and(|alive| alive.is_none())
+        && Place::new(&call.object)
+            .and_then(|place| del::del(&Environment::of(dead.clone()), &place, None))
+            .is_ok()
+}
+
+/// Whether every range has an address for one more pod.
+pub fn check_room(conf: &Conf, pool: &Pool) -> Result<(), Failure> {
+    if let Some(path) = &pool.resolv_conf {
+        resolv::read(path)?;
+    }
+    let store = Store::open(&pool.data_dir, &conf.network, &boot_id()?, pool.durable)?;
+    Ok(store.check_room(PATIENCE, &pool.sets, &mut Machine(&mut Socket::open()?))?)
 }
 
 /// Takes them back: what is built in gives up what this owner holds, in whichever way the configuration has

@@ -1,6 +1,6 @@
 //! Giving addresses and taking them back.
 
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use heddle_spec::Owner;
@@ -57,29 +57,7 @@ struct Chosen<'a> {
     in_turn: bool,
 }
 
-/// Nothing is known of the machine.
-struct Unknown;
-
-impl Surroundings for Unknown {
-    fn usage(&mut self, _: IpAddr) -> Result<Use> {
-        Ok(Use::None)
-    }
-
-    fn living(&mut self, _: &HashSet<u64>) -> Option<std::collections::HashMap<u64, Option<u64>>> {
-        None
-    }
-}
-
 impl Locked<'_> {
-    pub fn allocate(&self, owner: &Owner, sets: &[RangeSet], ips: &[IpAddr]) -> Result<Vec<Allocation>> {
-        let request = Request { owner, sets, ips, namespace: None };
-        self.give(&request, &mut Unknown).map(|(given, _)| given)
-    }
-
-    pub fn check_room(&self, sets: &[RangeSet]) -> Result<()> {
-        self.room(sets, &mut Unknown)
-    }
-
     /// Gives `request.owner` its addresses. `true`: a range runs low.
     ///
     /// An owner that holds addresses already (its earlier call was cut off) gets the same again. If any
@@ -94,8 +72,8 @@ impl Locked<'_> {
     ) -> Result<(Vec<Allocation>, bool)> {
         check_requested(request)?;
         let owner = request.owner;
-        let noted = self.noted(owner).unwrap_or_default();
-        let held: Vec<IpAddr> = noted.ips.into_iter().filter(|ip| self.holds(owner, *ip)).collect();
+        let noted = self.noted(owner)?.unwrap_or_default();
+        let held = self.held_of(owner, noted.ips)?;
         let mut chosen = Vec::new();
         let mut low = false;
         for (n, set) in request.sets.iter().enumerate() {
@@ -113,7 +91,7 @@ impl Locked<'_> {
             chosen.push(Chosen { n, set, ip, in_turn });
         }
         // With what it held before: until that is freed, a note must name it.
-        let ips: HashSet<IpAddr> =
+        let ips: BTreeSet<IpAddr> =
             chosen.iter().map(|chosen| chosen.ip).chain(held.iter().copied()).collect();
         let note = Note { ips: ips.into_iter().collect(), namespace: request.namespace.cloned() };
         self.note(owner, &note)?;
@@ -174,11 +152,13 @@ impl Locked<'_> {
                 return Ok(Choice { ip, low: false });
             }
         }
-        let leased: HashSet<IpAddr> = self.addresses()?.into_iter().collect();
+        // Sorted, not hashed: nothing here asks the kernel for randomness.
+        let mut leased = self.addresses()?;
+        leased.sort_unstable();
         let taken = leased.iter().filter(|ip| set.range_of(**ip).is_some()).count() as u128;
         let low = (set.size() - taken.min(set.size())) <= set.size() / LOW;
         let mut in_use = Vec::new();
-        for (ip, _) in set.after(last).filter(|(ip, _)| !leased.contains(ip)) {
+        for (ip, _) in set.after(last).filter(|(ip, _)| leased.binary_search(ip).is_err()) {
             if around.usage(ip)? == Use::None {
                 return Ok(Choice { ip, low });
             }
@@ -202,8 +182,8 @@ impl Locked<'_> {
 
     fn holder(&self, ip: IpAddr) -> String {
         match self.lease(ip) {
-            Lease::Held(content) => content.replace("\r\n", " "),
-            Lease::Free | Lease::Empty | Lease::Strange => format!("something in {}", self.directory()),
+            Ok(Lease::Held(content)) => content.replace("\r\n", " "),
+            _ => format!("something in {}", self.directory()),
         }
     }
 
@@ -211,7 +191,7 @@ impl Locked<'_> {
     ///
     /// Without a note of ours (a lease of the reference plugin) all leases are read.
     pub fn release(&self, owner: &Owner) -> Result<Vec<IpAddr>> {
-        let freed = match self.noted(owner) {
+        let freed = match self.noted(owner)? {
             Some(noted) => self.release_these(owner, &noted.ips)?,
             None => self.release_these(owner, &self.addresses()?)?,
         };
@@ -220,14 +200,18 @@ impl Locked<'_> {
         Ok(freed)
     }
 
+    /// Frees what can be freed; the first failure is told after all were tried.
     fn release_these(&self, owner: &Owner, ips: &[IpAddr]) -> Result<Vec<IpAddr>> {
         let mut freed = Vec::new();
+        let mut failed = Ok(());
         for ip in ips {
-            if self.free(*ip, owner)? {
-                freed.push(*ip);
+            match self.free(*ip, owner) {
+                Ok(true) => freed.push(*ip),
+                Ok(false) => {}
+                Err(error) => failed = failed.and(Err(error)),
             }
         }
-        Ok(freed)
+        failed.map(|()| freed)
     }
 
     /// Whether every set has an address left.
@@ -236,10 +220,10 @@ impl Locked<'_> {
     }
 
     /// Everybody who holds anything. Reads all leases. What is no lease of an interface has no owner.
-    pub fn owners(&self) -> Result<HashSet<Owner>> {
-        let mut owners = HashSet::new();
+    pub fn owners(&self) -> Result<BTreeSet<Owner>> {
+        let mut owners = BTreeSet::new();
         for ip in self.addresses()? {
-            if let Lease::Held(content) = self.lease(ip) {
+            if let Lease::Held(content) = self.lease(ip)? {
                 owners.extend(owner_of(&content));
             }
         }
@@ -248,11 +232,21 @@ impl Locked<'_> {
 
     /// What `owner` holds.
     pub fn held(&self, owner: &Owner) -> Result<Vec<IpAddr>> {
-        let ips = match self.noted(owner) {
+        let ips = match self.noted(owner)? {
             Some(noted) => noted.ips,
             None => self.addresses()?,
         };
-        Ok(ips.into_iter().filter(|ip| self.holds(owner, *ip)).collect())
+        self.held_of(owner, ips)
+    }
+
+    fn held_of(&self, owner: &Owner, ips: Vec<IpAddr>) -> Result<Vec<IpAddr>> {
+        let mut held = Vec::new();
+        for ip in ips {
+            if self.holds(owner, ip)? {
+                held.push(ip);
+            }
+        }
+        Ok(held)
     }
 }
 

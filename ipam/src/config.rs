@@ -128,6 +128,22 @@ impl Config {
     }
 }
 
+impl Pool {
+    /// Whether addresses may be asked for by name.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if any is, and none may.
+    pub fn check_requests(&self, ips: &[IpAddr]) -> Result<()> {
+        match ips.first() {
+            Some(ip) if !self.allow_requests => {
+                let reason = format!("it is false, and the address {ip} is asked for by name");
+                Err(Error::config("ipam.allowRequests", reason))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 impl RouteConfig {
     fn check(&self, key: &str) -> Result<Route> {
         let dst = prefix(&self.dst).map_err(|reason| Error::config(format!("{key}.dst"), reason))?;

@@ -4,7 +4,7 @@
 //! leads nowhere is therefore no proof of death: the file may be mounted in another mount namespace, or deleted
 //! under a process that runs on.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
@@ -15,12 +15,12 @@ use nix::errno::Errno;
 /// The living namespaces that have one of these `inodes` now, with their cookies; without, where it cannot be told.
 ///
 /// `None`: `/proc` does not show everything to us, so nothing can be said.
-pub(crate) fn living(inodes: &HashSet<u64>) -> Option<HashMap<u64, Option<u64>>> {
+pub(crate) fn living(inodes: &BTreeSet<u64>) -> Option<BTreeMap<u64, Option<u64>>> {
     living_in(Path::new("/proc"), inodes).ok()
 }
 
-fn living_in(proc: &Path, inodes: &HashSet<u64>) -> io::Result<HashMap<u64, Option<u64>>> {
-    let mut search = Search { inodes, found: HashMap::new(), mounts: HashSet::new() };
+fn living_in(proc: &Path, inodes: &BTreeSet<u64>) -> io::Result<BTreeMap<u64, Option<u64>>> {
+    let mut search = Search { inodes, found: BTreeMap::new(), mounts: BTreeSet::new() };
     let mut processes = 0;
     for entry in fs::read_dir(proc)? {
         let name = entry?.file_name();
@@ -42,10 +42,10 @@ fn living_in(proc: &Path, inodes: &HashSet<u64>) -> io::Result<HashMap<u64, Opti
 }
 
 struct Search<'a> {
-    inodes: &'a HashSet<u64>,
-    found: HashMap<u64, Option<u64>>,
+    inodes: &'a BTreeSet<u64>,
+    found: BTreeMap<u64, Option<u64>>,
     /// Mount namespaces that were read.
-    mounts: HashSet<PathBuf>,
+    mounts: BTreeSet<PathBuf>,
 }
 
 impl Search<'_> {
@@ -140,7 +140,7 @@ mod tests {
     use super::*;
 
     fn seen(inode: u64) -> Option<Option<u64>> {
-        living(&HashSet::from([inode])).unwrap().remove(&inode)
+        living(&BTreeSet::from([inode])).unwrap().remove(&inode)
     }
 
     #[test]
@@ -163,7 +163,7 @@ mod tests {
             ns.enter().unwrap();
             drop(ns);
             send.send((0, 0)).unwrap();
-            drop(ended.recv());
+            ended.recv().unwrap_err();
         });
         let (inode, cookie) = receive.recv().unwrap();
         receive.recv().unwrap();
@@ -202,6 +202,6 @@ mod tests {
     #[test]
     fn where_proc_shows_nothing_nothing_is_said() {
         let empty = tempfile::tempdir().unwrap();
-        assert!(living_in(empty.path(), &HashSet::from([1])).is_err());
+        assert!(living_in(empty.path(), &BTreeSet::from([1])).is_err());
     }
 }

@@ -16,7 +16,7 @@ impl Store {
     /// Gives `request.owner` an address from each set, one of `request.ips` where it is in the set.
     ///
     /// Where a range runs low, interfaces whose network namespace is gone are cleared away by `clear` (which is
-    /// called without the lock, and frees their leases among other things); where it is full, this is done before
+    /// called without the lock, frees their leases among other things, and says whether it did); where it is full, this is done before
     /// the request fails.
     ///
     /// # Errors
@@ -27,7 +27,7 @@ impl Store {
         patience: Duration,
         request: &Request<'_>,
         around: &mut dyn Surroundings,
-        clear: &mut dyn FnMut(&Owner),
+        clear: &mut dyn FnMut(&Owner) -> bool,
     ) -> Result<Vec<Allocation>> {
         let mut attempt = 0;
         loop {
@@ -84,12 +84,11 @@ impl Store {
     }
 
     /// Clears away dead interfaces; returns how many.
-    fn clear(&self, patience: Duration, dead: &[Dead], clear: &mut dyn FnMut(&Owner)) -> usize {
+    fn clear(&self, patience: Duration, dead: &[Dead], clear: &mut dyn FnMut(&Owner) -> bool) -> usize {
         let mut cleared = 0;
         for dead in dead.iter().take(AT_ONCE) {
             if self.lock(patience).is_ok_and(|locked| locked.is_still(dead)) {
-                clear(&dead.owner);
-                cleared += 1;
+                cleared += usize::from(clear(&dead.owner));
             }
         }
         cleared

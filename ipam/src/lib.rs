@@ -25,6 +25,7 @@
 #![forbid(unsafe_code)]
 
 mod allocate;
+mod collect;
 mod config;
 mod error;
 mod file;
@@ -38,11 +39,13 @@ pub mod resolv;
 mod store;
 mod surroundings;
 mod survey;
+mod turn;
 
 pub use allocate::{Allocation, Request};
 pub use config::{Config, DEFAULT_DATA_DIR, Pool};
 pub use error::{Error, Result};
 pub use namespace::Namespace;
 pub use range::{Range, RangeConfig, RangeSet};
-pub use store::{Locked, Store};
+pub use store::{Locked, Store, boot_id};
 pub use surroundings::{Machine, Surroundings, Use};
+pub use turn::Turn;

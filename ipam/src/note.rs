@@ -7,9 +7,9 @@ use std::net::IpAddr;
 
 use heddle_spec::Owner;
 
-use crate::file::{create, names, read_at, remove, replace};
-use crate::store::{BOOT, Lease, OURS, content, owner_of};
-use crate::{Locked, Namespace, Result, file};
+use crate::file::{create, read_at, remove, replace};
+use crate::store::content;
+use crate::{Locked, Namespace, Result};
 
 /// What a note begins with. It keeps the reference plugin from taking the file for a lease of a container that is
 /// called like an address.
@@ -25,7 +25,7 @@ pub(crate) struct Note {
 }
 
 impl Note {
-    fn parse(text: &str) -> Option<Self> {
+    pub(crate) fn parse(text: &str) -> Option<Self> {
         let mut lines = text.lines();
         let ips =
             lines.next()?.strip_prefix(BEGINNING)?.split(' ').filter_map(|ip| ip.parse().ok()).collect();
@@ -44,10 +44,11 @@ impl Note {
 }
 
 impl Locked<'_> {
-    /// Our note of `owner`. One that cannot be read is none.
-    pub(crate) fn noted(&self, owner: &Owner) -> Option<Note> {
-        let bytes = read_at(self.ours(), &file_name(owner)).ok()??;
-        Note::parse(&String::from_utf8(bytes).ok()?)
+    /// Our note of `owner`. One that makes no sense is none.
+    pub(crate) fn noted(&self, owner: &Owner) -> Result<Option<Note>> {
+        let name = file_name(owner);
+        let bytes = read_at(self.ours(), &name).map_err(|errno| self.failed("read", &name, errno))?;
+        Ok(bytes.and_then(|bytes| Note::parse(&String::from_utf8(bytes).ok()?)))
     }
 
     /// Notes what `owner` is about to be given. Before the leases: a lease that no note names would be found only
@@ -67,46 +68,10 @@ impl Locked<'_> {
             .and_then(|created| if created { Ok(()) } else { replace(self.ours(), name, content, 0o600) });
         created.map_err(|errno| self.failed("write", name, errno))
     }
-
-    /// Deletes what writers left that were killed: notes that name no lease of their owner, leases of nobody, and
-    /// files that were about to get their name. Nobody else writes while we have the lock.
-    pub fn sweep(&self) -> Result<()> {
-        for name in names(self.ours()).map_err(|errno| self.failed("list", OURS, errno))? {
-            let stray = match read_at(self.ours(), &name) {
-                _ if name == BOOT => false,
-                _ if name.starts_with(file::TEMPORARY) => true,
-                Ok(Some(content)) => !self.is_of_use(&name, &content),
-                _ => false,
-            };
-            if stray {
-                remove(self.ours(), &name).map_err(|errno| self.failed("delete", &name, errno))?;
-            }
-        }
-        for name in self.names()? {
-            if name.starts_with(file::TEMPORARY) {
-                self.unlink(&name)?;
-            }
-        }
-        for ip in self.addresses()? {
-            if self.lease(ip) == Lease::Empty {
-                self.reclaim(ip)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Whether a note names an address that its owner holds.
-    fn is_of_use(&self, name: &str, bytes: &[u8]) -> bool {
-        let Some(note) = Note::parse(&String::from_utf8_lossy(bytes)) else { return false };
-        note.ips.iter().any(|ip| match self.lease(*ip) {
-            Lease::Held(content) => owner_of(&content).is_some_and(|owner| file_name(&owner) == name),
-            Lease::Free | Lease::Empty | Lease::Strange => false,
-        })
-    }
 }
 
 /// A file name for `owner` of a fixed length: 128 bits of FNV-1a.
-fn file_name(owner: &Owner) -> String {
+pub(crate) fn file_name(owner: &Owner) -> String {
     let hash = content(owner).bytes().fold(0x6c62_272e_07bb_0142_62b8_2175_6295_c58d_u128, |hash, byte| {
         (hash ^ u128::from(byte)).wrapping_mul(0x0000_0000_0100_0000_0000_0000_0000_013b)
     });
@@ -116,6 +81,7 @@ fn file_name(owner: &Owner) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::owner_of;
 
     #[test]
     fn a_note_is_read_back_as_it_was_written() {

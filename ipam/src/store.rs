@@ -23,6 +23,13 @@ const LEASE_MODE: u32 = 0o400;
 /// What is shorter may be white space alone, which is no lease (bytes).
 const SHORTEST_LEASE: i64 = 4;
 
+/// The identity of the running boot.
+pub fn boot_id() -> Result<String> {
+    let path = "/proc/sys/kernel/random/boot_id";
+    let id = fs::read_to_string(path).map_err(|source| Error::io("read", path, source))?;
+    Ok(id.trim().to_owned())
+}
+
 /// The directory of one network.
 #[derive(Debug)]
 pub struct Store {
@@ -47,7 +54,7 @@ pub(crate) enum Lease {
 
 impl Store {
     /// Opens the directory of `network` below `data_dir`, creating what is missing. `boot` is the
-    /// identity of the running boot (/proc/sys/kernel/random/boot_id).
+    /// identity of the running boot ([`boot_id`]).
     pub fn open(data_dir: &Path, network: &Network, boot: &str, durable: bool) -> Result<Self> {
         let path = data_dir.join(network.as_str());
         let failed = |errno: Errno| Error::io("open", &path, errno);
@@ -81,6 +88,11 @@ impl Store {
         Ok(locked)
     }
 
+    /// The directory of our own files.
+    pub(crate) const fn ours(&self) -> &OwnedFd {
+        &self.ours
+    }
+
     /// The directory, for messages.
     pub fn path(&self) -> &Path {
         &self.path
@@ -111,7 +123,8 @@ impl Locked<'_> {
                     self.reclaim(ip)?;
                 }
             }
-            for name in file::names(&self.store.ours).map_err(|errno| self.failed("list", OURS, errno))? {
+            let all = file::names(&self.store.ours).map_err(|errno| self.failed("list", OURS, errno))?;
+            for name in all.into_iter().filter(|name| name != crate::turn::NAME) {
                 remove(&self.store.ours, &name).map_err(|errno| self.failed("delete", &name, errno))?;
             }
         }
@@ -165,22 +178,28 @@ impl Locked<'_> {
         match self.stat(ip) {
             Ok(None) => Ok(true),
             Ok(Some(stat)) if stat.st_size >= SHORTEST_LEASE => Ok(false),
-            Ok(Some(_)) if self.lease(ip) == Lease::Empty => self.reclaim(ip).map(|()| true),
+            Ok(Some(_)) if self.lease(ip)? == Lease::Empty => self.reclaim(ip).map(|()| true),
             Ok(Some(_)) => Ok(false),
             Err(errno) => Err(self.failed("examine lease", &ip.to_string(), errno)),
         }
     }
 
     /// What is at `ip`.
-    pub(crate) fn lease(&self, ip: IpAddr) -> Lease {
-        match read_at(&self.store.dir, &ip.to_string()) {
-            Ok(None) => Lease::Free,
-            Ok(Some(content)) => match String::from_utf8(content) {
+    ///
+    /// # Errors
+    /// If it cannot be read although it is a file: then nobody knows whose it is.
+    pub(crate) fn lease(&self, ip: IpAddr) -> Result<Lease> {
+        let name = ip.to_string();
+        match read_at(&self.store.dir, &name) {
+            Ok(None) => Ok(Lease::Free),
+            Ok(Some(content)) => Ok(match String::from_utf8(content) {
                 Ok(text) if text.trim().is_empty() => Lease::Empty,
                 Ok(text) => Lease::Held(text.trim().to_owned()),
                 Err(_) => Lease::Strange,
-            },
-            Err(_) => Lease::Strange,
+            }),
+            // Not a file: a directory, a FIFO, a symlink, a socket.
+            Err(Errno::EINVAL | Errno::EISDIR | Errno::ELOOP | Errno::ENXIO) => Ok(Lease::Strange),
+            Err(errno) => Err(self.failed("read lease", &name, errno)),
         }
     }
 
@@ -193,13 +212,15 @@ impl Locked<'_> {
     }
 
     /// Whether `ip` is leased to `owner`. Old versions of the reference plugin wrote the container's id alone.
-    pub(crate) fn holds(&self, owner: &Owner, ip: IpAddr) -> bool {
-        matches!(self.lease(ip), Lease::Held(held) if held == content(owner) || held == owner.container())
+    pub(crate) fn holds(&self, owner: &Owner, ip: IpAddr) -> Result<bool> {
+        Ok(
+            matches!(self.lease(ip)?, Lease::Held(held) if held == content(owner) || held == owner.container()),
+        )
     }
 
     /// Frees `ip` if it is leased to `owner`. Returns whether it was.
     pub(crate) fn free(&self, ip: IpAddr, owner: &Owner) -> Result<bool> {
-        let theirs = self.holds(owner, ip);
+        let theirs = self.holds(owner, ip)?;
         if theirs {
             self.unlink(&ip.to_string())?;
         }

@@ -1,6 +1,6 @@
 //! What the allocator asks of the machine it runs on.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use heddle_netlink::Socket;
@@ -27,7 +27,7 @@ pub trait Surroundings {
 
     /// The living network namespaces that have one of these inodes, with their cookies; without, where it cannot
     /// be told. `None`: not all namespaces can be seen from here.
-    fn living(&mut self, inodes: &HashSet<u64>) -> Option<HashMap<u64, Option<u64>>>;
+    fn living(&mut self, inodes: &BTreeSet<u64>) -> Option<BTreeMap<u64, Option<u64>>>;
 }
 
 /// The real machine, seen from the network namespace that the program runs in.
@@ -53,7 +53,7 @@ impl Surroundings for Machine<'_> {
         }
     }
 
-    fn living(&mut self, inodes: &HashSet<u64>) -> Option<HashMap<u64, Option<u64>>> {
+    fn living(&mut self, inodes: &BTreeSet<u64>) -> Option<BTreeMap<u64, Option<u64>>> {
         holders::living(inodes)
     }
 }

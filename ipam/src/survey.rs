@@ -1,6 +1,6 @@
 //! Who holds what when a range is full, and what of it can be freed.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use heddle_spec::Owner;
@@ -78,9 +78,10 @@ impl Locked<'_> {
 
     fn look_at(&self, ips: &[IpAddr], around: &mut dyn Surroundings) -> Result<Survey> {
         let mut survey = Survey { read: ips.len(), ..Survey::default() };
-        let mut suspects: HashMap<Owner, Namespace> = HashMap::new();
+        let mut suspects: BTreeMap<Owner, Namespace> = BTreeMap::new();
         for ip in ips {
-            let container = match self.lease(*ip) {
+            // One that cannot be read is somebody's.
+            let container = match self.lease(*ip).unwrap_or(Lease::Strange) {
                 Lease::Free => continue,
                 Lease::Empty => {
                     self.reclaim(*ip)?;
@@ -109,17 +110,17 @@ impl Locked<'_> {
     /// The namespace that a lease went to. Of a lease that the reference plugin made, our note says nothing: it is
     /// of an earlier interface that was called the same.
     fn went_to(&self, ip: IpAddr, owner: &Owner) -> Option<Namespace> {
-        let note = self.noted(owner).filter(|note| note.ips.contains(&ip))?;
+        let note = self.noted(owner).ok().flatten().filter(|note| note.ips.contains(&ip))?;
         note.namespace.filter(|_| self.is_ours(ip))
     }
 
     /// Those of `suspects`, whose namespaces are no longer where they were, that are dead for certain: nobody that
     /// can be seen holds the namespace, and the host has no route to an address of theirs alone.
-    fn dead(&self, suspects: HashMap<Owner, Namespace>, around: &mut dyn Surroundings) -> Result<Vec<Dead>> {
+    fn dead(&self, suspects: BTreeMap<Owner, Namespace>, around: &mut dyn Surroundings) -> Result<Vec<Dead>> {
         if suspects.is_empty() {
             return Ok(Vec::new());
         }
-        let inodes: HashSet<u64> = suspects.values().map(Namespace::inode).collect();
+        let inodes: BTreeSet<u64> = suspects.values().map(Namespace::inode).collect();
         let Some(living) = around.living(&inodes) else { return Ok(Vec::new()) };
         let mut dead = Vec::new();
         for (owner, namespace) in suspects {
@@ -145,7 +146,8 @@ impl Locked<'_> {
 
     /// Whether it is the same as when it was found: a container may have come back with a new namespace.
     pub(crate) fn is_still(&self, dead: &Dead) -> bool {
-        self.noted(&dead.owner).is_some_and(|note| note.namespace.as_ref() == Some(&dead.namespace))
+        let noted = self.noted(&dead.owner).ok().flatten();
+        noted.is_some_and(|note| note.namespace.as_ref() == Some(&dead.namespace))
     }
 }
 

@@ -43,7 +43,7 @@ fn fault_034_two_interfaces_of_one_container_are_two_owners() {
     let second = Owner::new("abc", "eth1").unwrap();
     bench.add("abc").unwrap();
     let request = Request { owner: &second, sets: &bench.pool.sets, ips: &[], namespace: None };
-    let given = store.lease(PATIENCE, &request, &mut World::default(), &mut |_| {}).unwrap();
+    let given = store.lease(PATIENCE, &request, &mut World::default(), &mut |_| false).unwrap();
     assert_eq!(given[0].ip.to_string(), "10.1.0.3/29");
     assert_eq!(bench.del("abc"), 1);
     assert_eq!(store.lock(PATIENCE).unwrap().held(&second).unwrap().len(), 1);
@@ -256,6 +256,6 @@ fn durable_leases_work_too() {
     let store = Store::open(bench.dir.path(), &Network::new("net").unwrap(), "boot-1", true).unwrap();
     let owner = owner("a");
     let request = Request { owner: &owner, sets: &bench.pool.sets, ips: &[], namespace: None };
-    let given = store.lease(PATIENCE, &request, &mut World::default(), &mut |_| {}).unwrap();
+    let given = store.lease(PATIENCE, &request, &mut World::default(), &mut |_| false).unwrap();
     assert_eq!(given.len(), 1);
 }

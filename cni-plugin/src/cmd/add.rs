@@ -30,7 +30,7 @@ pub fn add(environment: &Environment, conf: &Conf, call: &Call) -> Result<Succes
     let mut pod = Socket::open_in(&ns)?;
     pair.clear(&mut host, &mut pod)?;
 
-    let given = addresses::take(environment, conf, call)?;
+    let given = addresses::take(environment, conf, call, (&mut host, &pod, &ns))?;
     let result = check_given(conf, given, &before, call.version)
         .and_then(|given| wire(conf, path, &ns, &pair, (&mut host, &mut pod), &given));
     let own = result.inspect_err(|_| take_back(environment, call, &pair, &mut host))?;

@@ -1,8 +1,5 @@
 //! STATUS: would an ADD succeed now?
 
-use heddle_ipam::{Pool, Store};
-
-use super::{PATIENCE, boot_id};
 use crate::addresses;
 use crate::conf::{Conf, Ipam};
 use heddle_spec::program::Call;
@@ -12,17 +9,11 @@ use heddle_spec::{Failure, code};
 pub fn status(conf: &Conf, call: &Call) -> Result<(), Failure> {
     match &conf.ipam {
         Ipam::None => Ok(()),
-        Ipam::BuiltIn(pool) => {
-            room(conf, pool).map_err(|failure| Failure { code: code::NOT_AVAILABLE, ..failure })
-        }
+        Ipam::BuiltIn(pool) => addresses::check_room(conf, pool)
+            .map_err(|failure| Failure { code: code::NOT_AVAILABLE, ..failure }),
         Ipam::Delegate(name) => addresses::pass_on(Some(name), call).map_err(|failure| match failure.code {
             code::DELEGATE => Failure { code: code::NOT_AVAILABLE, ..failure },
             _ => failure,
         }),
     }
-}
-
-fn room(conf: &Conf, pool: &Pool) -> Result<(), Failure> {
-    let store = Store::open(&pool.data_dir, &conf.network, &boot_id()?, pool.durable)?;
-    Ok(store.lock(PATIENCE)?.check_room(&pool.sets)?)
 }

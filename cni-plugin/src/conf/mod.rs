@@ -14,7 +14,6 @@ pub use runtime::Runtime;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use heddle_ipam::Pool;
 use heddle_netlink::MacAddr;
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -111,9 +110,6 @@ impl Conf {
             }
             _ => {}
         }
-        if let Some(pool) = ipam.pool() {
-            refuse_route_options(pool)?;
-        }
         let conf = Self {
             network,
             mode,
@@ -180,16 +176,6 @@ impl Raw {
             }
             None => Ok(()),
         }
-    }
-}
-
-fn refuse_route_options(pool: &Pool) -> Result<(), Failure> {
-    match pool.routes.iter().position(|route| route.advmss.is_some()) {
-        Some(n) => Err(Failure::new(
-            code::UNSUPPORTED_FIELD,
-            format!("ipam.routes[{n}].advmss: it is not built yet"),
-        )),
-        None => Ok(()),
     }
 }
 

@@ -138,6 +138,7 @@ pub fn from_wanted(wanted: &Wanted, gateway: Option<IpAddr>, index: u32) -> Rout
     }
     pod_route(Route {
         mtu: wanted.mtu,
+        advmss: wanted.advmss,
         priority: wanted.priority,
         table: wanted.table.unwrap_or(TABLE_MAIN),
         ..route

@@ -1,7 +1,7 @@
 //! A directory of leases, and a machine that knows what a test tells it.
 #![allow(dead_code, reason = "each test program uses its part")]
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -18,10 +18,10 @@ pub const SMALL: &str = r#"{"subnet":"10.1.0.0/29"}"#;
 /// What the machine knows.
 #[derive(Debug, Default)]
 pub struct World {
-    pub own: HashSet<IpAddr>,
-    pub wired: HashSet<IpAddr>,
+    pub own: BTreeSet<IpAddr>,
+    pub wired: BTreeSet<IpAddr>,
     /// `None`: it cannot see all namespaces. Else those that somebody holds: inode and cookie, if that can be told.
-    pub living: Option<HashMap<u64, Option<u64>>>,
+    pub living: Option<BTreeMap<u64, Option<u64>>>,
     /// How often it was asked for namespaces.
     pub looked: usize,
 }
@@ -35,7 +35,7 @@ impl Surroundings for World {
         })
     }
 
-    fn living(&mut self, inodes: &HashSet<u64>) -> Option<HashMap<u64, Option<u64>>> {
+    fn living(&mut self, inodes: &BTreeSet<u64>) -> Option<BTreeMap<u64, Option<u64>>> {
         self.looked += 1;
         let all = self.living.clone()?;
         Some(all.into_iter().filter(|(inode, _)| inodes.contains(inode)).collect())
@@ -85,6 +85,7 @@ impl Bench {
         let store = self.store(boot);
         let mut clear = |owner: &Owner| {
             store.lock(PATIENCE).unwrap().release(owner).unwrap();
+            true
         };
         let given = store.lease(PATIENCE, &request, world, &mut clear)?;
         Ok(given.iter().map(|given| given.ip.to_string()).collect())

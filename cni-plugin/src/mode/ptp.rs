@@ -89,7 +89,7 @@ pub fn wire_pod(
     for gateway in gateways(allocations) {
         neigh::replace(socket, &Neigh::new(index, gateway, pair.host_mac))?;
         if gateway.is_ipv4() {
-            route::add(socket, &pod_route(Route::on_link(alone(gateway), index)))?;
+            add_beside(socket, &pod_route(Route::on_link(alone(gateway), index)))?;
         }
     }
     for v4 in [true, false] {
@@ -104,7 +104,7 @@ pub fn wire_pod(
                 let range = IpNetwork::new(allocation.ip.network(), allocation.ip.prefix())
                     .map_err(|error| Failure::new(code::INTERNAL, error.to_string()))?;
                 if range != alone(allocation.ip.ip()) && !seen.contains(&range) {
-                    route::add(socket, &pod_route(Route::via(range, gateway, index)))?;
+                    add_beside(socket, &pod_route(Route::via(range, gateway, index)))?;
                     seen.push(range);
                 }
             }
@@ -114,6 +114,19 @@ pub fn wire_pod(
         }
     }
     Ok(())
+}
+
+/// Adds a route that another interface of the pod, in the same network, may have already: then with a greater
+/// metric, behind it.
+fn add_beside(socket: &mut Socket, route: &Route) -> Result<(), Failure> {
+    match route::add(socket, route) {
+        Err(error) if error.already_exists() => {
+            // Greater than the default metric, which is 0 or, for IPv6, 1024; and no two interfaces' the same.
+            let priority = route.link.map(|link| 1024 + link);
+            Ok(route::add(socket, &Route { priority, ..route.clone() })?)
+        }
+        other => Ok(other?),
+    }
 }
 
 /// A route that an administrator of the pod would recognise as an ordinary one.

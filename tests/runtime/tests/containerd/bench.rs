@@ -1,12 +1,15 @@
 //! A node with containerd on it, that has settled; and what must be left when all pods are gone again.
 
 use std::collections::BTreeSet;
+use std::fs;
 use std::io::ErrorKind;
 use std::net::IpAddr;
+use std::os::unix::fs::symlink;
+use std::path::Path;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use heddle_lab::{Ask, Lab, Place, Snapshot, eventually, skip};
+use heddle_lab::{Ask, Cmd, Lab, Place, Snapshot, eventually, skip};
 use heddle_runtime::{Containerd, Error, Plan, Pod, Result};
 use serde_json::{Value, json};
 
@@ -14,7 +17,7 @@ use serde_json::{Value, json};
 pub const PORT: u16 = 8080;
 
 /// How long may pass until what containerd does by itself is done.
-pub const LIMIT: Duration = Duration::from_secs(60);
+pub const LIMIT: Duration = Duration::from_secs(30);
 
 /// What vxland writes, in the version that containerd 1.6 speaks.
 pub fn conflist() -> Value {
@@ -34,6 +37,16 @@ pub fn conflist() -> Value {
     })
 }
 
+/// The reference plugin that passes on what it is given, when it is told nothing else.
+pub const IDLE: &str = "/usr/lib/cni/tuning";
+
+/// Puts `program` where containerd finds the plugin `tail`.
+pub fn put_tail(containerd: &Containerd, program: &Path) -> Result<()> {
+    let tail = containerd.plugins().join("tail");
+    drop(fs::remove_file(&tail));
+    symlink(program, &tail).map_err(|e| Error::new("put a chained plugin in its place", e))
+}
+
 /// A lab of one node with containerd.
 pub struct Bench {
     pub containerd: Containerd,
@@ -45,23 +58,32 @@ pub struct Bench {
 impl Bench {
     /// `None`: this machine cannot; the test has been shown as skipped.
     pub fn start() -> Result<Option<Self>> {
-        Self::with(&conflist())
+        Self::with(&conflist(), |_| Ok(()))
     }
 
-    /// With another network.
-    pub fn with(conflist: &Value) -> Result<Option<Self>> {
+    /// With [`chain`]; `tail` is there and does nothing.
+    pub fn chained() -> Result<Option<Self>> {
+        Self::with(&chain(), |containerd| put_tail(containerd, Path::new(IDLE)))
+    }
+
+    fn with(conflist: &Value, prepare: impl FnOnce(&Containerd) -> Result<()>) -> Result<Option<Self>> {
         if let Some(why) = Containerd::missing() {
             skip(&why);
             return Ok(None);
         }
         let lab = Lab::builder().nodes(1).threaded(false).build()?;
         let containerd = Containerd::start(&lab, conflist)?;
-        // The first pod of a node leaves what stays for good: the directories of containerd and of the leases,
-        // the rules that all pods share.
-        let first = containerd.run_pod(&Plan::new("first"), PORT)?;
-        containerd.stop(&first.id)?;
-        containerd.remove(&first.id)?;
+        prepare(&containerd)?;
         let mut bench = Self { containerd, before: Snapshot::default(), lab };
+        // The first pod of a node leaves what stays for good: directories of containerd and of the leases, the
+        // rules that all pods share, and that the node forwards (a router answers to anycast addresses).
+        bench.before = bench.snapshot()?;
+        let first = bench.containerd.run_pod(&Plan::new("first"), PORT)?.id;
+        bench.containerd.stop(&first)?;
+        bench.containerd.remove(&first)?;
+        let lasting = ["+ n1 files: ", "+ n1 nftables: ", "+ n1 routes6: anycast "];
+        bench.settles(|line| !lasting.iter().any(|kind| line.starts_with(kind)))?;
+        assert_eq!(bench.leases()?, Vec::<String>::new());
         bench.before = bench.snapshot()?;
         Ok(Some(bench))
     }
@@ -86,12 +108,24 @@ impl Bench {
     /// The oracle: nothing of a pod is left. No link, route, rule, lease, cached result, namespace, mount, process,
     /// cgroup.
     pub fn assert_no_leak(&self) -> Result<()> {
-        let own = |line: &String| line.contains("/var/lib/containerd/");
+        self.settles(|_| true)
+    }
+
+    /// As [`assert_no_leak`](Self::assert_no_leak), but for what a containerd that was killed before it had written
+    /// anything down never removes: the mounts and directories of a sandbox that it does not know.
+    pub fn assert_no_leak_of_ours(&self) -> Result<()> {
+        let theirs = ["/run/netns/", "/run/containerd/", "/var/lib/cni/results/"];
+        self.settles(|line| !theirs.iter().any(|path| line.contains(path)))
+    }
+
+    /// Nothing that `counts` is there that was not there before the pods, or the reverse.
+    fn settles(&self, counts: impl Fn(&str) -> bool) -> Result<()> {
         let left = || -> heddle_lab::Result<Vec<String>> {
             let after = self.snapshot().map_err(|e| heddle_lab::Error::Oracle(e.to_string()))?;
-            let mut left: Vec<_> =
-                self.before.changes(&after).into_iter().filter(|line| !own(line)).collect();
+            let mut left = self.before.changes(&after);
             left.extend(self.processes()?.into_iter().map(|process| format!("+ process {process}")));
+            // containerd's own database.
+            left.retain(|line| !line.contains("/var/lib/containerd/") && counts(line));
             Ok(left)
         };
         // containerd goes on tidying up after it has answered, and tells nobody when it is done.
@@ -112,18 +146,35 @@ impl Bench {
             .collect())
     }
 
-    /// The leases, cached results and named network namespaces of the node.
-    pub fn files(&self) -> Result<Vec<String>> {
-        let snapshot = Snapshot::of(&self.lab)?;
-        let dirs = ["/var/lib/cni/networks/heddle/", "/var/lib/cni/results/", "/run/netns/"];
-        let notes = ["/lock", "/last_reserved_ip.", "/.heddle", "/boot"];
-        let files = snapshot.section("n1 files").filter(|file| {
-            !file.ends_with('/')
-                && dirs.iter().any(|dir| file.starts_with(dir))
-                && !notes.iter().any(|note| file.contains(note))
-        });
-        Ok(files.map(str::to_owned).collect())
+    /// What CRI-O calls after its start and containerd 1.6 never: GC, with these sandboxes as all that is valid.
+    pub fn gc(&self, valid: &[&str]) -> Result<()> {
+        let list = conflist();
+        let mut conf = list["plugins"][0].clone();
+        conf["name"] = list["name"].clone();
+        conf["cniVersion"] = json!("1.1.0");
+        let attachment = |id: &&str| json!({ "containerID": id, "ifname": "eth0" });
+        conf["cni.dev/valid-attachments"] = valid.iter().map(attachment).collect();
+        let plugins = self.containerd.plugins();
+        let gc = Cmd::new(plugins.join("heddle")).env("CNI_COMMAND", "GC").env("CNI_PATH", plugins);
+        self.lab.node(1).run(gc.stdin(conf.to_string()))?;
+        Ok(())
     }
+
+    /// The leases of the node.
+    pub fn leases(&self) -> Result<Vec<String>> {
+        let dir = self.lab.node(1).path("/var/lib/cni/networks/heddle");
+        let entries = fs::read_dir(dir).map_err(|e| Error::new("read the leases", e))?;
+        let names = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
+        Ok(names.filter(|name| name.parse::<IpAddr>().is_ok()).collect())
+    }
+}
+
+/// [`conflist`] with one more plugin after ours, whose file is `tail`.
+pub fn chain() -> Value {
+    let mut list = conflist();
+    let plugins = list["plugins"].as_array_mut().expect("it is a list");
+    plugins.push(json!({ "type": "tail" }));
+    list
 }
 
 /// Does `work` for all `items` at the same time, as kubelet does for its pods.

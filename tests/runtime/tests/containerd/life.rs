@@ -55,6 +55,6 @@ fn fifty_pods_talk_while_containerd_is_restarted() -> Result<()> {
     drop((pods, late));
     at_once(&ids, |id| containerd.stop(id).and_then(|()| containerd.remove(id)))?;
     figure("51 pods gone", began);
-    assert_eq!(bench.files()?, Vec::<String>::new());
+    assert_eq!(bench.leases()?, Vec::<String>::new());
     bench.assert_no_leak()
 }

@@ -1,4 +1,6 @@
 //! containerd calls the plugin, as on a Kubernetes node.
 
 mod bench;
+mod faults;
+mod holders;
 mod life;

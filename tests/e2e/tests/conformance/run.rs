@@ -10,7 +10,7 @@ use super::stage::Stage;
 use super::subject::{Check, Subject, Who};
 
 /// Most of a check is waiting for the kernel to take a device away.
-const WORKERS: usize = 6;
+const WORKERS: usize = 10;
 
 /// What a check found out about a subject.
 #[derive(Debug)]

@@ -6,10 +6,11 @@ use std::net::IpAddr;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Mutex;
 
 use anyhow::{Result, bail, ensure};
 use heddle_netlink::addr::{self, Addr};
-use heddle_netlink::link::{self, Link, Operational, VethEnd};
+use heddle_netlink::link::{self, AddrGen, Change, Link, Operational, VethEnd};
 use heddle_netlink::route::{self, Route};
 use heddle_netlink::{NetNs, Socket, Watch};
 use serde_json::{Map, Value, json};
@@ -28,6 +29,8 @@ pub struct Stage {
     pub subject: Subject,
     /// Where a runtime looks for the plugins first.
     bin: TempDir,
+    /// Pods that live as long as the stage.
+    kept: Mutex<Vec<Pod>>,
 }
 
 /// A network configuration list, and what the runtime has to say for its capabilities.
@@ -58,7 +61,7 @@ impl Stage {
         {
             symlink(heddle_lab::bin(program), bin.path().join(name)).unwrap();
         }
-        Self { host: Host::new(), subject, bin }
+        Self { host: Host::new(), subject, bin, kept: Mutex::default() }
     }
 
     pub fn ours(&self) -> bool {
@@ -191,6 +194,26 @@ impl Stage {
         let answer = self.try_add_as(pod, ifname, list);
         ensure!(answer.success, "ADD fails: {}", said(&answer));
         Ok(answer.json)
+    }
+
+    /// ADD for a pod that stays.
+    pub fn add_one(&self, id: &str, list: &List) -> Result<Value> {
+        let pod = Pod::new(id);
+        let result = self.add(&pod, list);
+        self.kept.lock().unwrap().push(pod);
+        result
+    }
+
+    /// Waits until no address of these namespaces is looked for elsewhere any more (RFC 4862, section 5.4).
+    pub fn await_addresses(&self, pods: &[&Pod]) -> Result<()> {
+        for ns in pods.iter().map(|pod| &pod.ns).chain([&self.host.ns]) {
+            let mut watch = ns.run(Watch::open).unwrap().unwrap();
+            let mut socket = Socket::open_in(ns).unwrap();
+            let met =
+                watch.until(DEADLINE, || Ok(addr::list(&mut socket, None)?.iter().all(|a| !a.tentative)));
+            ensure!(met.unwrap(), "an address stays tentative");
+        }
+        Ok(())
     }
 
     /// DEL of all plugins in reverse order.

@@ -2,7 +2,7 @@
 
 use std::sync::Mutex;
 
-use super::op::{Id, Op};
+use super::op::{Errno, Id, Op};
 use super::surroundings;
 use super::world::World;
 
@@ -29,4 +29,12 @@ fn a_reboot_in_the_middle() {
         Op::Status { net: 1 },
         Op::Add(id(1, 0)),
     ]);
+}
+
+/// DEL said that all was well while a call for the lease had failed.
+#[test]
+fn a_delete_whose_file_cannot_be_read_is_no_success() {
+    let id = Id { net: 1, pod: 2 };
+    let ops = (60..180).step_by(5).map(|at| [Op::Add(id), Op::FailDel(id, at, Errno::ReadOnly), Op::Del(id)]);
+    play(&ops.flatten().collect::<Vec<_>>());
 }

@@ -230,7 +230,7 @@ fn two_networks(stage: &Stage) -> Result<()> {
 fn fails_without_address(stage: &Stage) -> Result<()> {
     let list = stage.list().ranges(json!([[{"subnet": "10.1.0.0/30"}]]));
     stage.settle(&list)?;
-    stage.add(&Pod::new("abc"), &list)?;
+    stage.add_one("abc", &list)?;
     let before = stage.state();
     let late = Pod::new("late");
     let answer = stage.try_add(&late, &list);

@@ -74,7 +74,7 @@ pub const CHECKS: &[Check] = &[
     Check {
         section: "2 CHECK",
         parts: WIRED,
-        name: "another MTU than the configured one is found",
+        name: "a host side with another MTU than the configured one is found",
         run: other_mtu,
     },
     Check { section: "2 CHECK", parts: WIRED, name: "what others added since is no fault", run: additions },
@@ -218,9 +218,9 @@ fn lease_of_another(stage: &Stage) -> Result<()> {
 fn other_mtu(stage: &Stage) -> Result<()> {
     let (pod, list) = (Pod::new("abc"), stage.list().with("mtu", json!(1450)));
     let result = stage.add(&pod, &list)?;
+    let near = host_side(stage, &result)?;
     let change = Change { mtu: Some(1300), ..Change::default() };
-    let index = device(&pod, "eth0")?.index;
-    link::change(&mut pod.socket(), index, &change).unwrap();
+    link::change(&mut stage.host.socket(), near.index, &change).unwrap();
     found(stage, &pod, &list, &result)
 }
 

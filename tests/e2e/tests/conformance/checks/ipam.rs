@@ -154,8 +154,7 @@ pub const CHECKS: &[Check] = &[
 ];
 
 fn one(stage: &Stage, id: &str, list: &List) -> Result<Vec<String>> {
-    // The pod goes at once, without a word: what it leaves is a lease.
-    let result = stage.add(&Pod::new(id), list)?;
+    let result = stage.add_one(id, list)?;
     Ok(ips(&result).iter().map(ToString::to_string).collect())
 }
 
@@ -212,7 +211,7 @@ fn gateway_inside(stage: &Stage) -> Result<()> {
 fn second_range(stage: &Stage) -> Result<()> {
     let list = stage.list().ranges(json!([[{"subnet": "10.1.0.0/30"}, {"subnet": "10.2.0.0/30"}]]));
     expect(&one(stage, "a", &list)?, &["10.1.0.2"])?;
-    let result = stage.add(&Pod::new("b"), &list)?;
+    let result = stage.add_one("b", &list)?;
     ensure!(result["ips"][0]["address"] == "10.2.0.2/30", "{} is given", result["ips"][0]["address"]);
     ensure!(result["ips"][0]["gateway"] == "10.2.0.1", "with the gateway {}", result["ips"][0]["gateway"]);
     Ok(())
@@ -357,10 +356,9 @@ fn strange_files(stage: &Stage) -> Result<()> {
 fn garbled_note(stage: &Stage) -> Result<()> {
     let dir = stage.host.data_dir().join("net");
     fs::create_dir_all(&dir)?;
-    for note in ["", "garbage", "10.9.9.9", "fd01::1"] {
+    for (n, note) in ["", "garbage", "10.9.9.9", "fd01::1"].into_iter().enumerate() {
         fs::write(dir.join("last_reserved_ip.0"), note)?;
-        let id = format!("pod-{}", note.len());
-        one(stage, &id, &stage.list())?;
+        one(stage, &format!("pod-{n}"), &stage.list())?;
     }
     Ok(())
 }

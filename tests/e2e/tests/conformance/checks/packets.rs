@@ -30,6 +30,12 @@ pub const CHECKS: &[Check] = &[
     Check {
         section: "packets",
         parts: WIRED,
+        name: "the host reaches the pod over IPv6 as soon as ADD is through",
+        run: at_once,
+    },
+    Check {
+        section: "packets",
+        parts: WIRED,
         name: "the pod reaches its gateway's address",
         run: pod_to_gateway,
     },
@@ -52,6 +58,7 @@ fn each_family(stage: &Stage, try_it: impl Fn(usize, IpAddr, &Pod) -> Result<()>
     let (pod, list) = (Pod::new("abc"), stage.dual());
     let own = ips(&stage.add(&pod, &list)?);
     ensure!(own.len() == 2, "the pod has {} addresses", own.len());
+    stage.await_addresses(&[&pod])?;
     own.into_iter().enumerate().try_for_each(|(family, ip)| {
         try_it(family, ip, &pod).with_context(|| if family == 0 { "IPv4" } else { "IPv6" })
     })
@@ -78,6 +85,7 @@ fn pod_to_host(stage: &Stage) -> Result<()> {
 fn pod_to_pod(stage: &Stage) -> Result<()> {
     let other = Pod::new("other");
     let theirs = ips(&stage.add(&other, &stage.dual())?);
+    stage.await_addresses(&[&other])?;
     each_family(stage, |family, own, pod| {
         let echo = Echo::new(&other.ns, theirs[family]);
         let seen = tcp(&pod.ns, echo.at)?;
@@ -95,6 +103,17 @@ fn pod_to_outside(stage: &Stage) -> Result<()> {
         let echo = Echo::new(&pod.ns, own);
         tcp(&outside.ns, echo.at).map(drop).context("from outside")
     })
+}
+
+fn at_once(stage: &Stage) -> Result<()> {
+    let pod = Pod::new("abc");
+    let own = ips(&stage.add(&pod, &stage.dual())?)[1];
+    let echo = Echo::new(&pod.ns, own);
+    // Looking for the address elsewhere takes a second at least.
+    let soon = std::time::Duration::from_millis(700);
+    let connected = stage.host.ns.run(|| std::net::TcpStream::connect_timeout(&echo.at, soon))?;
+    ensure!(connected.is_ok(), "it does not within 0.7 s");
+    Ok(())
 }
 
 fn pod_to_gateway(stage: &Stage) -> Result<()> {

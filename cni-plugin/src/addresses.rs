@@ -1,7 +1,7 @@
 //! The pods' addresses, wherever they come from: from ranges that are ours to give from, or from a program that the
 //! configuration names.
 
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use heddle_ipam::{Machine, Namespace, Pool, Request, Store, resolv};
@@ -133,7 +133,7 @@ fn given(answer: Success) -> Result<Given, String> {
     if answer.ips.len() > MOST {
         return Err(format!("there are more than {MOST} addresses in it"));
     }
-    let mut seen = HashSet::new();
+    let mut seen = BTreeSet::new();
     let mut allocations = Vec::new();
     for ip in answer.ips {
         if !can_be_a_pods(ip.address.ip()) {

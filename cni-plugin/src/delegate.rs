@@ -127,7 +127,10 @@ impl Delegate {
         }
     }
 
-    #[expect(clippy::disallowed_methods, reason = "a delegate is a program: the one exception of the product")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a delegate is a program: the one exception of the product"
+    )]
     fn start(&self, command: Command) -> Result<Child, Failure> {
         let mut program = Program::new(&self.program);
         program.env("CNI_COMMAND", command.as_str()).process_group(0);
@@ -260,3 +263,6 @@ fn without_waiting(pipe: OwnedFd) -> Result<OwnedFd, Broken> {
     fcntl(&pipe, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
     Ok(pipe)
 }
+
+#[cfg(test)]
+mod tests;

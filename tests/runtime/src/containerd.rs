@@ -2,12 +2,11 @@
 //! kubelet calls it.
 
 use std::fs;
-use std::os::unix::fs::symlink;
-use std::path::PathBuf;
-use std::sync::Mutex;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use heddle_lab::{Cmd, Lab, Node, Process, bin, eventually};
+use heddle_lab::{Cmd, Lab, Node, Process, eventually};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -15,7 +14,8 @@ use crate::cri::Cri;
 use crate::cri::proto;
 use crate::error::{Error, Result};
 use crate::image;
-use crate::programs::program;
+use crate::plugins;
+use crate::programs::{libraries, missing, program};
 
 /// Where it listens, on its node.
 const SOCKET: &str = "/run/containerd/containerd.sock";
@@ -30,15 +30,13 @@ pub struct Containerd {
     pub node: Node,
     dir: PathBuf,
     process: Mutex<Process>,
-    cri: Mutex<std::sync::Arc<Cri>>,
+    cri: Mutex<Arc<Cri>>,
 }
 
 impl Containerd {
     /// Why it cannot be started on this machine.
     pub fn missing() -> Option<String> {
-        let needed = ["containerd", "containerd-shim-runc-v2", "ctr", "runc"];
-        let missing: Vec<_> = needed.into_iter().filter(|name| program(name).is_none()).collect();
-        (!missing.is_empty()).then(|| format!("not installed: {}", missing.join(", ")))
+        missing(&["containerd", "containerd-shim-runc-v2", "ctr", "runc"])
     }
 
     /// Starts it on node 1 of `lab`, with `conflist` as the only network, and imports the image. The plugins that
@@ -49,26 +47,14 @@ impl Containerd {
     pub fn start(lab: &Lab, conflist: &Value) -> Result<Self> {
         let node = lab.node(1).clone();
         let dir = lab.dir().join("containerd");
-        let io = |what: &str| {
-            let what = what.to_owned();
-            move |e| Error::new(what, e)
-        };
-        fs::create_dir_all(dir.join("cni")).map_err(io("create the directory of plugins"))?;
-        for (name, program) in [("heddle", "heddle"), ("heddle-ipam", "heddle-ipam"), ("loopback", "heddle")]
-        {
-            symlink(
-                if name == "loopback" { "/usr/lib/cni/loopback".into() } else { bin(program) },
-                dir.join("cni").join(name),
-            )
-            .map_err(io("link a plugin"))?;
-        }
-        fs::write(dir.join("config.toml"), config(&dir.join("cni"))?).map_err(io("write config.toml"))?;
+        let plugins = plugins::link(&dir)?;
+        fs::write(dir.join("config.toml"), config(&plugins)?)
+            .map_err(|e| Error::new("write config.toml", e))?;
         node.write_conflist(&conflist.to_string())?;
         let process = spawn(&node, &dir)?;
         let cri = connect(&node, &process)?;
         let archive = image::write(node.place(), lab.dir())?;
-        let containerd =
-            Self { node, dir, process: Mutex::new(process), cri: Mutex::new(std::sync::Arc::new(cri)) };
+        let containerd = Self { node, dir, process: Mutex::new(process), cri: Mutex::new(Arc::new(cri)) };
         containerd.ctr(&["images", "import", &archive.display().to_string()])?;
         Ok(containerd)
     }
@@ -92,7 +78,7 @@ impl Containerd {
         self.process().pid()
     }
 
-    fn process(&self) -> std::sync::MutexGuard<'_, Process> {
+    fn process(&self) -> MutexGuard<'_, Process> {
         self.process.lock().expect("nobody panics with it")
     }
 
@@ -114,14 +100,13 @@ impl Containerd {
     pub fn start_again(&self) -> Result<()> {
         let mut process = self.process();
         *process = spawn(&self.node, &self.dir)?;
-        *self.cri.lock().expect("nobody panics with it") =
-            std::sync::Arc::new(connect(&self.node, &process)?);
+        *self.cri.lock().expect("nobody panics with it") = Arc::new(connect(&self.node, &process)?);
         Ok(())
     }
 
     /// The connection to it.
-    pub fn cri(&self) -> std::sync::Arc<Cri> {
-        std::sync::Arc::clone(&self.cri.lock().expect("nobody panics with it"))
+    pub fn cri(&self) -> Arc<Cri> {
+        Arc::clone(&self.cri.lock().expect("nobody panics with it"))
     }
 
     /// The pods that it knows.
@@ -134,7 +119,7 @@ impl Containerd {
     }
 }
 
-fn spawn(node: &Node, dir: &std::path::Path) -> Result<Process> {
+fn spawn(node: &Node, dir: &Path) -> Result<Process> {
     let containerd =
         program("containerd").ok_or_else(|| Error::new("find containerd", "it is not installed"))?;
     // It looks for its shim, and the shim for runc, in PATH.
@@ -146,7 +131,7 @@ fn spawn(node: &Node, dir: &std::path::Path) -> Result<Process> {
     // Its cgroups are named from the root that it sees mounted.
     let cmd =
         Cmd::new("unshare").arg("--cgroup").arg(containerd).arg("--config").arg(dir.join("config.toml"));
-    Ok(node.spawn(cmd.env("PATH", path))?)
+    Ok(node.spawn(cmd.env("PATH", path).env("LD_LIBRARY_PATH", libraries()))?)
 }
 
 /// Waits until it answers.
@@ -169,7 +154,7 @@ fn connect(node: &Node, process: &Process) -> Result<Cri> {
 
 /// `disable_cgroup`: a node's group has no controllers where the machine has them in version 1.
 /// `restrict_oom_score_adj`: not every machine lets us lower it.
-fn config(plugins: &std::path::Path) -> Result<String> {
+fn config(plugins: &Path) -> Result<String> {
     let runc = program("runc").ok_or_else(|| Error::new("find runc", "it is not installed"))?;
     Ok(format!(
         r#"version = 2

@@ -10,10 +10,13 @@ pub mod containerd;
 pub mod cri;
 mod error;
 pub mod image;
+mod plugins;
 pub mod pod;
+pub mod podman;
 mod programs;
 
 pub use containerd::Containerd;
 pub use error::{Error, Result};
 pub use pod::{Plan, Pod};
+pub use podman::Podman;
 pub use programs::program;

@@ -6,8 +6,8 @@ use std::net::IpAddr;
 use heddle_spec::Owner;
 use ipnetwork::IpNetwork;
 
-use crate::note::Note;
-use crate::store::{Lease, owner_of};
+use crate::note::{Note, file_name};
+use crate::store::{Lease, names, owner_of};
 use crate::surroundings::{Surroundings, Use};
 use crate::{Error, Locked, Namespace, RangeSet, Result};
 
@@ -38,12 +38,34 @@ pub struct Allocation {
     pub gateway: IpAddr,
 }
 
+/// What became of a request.
+#[derive(Debug)]
+pub(crate) enum Given {
+    Whole(Vec<Allocation>),
+    /// The same, and hardly any other address was free.
+    Low(Vec<Allocation>),
+    /// Nothing.
+    Full(Full),
+}
+
+/// A set without a free address.
+#[derive(Debug)]
+pub(crate) struct Full {
+    /// The number of the set.
+    pub n: usize,
+    /// What is leased, of all sets, in order.
+    pub leased: Vec<IpAddr>,
+    /// What is not leased, but in use on the host; not all of it if there is much.
+    pub in_use: Vec<IpAddr>,
+}
+
 /// What a search for a free address found.
-#[derive(Clone, Copy, Debug)]
-struct Choice {
-    ip: IpAddr,
-    /// Hardly any other was free.
-    low: bool,
+#[derive(Debug)]
+enum Search {
+    Found(IpAddr),
+    /// One, and hardly any other.
+    Low(IpAddr),
+    Full(Full),
 }
 
 /// An address of a set that is about to be leased.
@@ -58,18 +80,14 @@ struct Chosen<'a> {
 }
 
 impl Locked<'_> {
-    /// Gives `request.owner` its addresses. `true`: a range runs low.
+    /// Gives `request.owner` its addresses.
     ///
     /// An owner that holds addresses already (its earlier call was cut off) gets the same again. If any
     /// set has none to give, none is given.
     ///
     /// # Errors
-    /// [`Error::Exhausted`], [`Error::Taken`], [`Error::Unavailable`], and those of the file system.
-    pub(crate) fn give(
-        &self,
-        request: &Request<'_>,
-        around: &mut dyn Surroundings,
-    ) -> Result<(Vec<Allocation>, bool)> {
+    /// [`Error::Taken`], [`Error::Unavailable`], and those of the file system.
+    pub(crate) fn give(&self, request: &Request<'_>, around: &mut dyn Surroundings) -> Result<Given> {
         check_requested(request)?;
         let owner = request.owner;
         let noted = self.noted(owner)?.unwrap_or_default();
@@ -82,11 +100,14 @@ impl Locked<'_> {
             let (ip, in_turn) = match (wanted, again) {
                 (Some(wanted), again) if again != Some(wanted) => (self.claim(wanted, around)?, false),
                 (_, Some(again)) => (again, false),
-                _ => {
-                    let choice = self.choose(n, set, around)?;
-                    low |= choice.low;
-                    (choice.ip, true)
-                }
+                _ => match self.choose(n, set, around)? {
+                    Search::Found(ip) => (ip, true),
+                    Search::Low(ip) => {
+                        low = true;
+                        (ip, true)
+                    }
+                    Search::Full(full) => return Ok(Given::Full(full)),
+                },
             };
             chosen.push(Chosen { n, set, ip, in_turn });
         }
@@ -98,10 +119,11 @@ impl Locked<'_> {
         let result = self.take(owner, &chosen, &held);
         if result.is_err() {
             // What was taken before the failure goes back; the first failure is the one to tell.
-            drop(self.release_these(owner, &note.ips));
-            drop(self.forget(owner));
+            // Its note stays with what could not be given back.
+            self.release_these(owner, &note.ips).and_then(|_| self.forget(owner)).ok();
         }
-        Ok((result?, low))
+        let given = result?;
+        Ok(if low { Given::Low(given) } else { Given::Whole(given) })
     }
 
     fn take(&self, owner: &Owner, chosen: &[Chosen<'_>], held: &[IpAddr]) -> Result<Vec<Allocation>> {
@@ -145,11 +167,11 @@ impl Locked<'_> {
     }
 
     /// The next free address of a set.
-    fn choose(&self, n: usize, set: &RangeSet, around: &mut dyn Surroundings) -> Result<Choice> {
+    fn choose(&self, n: usize, set: &RangeSet, around: &mut dyn Surroundings) -> Result<Search> {
         let last = self.last(n);
         for (ip, _) in set.after(last).take(STEPS) {
             if self.is_free(ip)? && around.usage(ip)? == Use::None {
-                return Ok(Choice { ip, low: false });
+                return Ok(Search::Found(ip));
             }
         }
         // Sorted, not hashed: nothing here asks the kernel for randomness.
@@ -158,26 +180,18 @@ impl Locked<'_> {
         let taken = leased.iter().filter(|ip| set.range_of(**ip).is_some()).count() as u128;
         let low = (set.size() - taken.min(set.size())) <= set.size() / LOW;
         let mut in_use = Vec::new();
-        for (ip, _) in set.after(last).filter(|(ip, _)| leased.binary_search(ip).is_err()) {
-            if around.usage(ip)? == Use::None {
-                return Ok(Choice { ip, low });
-            }
-            in_use.push(ip);
-            if in_use.len() > MOST_IN_USE {
-                break;
+        if taken < set.size() {
+            for (ip, _) in set.after(last).filter(|(ip, _)| leased.binary_search(ip).is_err()) {
+                if around.usage(ip)? == Use::None {
+                    return Ok(if low { Search::Low(ip) } else { Search::Found(ip) });
+                }
+                in_use.push(ip);
+                if in_use.len() > MOST_IN_USE {
+                    break;
+                }
             }
         }
-        Err(Error::Exhausted { ranges: set.to_string(), held: self.count(n, taken, &in_use) })
-    }
-
-    /// What of a set is taken, without reading any lease.
-    fn count(&self, n: usize, taken: u128, in_use: &[IpAddr]) -> String {
-        let mut text = format!("{taken} leases of set {n} in {}", self.directory());
-        if let Some(first) = in_use.first() {
-            let more = if in_use.len() > 1 { " and others" } else { "" };
-            text.push_str(&format!("; {first}{more} not leased, but in use on this node"));
-        }
-        text
+        Ok(Search::Full(Full { n, leased, in_use }))
     }
 
     fn holder(&self, ip: IpAddr) -> String {
@@ -189,14 +203,49 @@ impl Locked<'_> {
 
     /// Takes back what `owner` holds; returns the addresses. Nothing is no error.
     ///
-    /// Without a note of ours (a lease of the reference plugin) all leases are read.
+    /// All leases are read only where there are some without a note (the reference plugin's), and a note of ours does
+    /// not lead to any.
     pub fn release(&self, owner: &Owner) -> Result<Vec<IpAddr>> {
-        let freed = match self.noted(owner)? {
+        let noted = self.noted(owner)?;
+        let mut freed = match &noted {
             Some(noted) => self.release_these(owner, &noted.ips)?,
-            None => self.release_these(owner, &self.addresses()?)?,
+            None => Vec::new(),
         };
+        if freed.is_empty() && !self.all_noted() {
+            freed = self.release_by_reading(owner)?;
+        }
         // After the leases: a note without leases is harmless, a lease without a note is not.
-        self.forget(owner)?;
+        if noted.is_some() {
+            self.forget(owner)?;
+        }
+        Ok(freed)
+    }
+
+    fn release_by_reading(&self, owner: &Owner) -> Result<Vec<IpAddr>> {
+        let mut notes = self.notes()?;
+        notes.sort_unstable();
+        let is_noted = |content: &str| {
+            owner_of(content).is_some_and(|owner| notes.binary_search(&file_name(&owner)).is_ok())
+        };
+        let mut freed = Vec::new();
+        let mut all_noted = true;
+        let mut failed = Ok(());
+        for ip in self.addresses()? {
+            match self.lease(ip) {
+                Ok(Lease::Held(content)) if names(&content, owner) => match self.reclaim(ip) {
+                    Ok(()) => freed.push(ip),
+                    Err(error) => failed = failed.and(Err(error)),
+                },
+                Ok(Lease::Held(content)) => all_noted = all_noted && is_noted(&content) && self.is_ours(ip),
+                Ok(Lease::Free) => {}
+                Ok(Lease::Empty | Lease::Strange) => all_noted = false,
+                Err(error) => failed = failed.and(Err(error)),
+            }
+        }
+        failed?;
+        if all_noted {
+            self.found_all_noted();
+        }
         Ok(freed)
     }
 
@@ -214,9 +263,14 @@ impl Locked<'_> {
         failed.map(|()| freed)
     }
 
-    /// Whether every set has an address left.
-    pub(crate) fn room(&self, sets: &[RangeSet], around: &mut dyn Surroundings) -> Result<()> {
-        sets.iter().enumerate().try_for_each(|(n, set)| self.choose(n, set, around).map(drop))
+    /// The first set that has no address left.
+    pub(crate) fn full(&self, sets: &[RangeSet], around: &mut dyn Surroundings) -> Result<Option<Full>> {
+        for (n, set) in sets.iter().enumerate() {
+            if let Search::Full(full) = self.choose(n, set, around)? {
+                return Ok(Some(full));
+            }
+        }
+        Ok(None)
     }
 
     /// Everybody who holds anything. Reads all leases. What is no lease of an interface has no owner.
@@ -232,11 +286,12 @@ impl Locked<'_> {
 
     /// What `owner` holds.
     pub fn held(&self, owner: &Owner) -> Result<Vec<IpAddr>> {
-        let ips = match self.noted(owner)? {
-            Some(noted) => noted.ips,
-            None => self.addresses()?,
-        };
-        self.held_of(owner, ips)
+        let noted = self.noted(owner)?.unwrap_or_default();
+        let held = self.held_of(owner, noted.ips)?;
+        if held.is_empty() && !self.all_noted() {
+            return self.held_of(owner, self.addresses()?);
+        }
+        Ok(held)
     }
 
     fn held_of(&self, owner: &Owner, ips: Vec<IpAddr>) -> Result<Vec<IpAddr>> {

@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 
 use heddle_spec::Owner;
 
-use crate::file::{TEMPORARY, names, read_at, remove};
+use crate::file::{TEMPORARY, read_at, remove};
 use crate::note::{Note, file_name};
-use crate::store::{Lease, OURS, owner_of};
+use crate::store::{Lease, owner_of};
 use crate::{Locked, Result};
 
 impl Locked<'_> {
@@ -31,7 +31,7 @@ impl Locked<'_> {
     /// Deletes what writers left that were killed: notes that name no lease of their owner, leases of nobody, and
     /// files that were about to get their name. Nobody else writes while we have the lock.
     pub fn sweep(&self) -> Result<()> {
-        for name in names(self.ours()).map_err(|errno| self.failed("list", OURS, errno))? {
+        for name in self.notes()? {
             if self.is_stray(&name)? {
                 remove(self.ours(), &name).map_err(|errno| self.failed("delete", &name, errno))?;
             }

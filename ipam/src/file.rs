@@ -121,16 +121,22 @@ pub(crate) fn remove(dir: &OwnedFd, name: &str) -> nix::Result<()> {
 
 /// The names in a directory.
 pub(crate) fn names(dir: &OwnedFd) -> nix::Result<Vec<String>> {
+    let mut names = Vec::new();
+    each_name(dir, |name| names.push(name.to_owned()))?;
+    Ok(names)
+}
+
+/// Tells every name in a directory that is text. There may be tens of thousands.
+pub(crate) fn each_name(dir: &OwnedFd, mut tell: impl FnMut(&str)) -> nix::Result<()> {
     let flags = OFlag::O_DIRECTORY | OFlag::O_RDONLY | OFlag::O_CLOEXEC;
     let mut listing = Dir::openat(dir, ".", flags, Mode::empty())?;
-    let mut names = Vec::new();
     for entry in listing.iter() {
         if let Ok(name) = entry?.file_name().to_str()
             && name != "."
             && name != ".."
         {
-            names.push(name.to_owned());
+            tell(name);
         }
     }
-    Ok(names)
+    Ok(())
 }

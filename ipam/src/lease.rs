@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use heddle_spec::Owner;
 
-use crate::survey::Dead;
-use crate::{Allocation, Error, RangeSet, Request, Result, Store, Surroundings};
+use crate::allocate::{Full, Given};
+use crate::survey::{Dead, Survey};
+use crate::{Allocation, Error, Locked, RangeSet, Request, Result, Store, Surroundings};
 
 /// How often an ADD frees what dead pods left and tries again: others may be faster to what it freed.
 const ATTEMPTS: usize = 3;
@@ -33,9 +34,9 @@ impl Store {
         loop {
             attempt += 1;
             let locked = self.lock(patience)?;
-            match locked.give(request, around) {
-                Ok((given, false)) => return Ok(given),
-                Ok((given, true)) => {
+            match locked.give(request, around)? {
+                Given::Whole(given) => return Ok(given),
+                Given::Low(given) => {
                     let mut dead = Vec::new();
                     for (n, set) in request.sets.iter().enumerate() {
                         // The addresses are given: what cannot be freed now is not worth a failure.
@@ -45,20 +46,14 @@ impl Store {
                     self.clear(patience, &dead, clear);
                     return Ok(given);
                 }
-                Err(Error::Exhausted { ranges, held }) => {
-                    let (freed, dead) = match full(&locked, &ranges, request.sets, around)? {
-                        Full::Of(text) => {
-                            return Err(Error::Exhausted { ranges, held: text.unwrap_or(held) });
-                        }
-                        Full::Freed(freed, dead) => (freed, dead),
-                    };
+                Given::Full(full) => {
+                    let (survey, exhausted) = look(&locked, request.sets, &full, around)?;
                     drop(locked);
-                    let cleared = self.clear(patience, &dead, clear);
-                    if attempt >= ATTEMPTS || freed + cleared == 0 {
-                        return Err(Error::Exhausted { ranges, held });
+                    let freed = survey.nobody + self.clear(patience, &survey.dead, clear);
+                    if attempt >= ATTEMPTS || freed == 0 {
+                        return Err(exhausted);
                     }
                 }
-                Err(error) => return Err(error),
             }
         }
     }
@@ -74,13 +69,9 @@ impl Store {
         around: &mut dyn Surroundings,
     ) -> Result<()> {
         let locked = self.lock(patience)?;
-        match locked.room(sets, around) {
-            Err(Error::Exhausted { ranges, held }) => match full(&locked, &ranges, sets, around)? {
-                Full::Of(text) => Err(Error::Exhausted { ranges, held: text.unwrap_or(held) }),
-                Full::Freed(..) => Ok(()),
-            },
-            other => other,
-        }
+        let Some(full) = locked.full(sets, around)? else { return Ok(()) };
+        let (survey, exhausted) = look(&locked, sets, &full, around)?;
+        if survey.found_any() { Ok(()) } else { Err(exhausted) }
     }
 
     /// Clears away dead interfaces; returns how many.
@@ -95,24 +86,17 @@ impl Store {
     }
 }
 
-/// What a full set is full of.
-enum Full {
-    /// Nothing that can be freed.
-    Of(Option<String>),
-    /// So many leases of nobody, which are freed by now, and these.
-    Freed(usize, Vec<Dead>),
-}
-
-fn full(
-    locked: &crate::Locked<'_>,
-    ranges: &str,
+/// What a full set is full of, and what that means if nothing of it can be freed.
+fn look(
+    locked: &Locked<'_>,
     sets: &[RangeSet],
+    full: &Full,
     around: &mut dyn Surroundings,
-) -> Result<Full> {
-    let Some(set) = sets.iter().find(|set| set.to_string() == ranges) else { return Ok(Full::Of(None)) };
-    let survey = locked.survey(set, around)?;
-    if survey.found_any() {
-        return Ok(Full::Freed(survey.nobody, survey.dead));
-    }
-    Ok(Full::Of(Some(survey.describe(locked.directory()))))
+) -> Result<(Survey, Error)> {
+    let Some(set) = sets.get(full.n) else {
+        return Err(Error::config("ipam.ranges", "there is no such set"));
+    };
+    let survey = locked.survey(set, full, around)?;
+    let held = survey.describe(locked.directory());
+    Ok((survey, Error::Exhausted { ranges: set.to_string(), held }))
 }

@@ -7,8 +7,8 @@ use std::net::IpAddr;
 
 use heddle_spec::Owner;
 
-use crate::file::{create, read_at, remove, replace};
-use crate::store::content;
+use crate::file::{create, names, read_at, remove, replace};
+use crate::store::{OURS, content};
 use crate::{Locked, Namespace, Result};
 
 /// What a note begins with. It keeps the reference plugin from taking the file for a lease of a container that is
@@ -55,6 +55,11 @@ impl Locked<'_> {
     /// by reading all leases.
     pub(crate) fn note(&self, owner: &Owner, note: &Note) -> Result<()> {
         self.write_ours(&file_name(owner), note.text().as_bytes())
+    }
+
+    /// The names of all notes, and of what else is beside them.
+    pub(crate) fn notes(&self) -> Result<Vec<String>> {
+        names(self.ours()).map_err(|errno| self.failed("list", OURS, errno))
     }
 
     pub(crate) fn forget(&self, owner: &Owner) -> Result<()> {

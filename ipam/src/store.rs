@@ -1,7 +1,8 @@
 //! The files of one network.
 
+use std::cell::Cell;
 use std::fs::{self, File};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -9,7 +10,8 @@ use std::time::Duration;
 use heddle_spec::{Network, Owner};
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, open, openat};
-use nix::sys::stat::{FileStat, Mode, SFlag, fstatat};
+use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat, futimens};
+use nix::sys::time::TimeSpec;
 
 use crate::file::{self, create, overwrite, read_at, remove, subdirectory};
 use crate::lock::Lock;
@@ -20,6 +22,11 @@ pub(crate) const OURS: &str = ".heddle";
 pub(crate) const BOOT: &str = "boot";
 /// By this mode a lease of ours is told from one of the reference plugin, which are writable.
 const LEASE_MODE: u32 = 0o400;
+/// The directory's time of modification says that every lease is one that we made and noted: we set it to this
+/// when we have changed something, and whoever changes something else sets it to something else. (2001-09-09, and some
+/// nanoseconds that no clock will hit.)
+const MARK: (i64, i64) = (1_000_000_000, 72_073_077);
+const ALL_NOTED: TimeSpec = TimeSpec::new(MARK.0, MARK.1);
 /// What is shorter may be white space alone, which is no lease (bytes).
 const SHORTEST_LEASE: i64 = 4;
 
@@ -83,7 +90,9 @@ impl Store {
     /// [`Error::Locked`] if another program keeps it locked for longer than `patience`.
     pub fn lock(&self, patience: Duration) -> Result<Locked<'_>> {
         let lock = Lock::take(&self.dir, &self.path, patience)?;
-        let locked = Locked { store: self, _lock: lock };
+        let all_noted = fstat(&self.dir).is_ok_and(|stat| (stat.st_mtime, stat.st_mtime_nsec) == MARK);
+        let locked =
+            Locked { store: self, _lock: lock, all_noted: Cell::new(all_noted), changed: Cell::new(false) };
         locked.adopt_boot()?;
         Ok(locked)
     }
@@ -104,6 +113,19 @@ impl Store {
 pub struct Locked<'a> {
     store: &'a Store,
     _lock: Lock,
+    /// Every lease is one that we made, and noted.
+    all_noted: Cell<bool>,
+    changed: Cell<bool>,
+}
+
+/// Says on the way out, before the lock goes, whether every lease here is noted.
+impl Drop for Locked<'_> {
+    fn drop(&mut self) {
+        if self.all_noted.get() && self.changed.get() {
+            // Without the mark, all leases are read where a note would do.
+            futimens(&self.store.dir, &TimeSpec::UTIME_OMIT, &ALL_NOTED).ok();
+        }
+    }
 }
 
 impl Locked<'_> {
@@ -128,6 +150,9 @@ impl Locked<'_> {
                 remove(&self.store.ours, &name).map_err(|errno| self.failed("delete", &name, errno))?;
             }
         }
+        if self.addresses()?.is_empty() {
+            self.found_all_noted();
+        }
         // Last: if we are killed before, the next one sweeps again.
         self.write_ours(BOOT, self.store.boot.as_bytes())
     }
@@ -135,6 +160,17 @@ impl Locked<'_> {
     /// Where our own files are.
     pub(crate) fn ours(&self) -> &OwnedFd {
         &self.store.ours
+    }
+
+    /// Whether every lease is one that we made and noted, so that what has no note has no lease.
+    pub(crate) fn all_noted(&self) -> bool {
+        self.all_noted.get()
+    }
+
+    /// All leases were looked at: each is one that we made and noted.
+    pub(crate) fn found_all_noted(&self) {
+        self.all_noted.set(true);
+        self.changed.set(true);
     }
 
     /// The directory, for messages.
@@ -149,12 +185,10 @@ impl Locked<'_> {
 
     /// The addresses that are leased. Lists the directory; reads no file.
     pub(crate) fn addresses(&self) -> Result<Vec<IpAddr>> {
-        Ok(self
-            .names()?
-            .into_iter()
-            .filter(|name| name.starts_with(|first: char| first.is_ascii_hexdigit() || first == ':'))
-            .filter_map(|name| name.parse().ok().filter(|ip: &IpAddr| ip.to_string() == name))
-            .collect())
+        let mut found = Vec::new();
+        let listed = file::each_name(&self.store.dir, |name| found.extend(address_of(name)));
+        listed.map_err(|errno| self.failed("list", "", errno))?;
+        Ok(found)
     }
 
     fn stat(&self, ip: IpAddr) -> nix::Result<Option<FileStat>> {
@@ -205,17 +239,16 @@ impl Locked<'_> {
 
     /// Leases `ip` to `owner`. `false`: it is leased already.
     pub(crate) fn create(&self, ip: IpAddr, owner: &Owner) -> Result<bool> {
+        self.changed.set(true);
         let name = ip.to_string();
         let created =
             create(&self.store.dir, &name, content(owner).as_bytes(), LEASE_MODE, self.store.durable);
         created.map_err(|errno| self.failed("create lease", &name, errno))
     }
 
-    /// Whether `ip` is leased to `owner`. Old versions of the reference plugin wrote the container's id alone.
+    /// Whether `ip` is leased to `owner`.
     pub(crate) fn holds(&self, owner: &Owner, ip: IpAddr) -> Result<bool> {
-        Ok(
-            matches!(self.lease(ip)?, Lease::Held(held) if held == content(owner) || held == owner.container()),
-        )
+        Ok(matches!(self.lease(ip)?, Lease::Held(held) if names(&held, owner)))
     }
 
     /// Frees `ip` if it is leased to `owner`. Returns whether it was.
@@ -233,6 +266,7 @@ impl Locked<'_> {
     }
 
     pub(crate) fn unlink(&self, name: &str) -> Result<()> {
+        self.changed.set(true);
         remove(&self.store.dir, name).map_err(|errno| self.failed("delete lease", name, errno))
     }
 
@@ -244,6 +278,7 @@ impl Locked<'_> {
 
     /// Notes the address that range set `n` gave last. Only the order of giving depends on it.
     pub(crate) fn set_last(&self, n: usize, ip: IpAddr) -> Result<()> {
+        self.changed.set(true);
         let name = format!("last_reserved_ip.{n}");
         let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
         let file = openat(&self.store.dir, name.as_str(), flags, Mode::from_bits_truncate(0o644))
@@ -253,10 +288,24 @@ impl Locked<'_> {
     }
 }
 
+/// The address that a file is called like, if it is called as we would call it.
+fn address_of(name: &str) -> Option<IpAddr> {
+    if let Ok(ip) = name.parse::<Ipv4Addr>() {
+        // There is one way to write it.
+        return Some(ip.into());
+    }
+    name.parse::<Ipv6Addr>().ok().filter(|ip| ip.to_string() == name).map(IpAddr::from)
+}
+
 /// Whom the content of a lease names.
 pub(crate) fn owner_of(content: &str) -> Option<Owner> {
     let (container, ifname) = content.split_once("\r\n")?;
     Owner::new(container, ifname).ok()
+}
+
+/// Whether the content of a lease names `owner`. Old versions of the reference plugin wrote the container's id alone.
+pub(crate) fn names(held: &str, owner: &Owner) -> bool {
+    held == content(owner) || held == owner.container()
 }
 
 /// What a lease of `owner` holds.

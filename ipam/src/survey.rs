@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use heddle_spec::Owner;
 
+use crate::allocate::Full;
 use crate::file::read_at;
 use crate::store::{Lease, owner_of};
 use crate::surroundings::{Surroundings, Use};
@@ -39,17 +40,23 @@ pub(crate) struct Survey {
     pub nobody: usize,
     /// Namespaces that are not at their path, but alive or in use.
     hidden: usize,
+    /// An address that is not leased, but in use on the host.
+    in_use: Option<IpAddr>,
     pub dead: Vec<Dead>,
 }
 
 impl Locked<'_> {
     /// Reads the leases of `set`, as many as one call may; frees those of nobody.
-    pub(crate) fn survey(&self, set: &RangeSet, around: &mut dyn Surroundings) -> Result<Survey> {
-        let mut leased: Vec<IpAddr> =
-            self.addresses()?.into_iter().filter(|ip| set.range_of(*ip).is_some()).collect();
+    pub(crate) fn survey(
+        &self,
+        set: &RangeSet,
+        full: &Full,
+        around: &mut dyn Surroundings,
+    ) -> Result<Survey> {
+        let mut leased = full.leased.clone();
+        leased.retain(|ip| set.range_of(*ip).is_some());
         let total = leased.len();
         if total > AT_MOST {
-            leased.sort_unstable();
             let turn =
                 read_at(self.ours(), TURN).ok().flatten().and_then(|bytes| String::from_utf8(bytes).ok());
             let turn: Option<IpAddr> = turn.and_then(|text| text.parse().ok());
@@ -62,6 +69,7 @@ impl Locked<'_> {
         }
         let mut survey = self.look_at(&leased, around)?;
         survey.total = total;
+        survey.in_use = full.in_use.first().copied();
         Ok(survey)
     }
 
@@ -175,6 +183,9 @@ impl Survey {
         }
         if self.unknown > 0 {
             text += &format!("; of {} it is not known where they went (host-local's)", self.unknown);
+        }
+        if let Some(ip) = self.in_use {
+            text += &format!("; {ip} (and others?) not leased, but in use on this node");
         }
         text += "; DEL or GC frees those of containers that are gone, a larger range gives more";
         text

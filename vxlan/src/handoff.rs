@@ -28,7 +28,10 @@ pub struct HandoffError {
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct List {
+    /// The newest that every runtime speaks: containerd 1.6 and 1.7 refuse what answers in 1.1.0.
     cni_version: &'static str,
+    /// From these a runtime that knows the key (1.1.0) takes the newest that it speaks, and with it GC and STATUS.
+    cni_versions: [&'static str; 2],
     name: &'static str,
     plugins: [Plugin; 1],
 }
@@ -66,7 +69,8 @@ pub fn conflist(ranges: &BTreeSet<IpNetwork>, mtu: u32) -> String {
         ranges.iter().map(|range| if range.is_ipv4() { "0.0.0.0/0" } else { "::/0" }).collect();
     routes.dedup();
     let list = List {
-        cni_version: "1.1.0",
+        cni_version: "1.0.0",
+        cni_versions: ["1.0.0", "1.1.0"],
         name: "heddle",
         plugins: [Plugin {
             r#type: "heddle",
@@ -162,7 +166,8 @@ mod tests {
         assert_eq!(
             conflist(&both, 1450),
             concat!(
-                r#"{"cniVersion":"1.1.0","name":"heddle","plugins":[{"type":"heddle","mode":"ptp","mtu":1450,"#,
+                r#"{"cniVersion":"1.0.0","cniVersions":["1.0.0","1.1.0"],"name":"heddle","#,
+                r#""plugins":[{"type":"heddle","mode":"ptp","mtu":1450,"#,
                 r#""ipam":{"type":"host-local","ranges":[[{"subnet":"10.244.1.0/24"}],[{"subnet":"fd00:10:244:1::/64"}]],"#,
                 r#""routes":[{"dst":"0.0.0.0/0"},{"dst":"::/0"}]}}]}"#,
                 "\n"

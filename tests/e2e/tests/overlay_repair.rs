@@ -183,7 +183,8 @@ fn an_unknown_node_is_left_alone_and_says_so() {
     assert_eq!(
         conflist.trim(),
         concat!(
-            r#"{"cniVersion":"1.1.0","name":"heddle","plugins":[{"type":"heddle","mode":"ptp","mtu":1450,"#,
+            r#"{"cniVersion":"1.0.0","cniVersions":["1.0.0","1.1.0"],"name":"heddle","#,
+            r#""plugins":[{"type":"heddle","mode":"ptp","mtu":1450,"#,
             r#""ipam":{"type":"host-local","ranges":[[{"subnet":"10.244.1.0/24"}],[{"subnet":"fd00:10:244:1::/64"}]],"#,
             r#""routes":[{"dst":"0.0.0.0/0"},{"dst":"::/0"}]}}]}"#
         )

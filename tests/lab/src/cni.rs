@@ -66,6 +66,13 @@ pub(crate) fn node_config(node: &Node) -> Result<Value> {
     Ok(json!({ "cniVersion": value["cniVersion"], "name": value["name"], "plugins": [value] }))
 }
 
+/// The newest of the versions that a configuration names, as a runtime chooses that speaks them all.
+fn version(config: &Value) -> Value {
+    let several = config["cniVersions"].as_array().into_iter().flatten();
+    let newest = several.chain([&config["cniVersion"]]).max_by_key(|version| version.as_str());
+    newest.cloned().unwrap_or_default()
+}
+
 /// One operation on one pod.
 #[derive(Debug)]
 pub(crate) struct Call<'a> {
@@ -88,7 +95,7 @@ impl Call<'_> {
         for plugin in plugins {
             let mut input = plugin.clone();
             input["name"] = config["name"].clone();
-            input["cniVersion"] = config["cniVersion"].clone();
+            input["cniVersion"] = version(config);
             if let Some(previous) = &previous {
                 input["prevResult"] = previous.json.clone();
             }

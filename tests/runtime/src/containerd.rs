@@ -39,18 +39,20 @@ impl Containerd {
         missing(&["containerd", "containerd-shim-runc-v2", "ctr", "runc"])
     }
 
-    /// Starts it on node 1 of `lab`, with `conflist` as the only network, and imports the image. The plugins that
-    /// it finds are ours and no others.
+    /// Starts it on node 1 of `lab`, with `conflist` as the only network (`None`: what the node has already), and
+    /// imports the image. The plugins that it finds are ours and no others.
     ///
     /// # Errors
     /// When it does not serve.
-    pub fn start(lab: &Lab, conflist: &Value) -> Result<Self> {
+    pub fn start(lab: &Lab, conflist: Option<&Value>) -> Result<Self> {
         let node = lab.node(1).clone();
         let dir = lab.dir().join("containerd");
         let plugins = plugins::link(&dir)?;
         fs::write(dir.join("config.toml"), config(&plugins)?)
             .map_err(|e| Error::new("write config.toml", e))?;
-        node.write_conflist(&conflist.to_string())?;
+        if let Some(conflist) = conflist {
+            node.write_conflist(&conflist.to_string())?;
+        }
         let process = spawn(&node, &dir)?;
         let cri = connect(&node, &process)?;
         let archive = image::write(node.place(), lab.dir())?;

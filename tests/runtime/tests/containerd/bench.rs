@@ -10,6 +10,7 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use heddle_lab::{Ask, Cmd, Lab, Place, Snapshot, eventually, skip};
+use heddle_runtime::cri::proto::{Nothing, StatusResponse};
 use heddle_runtime::{Containerd, Error, Plan, Pod, Result};
 use serde_json::{Value, json};
 
@@ -72,7 +73,7 @@ impl Bench {
             return Ok(None);
         }
         let lab = Lab::builder().nodes(1).threaded(false).build()?;
-        let containerd = Containerd::start(&lab, conflist)?;
+        let containerd = Containerd::start(&lab, Some(conflist))?;
         prepare(&containerd)?;
         let mut bench = Self { containerd, before: Snapshot::default(), lab };
         // The first pod of a node leaves what stays for good: directories of containerd and of the leases, the
@@ -209,6 +210,13 @@ pub fn answered_by(place: &Place, to: (IpAddr, u16), name: &str) -> Result<()> {
         return Ok(());
     }
     Err(Error::new(format!("reach {name} at {}", to.0), format!("{} answered", reply.server)))
+}
+
+/// What containerd tells kubelet of a condition: `RuntimeReady`, `NetworkReady`.
+pub fn ready(containerd: &Containerd, condition: &str) -> Result<bool> {
+    let answer: StatusResponse = containerd.cri().call("Status", &Nothing {})?;
+    let conditions = answer.status.unwrap_or_default().conditions;
+    Ok(conditions.iter().any(|one| one.kind == condition && one.status))
 }
 
 /// Prints a figure on the test's output.

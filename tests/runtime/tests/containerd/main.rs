@@ -4,3 +4,4 @@ mod bench;
 mod faults;
 mod holders;
 mod life;
+mod overlay;

@@ -2,7 +2,7 @@
 //!
 //! Source: include/uapi/linux/pkt_sched.h, net/sched/sch_tbf.c.
 
-use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_REPLACE, NLM_F_REQUEST};
+use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_ECHO, NLM_F_REPLACE, NLM_F_REQUEST};
 
 use crate::wire::{attributes, put_attribute, text, u32_at};
 use crate::{Result, Socket};
@@ -64,7 +64,8 @@ pub fn set_token_bucket(socket: &mut Socket, link: u32, bucket: &TokenBucket) ->
 /// Rate and limit of the token bucket at a device's root, if there is one. The kernel does not tell the burst.
 pub fn token_bucket(socket: &mut Socket, link: u32) -> Result<Option<(u64, u32)>> {
     let object = format_args!("root queue dev {link}");
-    let flags = NLM_F_REQUEST | NLM_F_ACK;
+    // Without the wish for an echo the kernel answers those who listen to changes, and not who asked.
+    let flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_ECHO;
     let sequence = socket.send("find", object, RTM_GETQDISC, flags, &header(link, 0))?;
     let mut found = None;
     let answer = socket.receive("find", object, sequence, |frame| {

@@ -30,6 +30,7 @@ fn made() -> (NetNs, Nft) {
     }
     batch.add_set(Family::Inet, TABLE, "from", SetKey::IfnameIpv6);
     batch.add_set(Family::Inet, TABLE, "by", SetKey::Ipv4Port);
+    batch.add_set(Family::Inet, TABLE, "pairs", SetKey::Ipv6Pair);
     nft.commit(&batch).unwrap();
     (ns, nft)
 }
@@ -90,6 +91,7 @@ fn the_kernel_takes_every_rule() {
     let base = Base::nat(Hook::Postrouting, priority::SRCNAT);
     let rules = [
         rule("e", vec![port::is_translated(), port::from_device_to(false, "from"), vec![Expr::Masquerade]]),
+        rule("g", vec![port::is_translated(), port::from_address_to(false, "pairs"), vec![Expr::Masquerade]]),
         rule("f", vec![port::is_translated(), port::to_address_by_port(true, "by"), vec![Expr::Masquerade]]),
     ];
     nft.ensure_chain(Family::Inet, TABLE, "from", &base, &rules).unwrap();

@@ -242,6 +242,10 @@ pub enum SetKey {
     Ipv4Port,
     /// An IPv6 address, a protocol, a port.
     Ipv6Port,
+    /// Two IPv4 addresses.
+    Ipv4Pair,
+    /// Two IPv6 addresses.
+    Ipv6Pair,
 }
 
 impl SetKey {
@@ -262,6 +266,8 @@ impl SetKey {
             Self::Port => (12 << 6 | 13, 8),
             Self::Ipv4Port => (7 << 12 | 12 << 6 | 13, 12),
             Self::Ipv6Port => (8 << 12 | 12 << 6 | 13, 24),
+            Self::Ipv4Pair => (7 << 6 | 7, 8),
+            Self::Ipv6Pair => (8 << 6 | 8, 32),
         }
     }
 }

@@ -65,6 +65,11 @@ pub fn device_and_address(device: &str, address: IpAddr) -> Vec<u8> {
     key
 }
 
+/// Two addresses of a family as a set's key ([`super::SetKey::Ipv4Pair`], `Ipv6Pair`).
+pub fn pair(one: IpAddr, other: IpAddr) -> Vec<u8> {
+    [octets(one), octets(other)].concat()
+}
+
 fn octets(address: IpAddr) -> Vec<u8> {
     match address {
         IpAddr::V4(ip) => ip.octets().to_vec(),
@@ -92,6 +97,11 @@ fn payload(base: u32, offset: u32, length: u32, register: u32) -> Expr {
         a.number(3, offset);
         a.number(4, length);
     })
+}
+
+fn source(v4: bool, register: u32) -> Expr {
+    let (offset, length) = if v4 { (12, 4) } else { (8, 16) };
+    payload(PAYLOAD_NETWORK, offset, length, register)
 }
 
 fn destination(v4: bool, register: u32) -> Expr {
@@ -159,6 +169,14 @@ pub fn is_translated() -> Vec<Expr> {
 pub fn from_device_to(v4: bool, set: &str) -> Vec<Expr> {
     let mut exprs = expr::nfproto(v4);
     exprs.extend([meta(META_IIFNAME, REG), destination(v4, REG + 4)]);
+    exprs.push(Expr::Lookup { set: set.into(), invert: false });
+    exprs
+}
+
+/// `ip|ip6 saddr . ip|ip6 daddr @SET`.
+pub fn from_address_to(v4: bool, set: &str) -> Vec<Expr> {
+    let mut exprs = expr::nfproto(v4);
+    exprs.extend([source(v4, REG), destination(v4, REG + width(v4))]);
     exprs.push(Expr::Lookup { set: set.into(), invert: false });
     exprs
 }

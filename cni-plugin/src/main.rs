@@ -11,9 +11,12 @@ mod addresses;
 mod cmd;
 mod conf;
 mod delegate;
+mod elements;
 mod forwarding;
 mod guard;
 mod loopback;
+mod mark;
+mod masquerade;
 mod mode;
 mod veth;
 

@@ -9,6 +9,8 @@ use heddle_netlink::route::{self, Filter, TABLE_LOCAL};
 use heddle_netlink::sysctl::{self, Key};
 use heddle_netlink::{DisplayMac, MacAddr, NetNs, Socket, Watch};
 
+use crate::elements;
+use crate::mark::{Holdings, Mark};
 use heddle_spec::{Failure, Interface, Network, Owner, code};
 
 /// What the names of all host sides begin with; the spoofing rule knows pods by it.
@@ -23,8 +25,8 @@ pub struct Pair {
     pub host_mac: MacAddr,
     pub pod: String,
     pub pod_mac: MacAddr,
-    /// Written on the host side last: a pair that carries it is complete.
-    pub mark: String,
+    pub network: Network,
+    pub owner: Owner,
 }
 
 impl Pair {
@@ -38,22 +40,26 @@ impl Pair {
             host_mac: [0x06, b, c, d, e, f ^ a],
             pod: owner.ifname().to_owned(),
             pod_mac: mac.unwrap_or([0x02, b, c, d, e, f ^ a]),
-            mark: format!("{} {} {}", network.as_str(), owner.container(), owner.ifname()),
+            network: network.clone(),
+            owner: owner.clone(),
         }
     }
 
-    /// Who the mark of a complete pair of this network says that it belongs to.
-    pub fn owner_of(network: &Network, mark: &str) -> Option<Owner> {
-        let mut words = mark.split(' ');
-        if words.next()? != network.as_str() {
-            return None;
-        }
-        Owner::new(words.next()?, words.next()?).ok()
+    /// The mark on a device, if it is that of this pair.
+    pub fn mark(&self, near: &Link) -> Option<Mark> {
+        near.alias.as_deref().and_then(Mark::parse).filter(|mark| mark.is_of(&self.network, &self.owner))
     }
 
-    /// Creates the pair, the pod's side directly in its namespace. Both sides are down.
-    pub fn create(&self, host: &mut Socket, pod_ns: &NetNs, mtu: Option<u32>) -> Result<(), Failure> {
-        let near = VethEnd { name: &self.host, mac: Some(self.host_mac), mtu, ns: None, master: None };
+    /// Creates the pair, the pod's side directly in its namespace, the host's side as a port of the bridge
+    /// `master`. Both sides are down.
+    pub fn create(
+        &self,
+        host: &mut Socket,
+        pod_ns: &NetNs,
+        mtu: Option<u32>,
+        master: Option<u32>,
+    ) -> Result<(), Failure> {
+        let near = VethEnd { name: &self.host, mac: Some(self.host_mac), mtu, ns: None, master };
         let far = VethEnd { name: &self.pod, mac: Some(self.pod_mac), mtu, ns: Some(pod_ns), master: None };
         link::create_veth(host, &near, &far).map_err(|error| {
             let code = if error.already_exists() { code::EXISTS } else { code::KERNEL };
@@ -68,10 +74,11 @@ impl Pair {
     pub fn clear(&self, host: &mut Socket, pod: &mut Socket) -> Result<(), Failure> {
         let near = link::by_name(host, &self.host)?;
         let far = link::by_name(pod, &self.pod)?;
-        if let Some(near) = &near
-            && near.alias.is_some()
-        {
-            return Err(Failure::new(code::EXISTS, format!("{} is attached already", self.mark))
+        // Somebody else's words count as complete, too.
+        let is_complete =
+            |near: &Link| near.alias.is_some() && self.mark(near).is_none_or(|mark| mark.complete);
+        if near.as_ref().is_some_and(is_complete) {
+            return Err(Failure::new(code::EXISTS, format!("{} is attached already", self.owner))
                 .with_details(format!("its host side is {}; DEL comes before another ADD", self.host)));
         }
         if let Some(far) = far
@@ -83,25 +90,31 @@ impl Pair {
             ));
         }
         match near {
-            Some(near) => Ok(link::delete(host, near.index)?),
+            Some(near) => {
+                link::delete(host, near.index)?;
+                elements::dismiss(&self.host, None)
+            }
             None => Ok(()),
         }
     }
 
     /// The host side, hardened before it is up: whatever a pod sends, it configures nothing here. It gets
-    /// no address by itself either.
+    /// no address by itself either. From here on it says whose it is.
     ///
     /// With `ipv6`, IPv6 is there even where the host switches it off for new devices.
     pub fn harden_host(&self, host: &mut Socket, index: u32, ipv6: bool) -> Result<(), Failure> {
         if ipv6 {
             set(&Key::ipv6_conf(&self.host, "disable_ipv6"), "0")?;
         }
-        let change = Change { addr_gen: Some(AddrGen::None), ..Change::default() };
-        if let Err(error) = link::change(host, index, &change)
+        let mark = Mark::begin(&self.network, &self.owner)?;
+        let change =
+            Change { addr_gen: Some(AddrGen::None), alias: Some(mark.as_str()), ..Change::default() };
+        if let Err(error) = link::change(host, index, &change) {
             // A kernel without IPv6, or with IPv6 off: nothing to harden.
-            && ipv6_is_there()
-        {
-            return Err(error.into());
+            if ipv6_is_there() {
+                return Err(error.into());
+            }
+            link::change(host, index, &Change { addr_gen: None, ..change })?;
         }
         set(&Key::ipv4_conf(&self.host, "accept_redirects"), "0")?;
         for name in ["accept_ra", "autoconf", "accept_redirects"] {
@@ -152,22 +165,23 @@ impl Pair {
         Ok(())
     }
 
-    /// Marks the pair as complete.
-    pub fn complete(&self, host: &mut Socket, index: u32) -> Result<(), Failure> {
-        Ok(link::change(host, index, &Change { alias: Some(&self.mark), ..Change::default() })?)
+    /// Marks the pair as complete, and writes down what it has in nf_tables.
+    pub fn complete(&self, host: &mut Socket, index: u32, holdings: &Holdings) -> Result<(), Failure> {
+        let mark = Mark::finish(&self.network, &self.owner, holdings);
+        Ok(link::change(host, index, &Change { alias: Some(mark.as_str()), ..Change::default() })?)
     }
 
     /// Deletes the pair, if it is there and ours.
-    pub fn delete(&self, host: &mut Socket) -> Result<bool, Failure> {
-        let Some(near) = link::by_name(host, &self.host)? else { return Ok(false) };
-        if near.alias.as_ref().is_some_and(|mark| *mark != self.mark) {
-            return Ok(false);
+    pub fn delete(&self, host: &mut Socket) -> Result<Deleted, Failure> {
+        let Some(near) = link::by_name(host, &self.host)? else { return Ok(Deleted::Nothing) };
+        let mark = self.mark(&near);
+        if near.alias.is_some() && mark.is_none() {
+            return Ok(Deleted::Foreign);
         }
         match link::delete(host, near.index) {
-            Ok(()) => Ok(true),
             // The namespace died in between, and the pair with it.
-            Err(error) if error.not_found() => Ok(true),
-            Err(error) => Err(error.into()),
+            Err(error) if !error.not_found() => Err(error.into()),
+            _ => Ok(Deleted::Pair(mark)),
         }
     }
 
@@ -185,6 +199,16 @@ impl Pair {
             side(&self.pod, self.pod_mac, Some(sandbox.display().to_string())),
         ]
     }
+}
+
+/// What was found where a pair was to be deleted.
+#[derive(Debug)]
+pub enum Deleted {
+    Nothing,
+    /// The pair, and what was written on it.
+    Pair(Option<Mark>),
+    /// A device of its name that is another network's.
+    Foreign,
 }
 
 /// One side of a pair, to be waited for.

@@ -11,9 +11,11 @@ use heddle_netlink::{NetNs, Socket, Watch};
 
 use crate::addresses::{self, Allocation, Given};
 use crate::conf::{Conf, Mode, Place};
+use crate::mark::{Bridged, Holdings};
+use crate::masquerade::{self, Group};
 use crate::mode::{self, bridge, ptp};
 use crate::veth::{self, Pair, Side};
-use crate::{forwarding, guard};
+use crate::{elements, forwarding, guard};
 use heddle_spec::program::Call;
 use heddle_spec::{Environment, Failure, Ip, Success, Version, code};
 
@@ -43,7 +45,7 @@ fn take_back(environment: &Environment, call: &Call, pair: &Pair, host: &mut Soc
     let Ok(place) = Place::new(&call.object) else { return };
     drop(heddle_bpf::detach_pod(&place.bpf_root, &pair.host));
     drop(pair.delete(host));
-    drop(guard::dismiss(pair));
+    drop(elements::dismiss(&pair.host, None));
     drop(addresses::give_back(environment, &place, Some(call)));
 }
 
@@ -115,11 +117,12 @@ fn wire(
         Mode::Ptp => {
             guard::ensure()?;
             forwarding::ensure(has(true), has(false))?;
-            let (near, watches) = create(conf, ns, pair, host, has(false))?;
+            let (near, watches) = create(conf, ns, pair, (host, None), has(false))?;
             ptp::wire_host(host, pair, near.index, allocations)?;
             ptp::wire_pod(pod, pair, allocations, &given.routes)?;
             let gateway6 = has(false).then_some(mode::GATEWAY6);
-            finish(pair, near.index, watches, (host, gateway6), (pod, mode::address6(allocations)))?;
+            finish(pair, watches, (host, gateway6), (pod, mode::address6(allocations)))?;
+            complete(conf, pair, host, near.index, None, allocations)?;
             success.interfaces.extend(pair.interfaces(&near, path));
             success.ips = allocations
                 .iter()
@@ -135,14 +138,24 @@ fn wire(
             if wanted.is_gateway {
                 forwarding::ensure(has(true), has(false))?;
             }
-            let device = bridge::ensure(host, wanted, conf.mtu, allocations)?;
-            let (near, watches) = create(conf, ns, pair, host, has(false))?;
-            guard::admit(pair, allocations)?;
-            bridge::wire_host(host, near.index, &device)?;
-            bridge::wire_pod(pod, pair, (wanted, &device), allocations, &routes)?;
-            finish(pair, near.index, watches, (host, None), (pod, mode::address6(allocations)))?;
-            success.interfaces.push(bridge::interface(&device));
+            let ready = bridge::ensure(host, wanted, conf.mtu, allocations)?;
+            let master = Some(ready.bridge.index);
+            let (near, mut watches) = create(conf, ns, pair, (host, master), has(false))?;
+            let bridged = bridge::bridged(wanted, pair, allocations.is_empty());
+            guard::admit(&pair.host, &bridged, &mode::ips(allocations))?;
+            bridge::wire_host(host, near.index, wanted, &ready)?;
+            bridge::wire_pod(pod, pair, (wanted, &ready), allocations, &routes)?;
+            if wanted.detect_duplicates {
+                bridge::await_unique(pod, &mut watches[1], pair)?;
+            }
+            if !wanted.disabled {
+                finish(pair, watches, (host, None), (pod, mode::address6(allocations)))?;
+            }
+            complete(conf, pair, host, near.index, Some(bridged), allocations)?;
+            success.interfaces.push(bridge::interface(&ready.bridge));
             success.interfaces.extend(pair.interfaces(&near, path));
+            let own = ready.gateway.filter(|gateway| gateway.index != ready.bridge.index);
+            success.interfaces.extend(own.iter().map(bridge::interface));
             success.routes = routes;
             success.ips = allocations
                 .iter()
@@ -162,10 +175,10 @@ fn create(
     conf: &Conf,
     ns: &NetNs,
     pair: &Pair,
-    host: &mut Socket,
+    (host, master): (&mut Socket, Option<u32>),
     ipv6: bool,
 ) -> Result<(Link, [Watch; 2]), Failure> {
-    pair.create(host, ns, conf.mtu)?;
+    pair.create(host, ns, conf.mtu, master)?;
     let near = veth::find(host, &pair.host)?;
     pair.harden_host(host, near.index, ipv6)?;
     let pod = pair.harden_pod(ns, ipv6)?;
@@ -175,16 +188,33 @@ fn create(
     Ok((near, [Watch::open()?, pod]))
 }
 
-/// Waits until packets pass, and marks the pair as complete.
+/// Waits until packets pass.
 fn finish(
     pair: &Pair,
-    index: u32,
     [mut near, mut far]: [Watch; 2],
     (host, host6): (&mut Socket, Option<Ipv6Addr>),
     (pod, pod6): (&mut Socket, Option<Ipv6Addr>),
 ) -> Result<(), Failure> {
     let outside = Side { watch: &mut near, socket: &mut *host, address6: host6 };
     let inside = Side { watch: &mut far, socket: pod, address6: pod6 };
-    pair.await_ready(outside, inside)?;
-    pair.complete(host, index)
+    pair.await_ready(outside, inside)
+}
+
+/// What is left when packets pass: masquerading, and the mark, last of all.
+fn complete(
+    conf: &Conf,
+    pair: &Pair,
+    host: &mut Socket,
+    index: u32,
+    bridged: Option<Bridged>,
+    allocations: &[Allocation],
+) -> Result<(), Failure> {
+    let ips = mode::ips(allocations);
+    let group = (conf.masquerade && !ips.is_empty()).then(|| Group::of(conf, allocations));
+    if let Some(group) = &group {
+        masquerade::enter(&pair.host, &ips, group)?;
+    }
+    let masquerade = group.map(|group| group.id);
+    let ips = if bridged.is_some() || masquerade.is_some() { ips } else { Vec::new() };
+    pair.complete(host, index, &Holdings { ips, bridged, masquerade })
 }

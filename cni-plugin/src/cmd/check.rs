@@ -8,8 +8,9 @@ use std::path::Path;
 use super::add::open_namespace;
 use super::{PATIENCE, boot_id};
 use crate::conf::{Conf, Ipam, Mode};
+use crate::mode::bridge;
 use crate::veth::Pair;
-use crate::{addresses, guard};
+use crate::{addresses, guard, masquerade};
 use heddle_ipam::Store;
 use heddle_netlink::link::{self, Link};
 use heddle_netlink::neigh::{self, Neigh};
@@ -33,18 +34,27 @@ pub fn check(environment: &Environment, conf: &Conf, call: &Call) -> Result<(), 
     let (mut host, mut pod) = (Socket::open()?, Socket::open_in(&ns)?);
 
     let near = side(&mut host, &pair.host, pair.host_mac, conf.mtu)?;
-    if near.alias.as_ref() != Some(&pair.mark) {
-        return Err(different(format!("the host side {} is not marked as that of {}", pair.host, pair.mark)));
-    }
+    let Some(mark) = pair.mark(&near).filter(|mark| mark.complete) else {
+        return Err(different(format!(
+            "the host side {} is not marked as that of {}",
+            pair.host, pair.owner
+        )));
+    };
     let (mac, mtu) = told(previous, &pair)?;
     let far = side(&mut pod, &pair.pod, mac, mtu)?;
-    if !guard::is_there(&conf.mode)? {
-        return Err(different("the nf_tables rules against spoofed addresses are not there".into()));
+    let own: Vec<&Ip> = addresses(previous, &pair).collect();
+    match &conf.mode {
+        Mode::Ptp if !guard::is_there()? => {
+            return Err(different("the nf_tables rules against spoofed addresses are not there".into()));
+        }
+        Mode::Ptp => {}
+        Mode::Bridge(bridge) => {
+            bridge::check(&mut host, &mut pod, bridge, (&pair, &near, &far), &own)?;
+        }
     }
-    let own = addresses(previous, &pair);
     let leased = leased(environment, conf)?;
     let present = addr::list(&mut pod, Some(far.index))?;
-    for ip in own {
+    for ip in &own {
         let address = ip.address.ip();
         if !present.iter().any(|addr| addr.ip.ip() == address) {
             return Err(different(format!("{} has not the address {}", pair.pod, ip.address)));
@@ -58,6 +68,12 @@ pub fn check(environment: &Environment, conf: &Conf, call: &Call) -> Result<(), 
         if ours && conf.mode == Mode::Ptp {
             wiring(&mut host, &mut pod, (&near, pair.host_mac), (&far, mac), ip)?;
         }
+    }
+    if conf.masquerade
+        && !own.is_empty()
+        && let Some(what) = masquerade::lacks(&pair.host, &mark)?
+    {
+        return Err(different(what));
     }
     routes(&mut pod, &far, conf, previous)?;
     let delegate = match &conf.ipam {

@@ -9,8 +9,8 @@ use heddle_netlink::{NetNs, Socket, link};
 
 use crate::addresses;
 use crate::conf::Place;
-use crate::guard;
-use crate::veth::Pair;
+use crate::elements;
+use crate::veth::{Deleted, Pair};
 use heddle_spec::program::Call;
 use heddle_spec::{Environment, Failure};
 
@@ -19,34 +19,40 @@ use heddle_spec::{Environment, Failure};
 /// With `call`, a delegate is told too; GC tells it once for all.
 pub fn del(environment: &Environment, place: &Place, call: Option<&Call>) -> Result<(), Failure> {
     let pair = Pair::new(&place.network, &environment.owner, place.mac.or(environment.mac));
-    let steps: [Result<(), Failure>; 3] = [
-        heddle_bpf::detach_pod(&place.bpf_root, &pair.host).map_err(Failure::kernel),
-        delete_pair(environment, &pair),
-        guard::dismiss(&pair),
-    ];
-    steps.into_iter().collect::<Result<(), Failure>>()?;
+    let detached = heddle_bpf::detach_pod(&place.bpf_root, &pair.host).map_err(Failure::kernel);
+    let deleted = delete_pair(environment, &pair);
+    // With the pair its mark is gone, which says what to look for; without it everything is looked through.
+    let dismissed = match &deleted {
+        Ok(Deleted::Foreign) => Ok(()),
+        Ok(Deleted::Pair(mark)) => elements::dismiss(&pair.host, mark.as_ref()),
+        Ok(Deleted::Nothing) | Err(_) => elements::dismiss(&pair.host, None),
+    };
+    detached.and(deleted.map(drop)).and(dismissed)?;
     // The address last, and only if all else is gone: it must not be another's while packets can still reach
     // this pod, and GC knows by it that there is something left.
     addresses::give_back(environment, place, call)
 }
 
-fn delete_pair(environment: &Environment, pair: &Pair) -> Result<(), Failure> {
-    if pair.delete(&mut Socket::open()?)? {
-        return Ok(());
+fn delete_pair(environment: &Environment, pair: &Pair) -> Result<Deleted, Failure> {
+    let near = pair.delete(&mut Socket::open()?)?;
+    if matches!(near, Deleted::Pair(_)) {
+        return Ok(near);
     }
     // Somebody renamed or moved the host side: the pod's side is still where it was.
-    let Some(ns) = environment.netns.as_ref().and_then(|path| NetNs::open(path).ok()) else { return Ok(()) };
+    let Some(ns) = environment.netns.as_ref().and_then(|path| NetNs::open(path).ok()) else {
+        return Ok(near);
+    };
     if ns == NetNs::current()? {
-        return Ok(());
+        return Ok(near);
     }
     let mut pod = Socket::open_in(&ns)?;
     match link::by_name(&mut pod, &pair.pod)? {
         Some(far) if far.kind.as_deref() == Some("veth") && far.mac == Some(pair.pod_mac) => {
             match link::delete(&mut pod, far.index) {
                 Err(error) if !error.not_found() => Err(error.into()),
-                _ => Ok(()),
+                _ => Ok(near),
             }
         }
-        _ => Ok(()),
+        _ => Ok(near),
     }
 }

@@ -10,7 +10,9 @@ use heddle_netlink::{Socket, link};
 use super::{PATIENCE, boot_id, del};
 use crate::addresses;
 use crate::conf::Place;
-use crate::veth::{PREFIX, Pair};
+use crate::elements;
+use crate::mark::Mark;
+use crate::veth::PREFIX;
 use heddle_spec::program::Call;
 use heddle_spec::{Environment, Failure, Owner, valid_attachments};
 
@@ -30,7 +32,11 @@ pub fn gc(place: &Place, call: &Call) -> Result<(), Failure> {
     let failures: Vec<Failure> = dead
         .into_iter()
         .map(|owner| del::del(&Environment::of(owner), place, None))
-        .chain([sweep(place), addresses::pass_on(place.delegate.as_deref(), call)])
+        .chain([
+            sweep(place, &valid),
+            elements::collect(),
+            addresses::pass_on(place.delegate.as_deref(), call),
+        ])
         .filter_map(Result::err)
         .collect();
     told(failures)
@@ -56,20 +62,22 @@ fn leased(place: &Place) -> Result<BTreeSet<Owner>, Failure> {
     }
 }
 
-/// Takes away what has no owner at all.
-fn sweep(place: &Place) -> Result<(), Failure> {
+/// Takes away the leases that nobody knows any more, and what has no owner at all.
+fn sweep(place: &Place, valid: &BTreeSet<Owner>) -> Result<(), Failure> {
     match Store::open_existing(&place.data_dir, &place.network, &boot_id()?)? {
-        Some(store) => Ok(store.lock(PATIENCE)?.sweep()?),
+        Some(store) => Ok(store.lock(PATIENCE)?.collect(valid)?),
         None => Ok(()),
     }
 }
 
-/// The owners of complete pairs of this network, by their marks.
+/// The owners of pairs of this network, by their marks, whether or not ADD came to its end.
 fn wired(place: &Place) -> Result<Vec<Owner>, Failure> {
     let links = link::list(&mut Socket::open()?)?;
     Ok(links
         .iter()
         .filter(|link| link.name.starts_with(PREFIX))
-        .filter_map(|link| Pair::owner_of(&place.network, link.alias.as_deref()?))
+        .filter_map(|link| Mark::parse(link.alias.as_deref()?))
+        .filter(|mark| mark.network == place.network.as_str())
+        .map(|mark| mark.owner)
         .collect())
 }

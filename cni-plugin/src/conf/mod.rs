@@ -5,9 +5,10 @@
 
 mod bridge;
 mod ipam;
+mod masquerade;
 mod runtime;
 
-pub use bridge::Bridge;
+pub use bridge::{Bridge, Vlans};
 pub use ipam::Ipam;
 pub use runtime::Runtime;
 
@@ -33,7 +34,6 @@ struct Raw {
     mode: Option<String>,
     mtu: Option<u32>,
     bridge: Option<String>,
-    ip_masq: bool,
     dns: Dns,
     /// Where the BPF file system is mounted.
     bpf_root: Option<String>,
@@ -59,6 +59,8 @@ pub struct Conf {
     pub requested: Vec<IpAddr>,
     /// The Ethernet address of the pod's interface, if it is not to be ours to choose.
     pub mac: Option<MacAddr>,
+    /// What leaves the pod's network leaves in the node's name.
+    pub masquerade: bool,
     pub dns: Dns,
     /// What the plugins before this one did.
     pub previous: Option<Success>,
@@ -98,7 +100,6 @@ impl Conf {
     pub fn new(object: &Map<String, Value>, version: Version) -> Result<Self, Failure> {
         let network = network(object)?;
         let raw: Raw = json::typed(Value::Object(object.clone()))?;
-        raw.refuse_what_is_not_built()?;
         let mode = raw.mode(object)?;
         let runtime = Runtime::read(object)?;
         let ipam = Ipam::read(object, version, &runtime.ranges)?;
@@ -116,6 +117,7 @@ impl Conf {
             mtu: raw.mtu.filter(|mtu| *mtu != 0),
             requested: runtime.ips,
             mac: runtime.mac,
+            masquerade: masquerade::read(object)?,
             ipam,
             // What is said of one pod counts more than what is said of all.
             dns: if runtime.dns.is_empty() { raw.dns } else { runtime.dns },
@@ -164,17 +166,6 @@ impl Raw {
                 let shown: String = other.chars().take(32).collect();
                 Err(invalid("mode", format!("{shown:?} is not ptp, bridge or ipvlan")))
             }
-        }
-    }
-
-    /// A key that is known and set, and that we would have to ignore: better said than ignored.
-    fn refuse_what_is_not_built(&self) -> Result<(), Failure> {
-        let set = [("ipMasq", self.ip_masq)];
-        match set.iter().find(|(_, set)| *set) {
-            Some((key, _)) => {
-                Err(Failure::new(code::UNSUPPORTED_FIELD, format!("{key}: it is not built yet")))
-            }
-            None => Ok(()),
         }
     }
 }
@@ -272,13 +263,13 @@ mod tests {
 
     #[test]
     fn fault_008_what_is_known_and_not_built_is_refused_and_the_unknown_ignored() {
-        for (key, value) in
-            [("ipMasq", json!(true)), ("mode", json!("ipvlan")), ("ipam", json!({"type": "dhcp"}))]
-        {
+        for (key, value) in [("mode", json!("ipvlan")), ("ipam", json!({"type": "dhcp"}))] {
             let failure = conf(with(key, value)).unwrap_err();
             assert_eq!(failure.code, 2, "{key}: {failure:?}");
         }
-        assert!(conf(with("ipMasq", json!(false))).is_ok());
+        for (key, value) in [("ipMasq", json!(true)), ("ipMasqBackend", json!("iptables"))] {
+            assert!(conf(with(key, value)).is_ok());
+        }
     }
 
     #[test]

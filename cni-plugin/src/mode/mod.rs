@@ -26,6 +26,11 @@ pub fn has_family(allocations: &[Allocation], v4: bool) -> bool {
     allocations.iter().any(|allocation| allocation.ip.is_ipv4() == v4)
 }
 
+/// The addresses alone.
+pub fn ips(allocations: &[Allocation]) -> Vec<IpAddr> {
+    allocations.iter().map(|allocation| allocation.ip.ip()).collect()
+}
+
 /// The first IPv6 address among the allocations.
 pub fn address6(allocations: &[Allocation]) -> Option<Ipv6Addr> {
     allocations.iter().find_map(|allocation| match allocation.ip.ip() {

@@ -10,10 +10,10 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::{Error, Result, Socket};
 
-/// `RTNLGRP_LINK` and `RTNLGRP_IPV6_ROUTE` (include/uapi/linux/rtnetlink.h).
-const GROUPS: [u32; 2] = [1, 11];
+/// `RTNLGRP_LINK`, `RTNLGRP_IPV6_IFADDR` and `RTNLGRP_IPV6_ROUTE` (include/uapi/linux/rtnetlink.h).
+const GROUPS: [u32; 3] = [1, 9, 11];
 
-/// Hears that a device or an IPv6 route of its namespace changes, from the moment it is opened.
+/// Hears that a device, an IPv6 address or an IPv6 route of its namespace changes, from the moment it is opened.
 #[derive(Debug)]
 pub struct Watch {
     events: Socket,

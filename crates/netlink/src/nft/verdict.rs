@@ -1,6 +1,6 @@
 //! Maps whose keys lead to a chain: one rule for any number of keys.
 
-use netlink_packet_core::NLM_F_CREATE;
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 
 use super::expr::{self, Expr, Side};
 use super::map::user_data;
@@ -40,11 +40,11 @@ impl Batch {
         });
     }
 
-    /// Adds elements to a verdict map. One that is there and leads elsewhere is `EEXIST`.
+    /// Adds elements to a verdict map. That none of them is there yet is part of the transaction (`EEXIST`).
     pub fn add_gotos(&mut self, family: Family, table: &str, map: &str, gotos: &[Goto]) {
         for part in gotos.chunks(ELEMENTS) {
             let object = format!("{} elements of map {family} {table} {map}", part.len());
-            self.push((msg::NEWSETELEM, NLM_F_CREATE, "add"), family, object, |a| {
+            self.push((msg::NEWSETELEM, NLM_F_CREATE | NLM_F_EXCL, "add"), family, object, |a| {
                 a.text(1, table);
                 a.text(2, map);
                 a.nested(3, |list| {

@@ -55,7 +55,7 @@ fn faults_007_to_010_and_013_configurations_that_cannot_be_meant() {
         (with("mtu", json!(70_000)), 7, "mtu"),
         (with("name", json!("../../etc")), 7, "name"),
         (with("name", json!("")), 7, "name"),
-        (with("ipMasq", json!(true)), 2, "ipMasq"),
+        (with("ipMasqBackend", json!("ebtables")), 7, "ipMasqBackend"),
         (with("mode", json!("ipvlan")), 2, "mode"),
         (with("ipam", ipam), 7, "ipam.routes[0]"),
         (with("ipam", json!({"type": "host-local", "subnet": "127.0.0.0/24"})), 7, "ipam.subnet: "),

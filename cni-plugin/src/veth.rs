@@ -243,14 +243,14 @@ fn set(key: &Key, value: &str) -> Result<(), Failure> {
 }
 
 /// Sets a parameter of IPv6, if there is IPv6.
-fn set_ipv6(device: &str, name: &str, value: &str) -> Result<(), Failure> {
+pub fn set_ipv6(device: &str, name: &str, value: &str) -> Result<(), Failure> {
     match sysctl::write(&Key::ipv6_conf(device, name), value) {
         Err(error) if sysctl::is_missing(&error) && !ipv6_is_there() => Ok(()),
         other => Ok(other?),
     }
 }
 
-fn ipv6_is_there() -> bool {
+pub fn ipv6_is_there() -> bool {
     sysctl::read(&Key::ipv6_conf("all", "disable_ipv6")).is_ok()
 }
 

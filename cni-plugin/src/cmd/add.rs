@@ -13,7 +13,7 @@ use crate::addresses::{self, Allocation, Given};
 use crate::conf::{Conf, Mode, Place};
 use crate::mark::{Bridged, Holdings};
 use crate::masquerade::{self, Group};
-use crate::mode::{self, bridge, ptp};
+use crate::mode::{self, bridge, ipvlan, ptp};
 use crate::veth::{self, Pair, Side};
 use crate::{elements, forwarding, guard};
 use heddle_spec::program::Call;
@@ -21,6 +21,9 @@ use heddle_spec::{Environment, Failure, Ip, Success, Version, code};
 
 /// Wires the pod.
 pub fn add(environment: &Environment, conf: &Conf, call: &Call) -> Result<Success, Failure> {
+    if let Mode::Ipvlan(wanted) = &conf.mode {
+        return ipvlan::add(environment, conf, wanted, call);
+    }
     let path = environment.netns.as_deref().unwrap_or(Path::new(""));
     let ns = open_namespace(path)?;
     if let (Mode::Ptp, Some(pool)) = (&conf.mode, conf.ipam.pool()) {
@@ -78,7 +81,12 @@ fn check_ptp(pool: &Pool) -> Result<(), Failure> {
 }
 
 /// Checks what could not be known before the addresses were given.
-fn check_given(conf: &Conf, mut given: Given, before: &Success, version: Version) -> Result<Given, Failure> {
+pub fn check_given(
+    conf: &Conf,
+    mut given: Given,
+    before: &Success,
+    version: Version,
+) -> Result<Given, Failure> {
     let has = |v4| mode::has_family(&given.allocations, v4);
     conf.check_mtu(has(false))?;
     if version.has_one_address_a_family() {
@@ -96,6 +104,7 @@ fn check_given(conf: &Conf, mut given: Given, before: &Success, version: Version
             given.routes = ptp::routes_of(&given.allocations, &given.routes);
         }
         Mode::Bridge(wanted) => given.allocations = bridge::with_gateways(wanted, given.allocations)?,
+        Mode::Ipvlan(_) => {}
     }
     Ok(given)
 }
@@ -166,6 +175,7 @@ fn wire(
                 })
                 .collect();
         }
+        Mode::Ipvlan(_) => return Err(Failure::new(code::INTERNAL, "mode ipvlan has no pair")),
     }
     Ok(success)
 }

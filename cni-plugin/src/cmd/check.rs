@@ -8,7 +8,7 @@ use std::path::Path;
 use super::add::open_namespace;
 use super::{PATIENCE, boot_id};
 use crate::conf::{Conf, Ipam, Mode};
-use crate::mode::bridge;
+use crate::mode::{bridge, ipvlan};
 use crate::veth::Pair;
 use crate::{addresses, guard, masquerade};
 use heddle_ipam::Store;
@@ -29,6 +29,9 @@ pub fn check(environment: &Environment, conf: &Conf, call: &Call) -> Result<(), 
         .previous
         .as_ref()
         .ok_or_else(|| Failure::new(code::INVALID_CONFIG, "prevResult: CHECK needs it, and it is missing"))?;
+    if let Mode::Ipvlan(wanted) = &conf.mode {
+        return ipvlan::check(environment, conf, wanted, (call, previous));
+    }
     let ns = open_namespace(environment.netns.as_deref().unwrap_or(Path::new("")))?;
     let pair = Pair::new(&conf.network, &environment.owner, conf.mac.or(environment.mac));
     let (mut host, mut pod) = (Socket::open()?, Socket::open_in(&ns)?);
@@ -42,12 +45,12 @@ pub fn check(environment: &Environment, conf: &Conf, call: &Call) -> Result<(), 
     };
     let (mac, mtu) = told(previous, &pair)?;
     let far = side(&mut pod, &pair.pod, mac, mtu)?;
-    let own: Vec<&Ip> = addresses(previous, &pair).collect();
+    let own: Vec<&Ip> = of_interface(previous, &pair.pod).collect();
     match &conf.mode {
         Mode::Ptp if !guard::is_there()? => {
             return Err(different("the nf_tables rules against spoofed addresses are not there".into()));
         }
-        Mode::Ptp => {}
+        Mode::Ptp | Mode::Ipvlan(_) => {}
         Mode::Bridge(bridge) => {
             bridge::check(&mut host, &mut pod, bridge, (&pair, &near, &far), &own)?;
         }
@@ -97,13 +100,13 @@ fn told(previous: &Success, pair: &Pair) -> Result<(MacAddr, Option<u32>), Failu
 }
 
 /// What is leased to the pod, if we lease.
-fn leased(environment: &Environment, conf: &Conf) -> Result<Option<Vec<IpAddr>>, Failure> {
+pub fn leased(environment: &Environment, conf: &Conf) -> Result<Option<Vec<IpAddr>>, Failure> {
     let Some(pool) = conf.ipam.pool() else { return Ok(None) };
     let store = Store::open(&pool.data_dir, &conf.network, &boot_id()?, pool.durable)?;
     Ok(Some(store.lock(PATIENCE)?.held(&environment.owner)?.into_iter().collect()))
 }
 
-fn different(what: String) -> Failure {
+pub fn different(what: String) -> Failure {
     Failure::new(code::KERNEL, what)
 }
 
@@ -126,10 +129,10 @@ fn side(socket: &mut Socket, name: &str, mac: MacAddr, mtu: Option<u32>) -> Resu
 }
 
 /// The pod's addresses by `prevResult`: those of its interface.
-fn addresses<'a>(previous: &'a Success, pair: &Pair) -> impl Iterator<Item = &'a Ip> {
+pub fn of_interface<'a>(previous: &'a Success, ifname: &str) -> impl Iterator<Item = &'a Ip> {
     previous.ips.iter().filter(move |ip| {
         let of = ip.interface.and_then(|n| previous.interfaces.get(n));
-        of.is_some_and(|interface| interface.name == pair.pod && interface.sandbox.is_some())
+        of.is_some_and(|interface| interface.name == ifname && interface.sandbox.is_some())
     })
 }
 
@@ -159,7 +162,7 @@ fn wiring(
 }
 
 /// The configured routes, as far as `prevResult` still knows them.
-fn routes(pod: &mut Socket, far: &Link, conf: &Conf, previous: &Success) -> Result<(), Failure> {
+pub fn routes(pod: &mut Socket, far: &Link, conf: &Conf, previous: &Success) -> Result<(), Failure> {
     let present = route::list(pod, &Filter { link: Some(far.index), ..Filter::default() })?;
     let configured = conf.ipam.pool().map(|pool| pool.routes.as_slice());
     let is_ours = |route: &&Route| configured.is_none_or(|own| own.iter().any(|own| own.dst == route.dst));

@@ -10,6 +10,7 @@ use heddle_netlink::{NetNs, Socket, link};
 use crate::addresses;
 use crate::conf::Place;
 use crate::elements;
+use crate::mode::ipvlan;
 use crate::veth::{Deleted, Pair};
 use heddle_spec::program::Call;
 use heddle_spec::{Environment, Failure};
@@ -27,7 +28,12 @@ pub fn del(environment: &Environment, place: &Place, call: Option<&Call>) -> Res
         Ok(Deleted::Pair(mark)) => elements::dismiss(&pair.host, mark.as_ref()),
         Ok(Deleted::Nothing) | Err(_) => elements::dismiss(&pair.host, None),
     };
-    detached.and(deleted.map(drop)).and(dismissed)?;
+    let unshared = match &deleted {
+        // It is of another mode, then.
+        Ok(Deleted::Pair(_)) => Ok(()),
+        _ => ipvlan::del(environment, place),
+    };
+    detached.and(deleted.map(drop)).and(dismissed).and(unshared)?;
     // The address last, and only if all else is gone: it must not be another's while packets can still reach
     // this pod, and GC knows by it that there is something left.
     addresses::give_back(environment, place, call)

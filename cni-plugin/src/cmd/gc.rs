@@ -12,6 +12,7 @@ use crate::addresses;
 use crate::conf::Place;
 use crate::elements;
 use crate::mark::Mark;
+use crate::mode::ipvlan;
 use crate::veth::PREFIX;
 use heddle_spec::program::Call;
 use heddle_spec::{Environment, Failure, Owner, valid_attachments};
@@ -24,7 +25,7 @@ pub fn gc(place: &Place, call: &Call) -> Result<(), Failure> {
     let valid = valid_attachments(&call.object)?;
     let mut dead: BTreeSet<Owner> =
         leased(place)?.into_iter().filter(|owner| !valid.contains(owner)).collect();
-    for owner in wired(place)? {
+    for owner in wired(place)?.into_iter().chain(ipvlan::owners(place)?) {
         if !valid.contains(&owner) {
             dead.insert(owner);
         }

@@ -5,11 +5,13 @@
 
 mod bridge;
 mod ipam;
+mod ipvlan;
 mod masquerade;
 mod runtime;
 
 pub use bridge::{Bridge, Vlans};
 pub use ipam::Ipam;
+pub use ipvlan::Ipvlan;
 pub use runtime::Runtime;
 
 use std::net::IpAddr;
@@ -34,6 +36,7 @@ struct Raw {
     mode: Option<String>,
     mtu: Option<u32>,
     bridge: Option<String>,
+    master: Option<String>,
     dns: Dns,
     /// Where the BPF file system is mounted.
     bpf_root: Option<String>,
@@ -45,6 +48,8 @@ pub enum Mode {
     /// A veth pair, a route of its own on the host, nothing shared with other pods.
     Ptp,
     Bridge(Bridge),
+    /// The host's interface, shared; no side of it on the host.
+    Ipvlan(Ipvlan),
 }
 
 /// A configuration that makes sense.
@@ -76,9 +81,12 @@ pub struct Place {
     pub delegate: Option<String>,
     pub mac: Option<MacAddr>,
     pub bpf_root: PathBuf,
+    /// Where records are that end with the boot.
+    pub run_dir: PathBuf,
 }
 
 const DEFAULT_BPF_ROOT: &str = "/sys/fs/bpf";
+const DEFAULT_RUN_DIR: &str = "/run/heddle";
 
 fn invalid(key: &str, reason: impl std::fmt::Display) -> Failure {
     Failure::new(code::INVALID_CONFIG, format!("{key}: {reason}"))
@@ -109,6 +117,9 @@ impl Conf {
                 let key = if bridge.is_default_gateway { "isDefaultGateway" } else { "isGateway" };
                 return Err(invalid(key, "without ipam there is no address for a gateway"));
             }
+            (Ipam::None, Mode::Ipvlan(_)) if object.get("prevResult").is_none() => {
+                return Err(invalid("ipam", "it is missing, and no plugin before has chosen addresses"));
+            }
             _ => {}
         }
         let conf = Self {
@@ -125,8 +136,22 @@ impl Conf {
             bpf_root: raw.bpf_root.unwrap_or_else(|| DEFAULT_BPF_ROOT.into()).into(),
         };
         let pool = conf.ipam.pool();
+        conf.check_ipvlan()?;
         conf.check_mtu(pool.is_some_and(|pool| pool.sets.iter().any(|set| !set.is_ipv4())))?;
         Ok(conf)
+    }
+
+    /// Refuses what an interface without a side on the host, and without an Ethernet address of its own, cannot have.
+    fn check_ipvlan(&self) -> Result<(), Failure> {
+        let Mode::Ipvlan(_) = self.mode else { return Ok(()) };
+        let refused = |key: &str, reason: &str| {
+            Err(Failure::new(code::UNSUPPORTED_FIELD, format!("{key}: in mode ipvlan {reason}")))
+        };
+        match self {
+            Self { masquerade: true, .. } => refused("ipMasq", "pods do not come by this host's NAT"),
+            Self { mac: Some(_), .. } => refused("mac", "a pod has the Ethernet address of its master"),
+            _ => Ok(()),
+        }
     }
 
     /// Refuses an MTU that the addresses cannot live with.
@@ -157,11 +182,12 @@ pub fn previous(object: &Map<String, Value>, version: Version) -> Result<Option<
 impl Raw {
     fn mode(&self, object: &Map<String, Value>) -> Result<Mode, Failure> {
         match (self.mode.as_deref(), &self.bridge) {
+            (None, None) if self.master.is_some() => {
+                Err(invalid("master", "it belongs to mode ipvlan, and there is no mode"))
+            }
             (Some("ptp"), _) | (None, None) => Ok(Mode::Ptp),
             (Some("bridge"), _) | (None, Some(_)) => Ok(Mode::Bridge(Bridge::read(object)?)),
-            (Some("ipvlan"), _) => {
-                Err(Failure::new(code::UNSUPPORTED_FIELD, "mode: ipvlan is not built yet"))
-            }
+            (Some(mode), _) if Ipvlan::is_meant(mode) => Ok(Mode::Ipvlan(Ipvlan::read(object)?)),
             (Some(other), _) => {
                 let shown: String = other.chars().take(32).collect();
                 Err(invalid("mode", format!("{shown:?} is not ptp, bridge or ipvlan")))
@@ -183,6 +209,7 @@ impl Place {
             delegate: Ipam::delegate_of(object),
             mac: Runtime::mac_of(object),
             bpf_root: text(object.get("bpfRoot"), DEFAULT_BPF_ROOT).into(),
+            run_dir: text(object.get("runDir"), DEFAULT_RUN_DIR).into(),
         })
     }
 }
@@ -263,9 +290,11 @@ mod tests {
 
     #[test]
     fn fault_008_what_is_known_and_not_built_is_refused_and_the_unknown_ignored() {
-        for (key, value) in [("mode", json!("ipvlan")), ("ipam", json!({"type": "dhcp"}))] {
-            let failure = conf(with(key, value)).unwrap_err();
-            assert_eq!(failure.code, 2, "{key}: {failure:?}");
+        let mut ipvlan = with("mode", json!("ipvlan"));
+        ipvlan["ipMasq"] = json!(true);
+        for refused in [ipvlan, with("ipam", json!({"type": "dhcp"}))] {
+            let failure = conf(refused.clone()).unwrap_err();
+            assert_eq!(failure.code, 2, "{refused}: {failure:?}");
         }
         for (key, value) in [("ipMasq", json!(true)), ("ipMasqBackend", json!("iptables"))] {
             assert!(conf(with(key, value)).is_ok());

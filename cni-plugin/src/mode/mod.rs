@@ -1,6 +1,7 @@
 //! How a pod is wired.
 
 pub mod bridge;
+pub mod ipvlan;
 pub mod ptp;
 
 use std::net::{IpAddr, Ipv6Addr};

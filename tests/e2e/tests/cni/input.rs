@@ -56,7 +56,7 @@ fn faults_007_to_010_and_013_configurations_that_cannot_be_meant() {
         (with("name", json!("../../etc")), 7, "name"),
         (with("name", json!("")), 7, "name"),
         (with("ipMasqBackend", json!("ebtables")), 7, "ipMasqBackend"),
-        (with("mode", json!("ipvlan")), 2, "mode"),
+        (with("mode", json!("macvlan")), 7, "mode"),
         (with("ipam", ipam), 7, "ipam.routes[0]"),
         (with("ipam", json!({"type": "host-local", "subnet": "127.0.0.0/24"})), 7, "ipam.subnet: "),
         (with("ipam", json!({"type": "host-local", "subnet": "ff02::/64"})), 7, "ipam.subnet: "),

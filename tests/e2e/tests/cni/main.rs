@@ -10,6 +10,7 @@ mod bridge;
 mod check;
 mod crash;
 mod input;
+mod ipvlan;
 mod ptp;
 mod reference;
 mod surroundings;

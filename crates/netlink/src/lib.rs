@@ -20,6 +20,7 @@ pub mod monitor;
 pub mod neigh;
 pub mod netns;
 pub mod nft;
+pub mod packet;
 pub mod route;
 mod socket;
 pub mod sysctl;

@@ -28,7 +28,7 @@ pub use batch::Batch;
 pub use decode::Action;
 pub use expr::{Expr, Verdict};
 pub use map::{Entry, MapData};
-pub use read::{Element, ListedChain, ListedRule, ListedTable};
+pub use read::{Element, ListedChain, ListedRule, ListedSet, ListedTable};
 pub use ruleset::{Chain, Ruleset, Set};
 
 use crate::socket::acknowledged;
@@ -48,6 +48,7 @@ mod msg {
     pub const GETRULE: u16 = SUBSYSTEM | 7;
     pub const DELRULE: u16 = SUBSYSTEM | 8;
     pub const NEWSET: u16 = SUBSYSTEM | 9;
+    pub const GETSET: u16 = SUBSYSTEM | 10;
     pub const DELSET: u16 = SUBSYSTEM | 11;
     pub const NEWSETELEM: u16 = SUBSYSTEM | 12;
     pub const GETSETELEM: u16 = SUBSYSTEM | 13;

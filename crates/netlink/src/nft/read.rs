@@ -19,6 +19,14 @@ pub struct ListedTable {
     pub name: String,
 }
 
+/// A set or map of any owner.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ListedSet {
+    pub family: Family,
+    pub table: String,
+    pub name: String,
+}
+
 /// A chain of any owner.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListedChain {
@@ -136,6 +144,21 @@ impl Nft {
             prefixes.extend(range_to_prefixes(&start, None));
         }
         Ok(Some(prefixes))
+    }
+
+    /// All sets and maps of all families.
+    pub fn sets(&mut self) -> Result<Vec<ListedSet>> {
+        self.dump(msg::GETSET, Family::Other(0), "nf_tables sets", &Attributes::default(), |family, frame| {
+            let (mut table, mut name) = (String::new(), String::new());
+            for (kind, value) in attributes(frame) {
+                match kind {
+                    1 => table = text(value),
+                    2 => name = text(value),
+                    _ => {}
+                }
+            }
+            Some(ListedSet { family, table, name })
+        })
     }
 
     /// The elements of a set: key, and whether it is the end of an interval. `None`: no such set.

@@ -163,7 +163,8 @@ impl Host {
         Socket::open_in(&self.ns).unwrap()
     }
 
-    /// All that a pod can leave behind: links, addresses, routes, permanent neighbours, rules, leases.
+    /// All that a pod can leave behind: links, addresses, routes, permanent neighbours, rules and elements of their
+    /// sets, leases.
     pub fn state(&self) -> BTreeSet<String> {
         let mut socket = self.socket();
         let mut state = BTreeSet::new();
@@ -187,6 +188,10 @@ impl Host {
             state.extend(
                 rules.iter().map(|rule| format!("rule {} {} {}", rule.table, rule.chain, rule.handle)),
             );
+        }
+        for set in nft.sets().unwrap() {
+            let elements = nft.elements(set.family, &set.table, &set.name).unwrap().unwrap_or_default();
+            state.extend(elements.iter().map(|one| format!("element {} {} {one:x?}", set.table, set.name)));
         }
         state.extend(self.leases());
         state

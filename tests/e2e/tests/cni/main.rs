@@ -5,12 +5,14 @@
 //! their number.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+mod around;
 mod bench;
 mod bridge;
 mod check;
 mod crash;
 mod input;
 mod ipvlan;
+mod masquerade;
 mod ptp;
 mod reference;
 mod surroundings;

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use heddle_ipam::{Machine, Namespace, Pool, Request, Store, resolv};
+use heddle_ipam::{Machine, Namespace, Pool, Request, Store, Turn, resolv};
 use heddle_netlink::{NetNs, Socket, link};
 use heddle_spec::program::{self, Call};
 use heddle_spec::{Command, Dns, Environment, Failure, Owner, Route, Success, code};
@@ -114,6 +114,23 @@ fn release(environment: &Environment, place: &Place) -> Result<(), Failure> {
         store.lock(PATIENCE)?.release(&environment.owner)?;
     }
     Ok(())
+}
+
+/// Waits until nobody else works on this interface: an ADD and a DEL of it that a runtime runs at once take turns, as
+/// long as the leases are ours. With `needed` it is an error if that cannot be; without, what can be deleted is.
+pub fn turn(place: &Place, owner: &Owner, needed: bool) -> Result<Option<Turn>, Failure> {
+    if place.delegate.is_some() {
+        return Ok(None);
+    }
+    let store = match needed {
+        true => Store::open(&place.data_dir, &place.network, &boot_id()?, false).map(Some),
+        false => Store::open_existing(&place.data_dir, &place.network, &boot_id()?),
+    };
+    let turn = store.and_then(|store| store.map(|store| store.turn(owner, PATIENCE)).transpose());
+    match turn {
+        Err(error) if !needed && !matches!(error, heddle_ipam::Error::Locked { .. }) => Ok(None),
+        turn => Ok(turn?),
+    }
 }
 
 /// Passes CHECK, GC or STATUS on, where there is somebody to pass it on to.

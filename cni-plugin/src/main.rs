@@ -26,7 +26,7 @@ use heddle_spec::program::{self, Call};
 use heddle_spec::{Command, Failure, code};
 use serde_json::Value;
 
-use crate::conf::{Conf, Place};
+use crate::conf::{Conf, Ipam, Place};
 
 fn main() -> ExitCode {
     if program::variable("CNI_COMMAND").is_none() {
@@ -50,6 +50,8 @@ fn serve(call: &Call) -> Result<Option<Value>, Failure> {
         (Command::Add, Some(environment)) => {
             let conf = conf()?;
             program::check_output()?;
+            let needed = matches!(conf.ipam, Ipam::BuiltIn(_));
+            let _turn = addresses::turn(&Place::new(&call.object)?, &environment.owner, needed)?;
             let success = cmd::add::add(environment, &conf, call)?;
             let Err(lost) = program::deliver(&success.to_json(call.version)) else { return Ok(None) };
             // A runtime that did not hear of the interface will not delete it.
@@ -57,7 +59,9 @@ fn serve(call: &Call) -> Result<Option<Value>, Failure> {
             Err(Failure::new(code::IO, format!("{}; the interface was taken back", lost.msg)))
         }
         (Command::Del, Some(environment)) => {
-            cmd::del::del(environment, &Place::new(&call.object)?, Some(call))
+            let place = Place::new(&call.object)?;
+            let _turn = addresses::turn(&place, &environment.owner, false)?;
+            cmd::del::del(environment, &place, Some(call))
         }
         (Command::Check, Some(environment)) => cmd::check::check(environment, &conf()?, call),
         (Command::Gc, _) => cmd::gc::gc(&Place::new(&call.object)?, call),

@@ -32,7 +32,10 @@ pub fn gc(place: &Place, call: &Call) -> Result<(), Failure> {
     }
     let failures: Vec<Failure> = dead
         .into_iter()
-        .map(|owner| del::del(&Environment::of(owner), place, None))
+        .map(|owner| {
+            let _turn = addresses::turn(place, &owner, false)?;
+            del::del(&Environment::of(owner), place, None)
+        })
         .chain([
             sweep(place, &valid),
             elements::collect(),

@@ -124,6 +124,10 @@ impl Environment {
         let owner = Owner::new(&get("CNI_CONTAINERID").unwrap_or_default(), &ifname)
             .map_err(|error| invalid(format!("CNI_CONTAINERID: {error}")))?;
         let netns = get("CNI_NETNS").filter(|path| !path.is_empty()).map(PathBuf::from);
+        // The kernel's PATH_MAX. DEL takes such a path for one that leads nowhere.
+        if command != Command::Del && netns.as_ref().is_some_and(|path| path.as_os_str().len() >= 4096) {
+            return Err(invalid("CNI_NETNS is longer than a path can be".into()));
+        }
         let environment = Self { netns, ..Self::of(owner) };
         match Arguments::parse(&get("CNI_ARGS").unwrap_or_default()) {
             Ok(args) => Ok(Some(Self { requested: args.ips, mac: args.mac, ..environment })),

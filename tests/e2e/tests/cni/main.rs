@@ -9,7 +9,6 @@ mod around;
 mod bench;
 mod bridge;
 mod check;
-mod crash;
 mod input;
 mod ipvlan;
 mod masquerade;

@@ -5,9 +5,13 @@
 //! all calls that there are: `HEDDLE_SWEEP=all` tries each in each way, without it the longer sweeps take every few.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+mod around;
 #[allow(dead_code, reason = "made for the tests of the plugin's answers, which use more of it")]
 #[path = "../cni/bench.rs"]
 mod bench;
+mod disk;
+mod errno;
 mod kill;
+mod power;
 mod sweep;
 mod world;

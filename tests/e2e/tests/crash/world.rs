@@ -30,10 +30,22 @@ pub struct Outcome {
     pub status: ExitStatus,
 }
 
+impl Outcome {
+    pub fn killed(&self) -> bool {
+        self.status.signal() == Some(nix::libc::SIGKILL)
+    }
+}
+
 impl World {
     /// Pods in a mode.
     pub fn new(conf: impl Fn(&Host) -> Value) -> Self {
+        Self::prepared(|_| {}, conf)
+    }
+
+    /// The same on a host that something is done to first.
+    pub fn prepared(first: impl Fn(&Host), conf: impl Fn(&Host) -> Value) -> Self {
         let host = Host::new();
+        first(&host);
         let conf = conf(&host);
         let (pod, other) = (Pod::new("abc"), Pod::new("other"));
         host.add(&pod, &conf);
@@ -60,7 +72,7 @@ impl World {
     }
 
     /// All that a pod can leave behind on the host.
-    fn state(&self) -> BTreeSet<String> {
+    pub fn state(&self) -> BTreeSet<String> {
         let mut state = self.host.state();
         let rules = self.host.ns.run(|| Command::new("nft").args(["-s", "list", "ruleset"]).output());
         let rules = String::from_utf8(rules.unwrap().unwrap().stdout).unwrap();
@@ -76,11 +88,15 @@ impl World {
 
     /// Nothing of the pod is left, and the other one is as it was.
     pub fn assert_clean(&self, what: &str) {
+        self.assert_host_clean(what);
+        assert!(link::by_name(&mut self.pod.socket(), "eth0").unwrap().is_none(), "{what}: eth0 is there");
+    }
+
+    pub fn assert_host_clean(&self, what: &str) {
         let now = self.state();
         let more: Vec<_> = now.difference(&self.before).collect();
         let less: Vec<_> = self.before.difference(&now).collect();
         assert!(more.is_empty() && less.is_empty(), "{what}: left {more:?}, lost {less:?}");
-        assert!(link::by_name(&mut self.pod.socket(), "eth0").unwrap().is_none(), "{what}: eth0 is there");
     }
 
     /// The other pod has what it had.
@@ -126,13 +142,23 @@ impl World {
 
     /// Runs the plugin, each of its system calls as `fate` says.
     pub fn traced(&self, command: &str, conf: &Value, fate: impl FnMut(&Call) -> Fate + Send) -> Outcome {
+        self.traced_with(Host::variables(&self.pod, command), conf, fate)
+    }
+
+    /// The same with exactly these variables.
+    pub fn traced_with(
+        &self,
+        variables: Vec<(String, String)>,
+        conf: &Value,
+        fate: impl FnMut(&Call) -> Fate + Send,
+    ) -> Outcome {
         let mut program = Command::new(heddle_lab::bin("heddle"));
-        program.env_clear().envs(Host::variables(&self.pod, command));
+        program.env_clear().envs(variables);
         program.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let input = conf.to_string();
         // Whoever starts it must follow it, from the thread inside.
         let run = self.host.ns.run(|| trace::trace(&mut program, input.as_bytes(), fate));
-        let run = run.unwrap().unwrap_or_else(|error| panic!("{command}: {error}"));
+        let run = run.unwrap().unwrap();
         let stdout = String::from_utf8(run.stdout).unwrap();
         let answer = Answer {
             success: run.status.success(),
@@ -147,8 +173,7 @@ impl World {
     pub fn killed_at(&self, k: usize, command: &str, conf: &Value) -> bool {
         let fate = |call: &Call| if call.index == k { Fate::Kills } else { Fate::Passes };
         let outcome = self.traced(command, conf, fate);
-        let killed = outcome.status.signal() == Some(nix::libc::SIGKILL);
-        assert!(killed || outcome.answer.success, "{command} {k}: {outcome:?}");
-        killed
+        assert!(outcome.killed() || outcome.answer.success, "{command} {k}: {outcome:?}");
+        outcome.killed()
     }
 }

@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use std::sync::Mutex;
 
 use anyhow::{Result, bail, ensure};
-use heddle_netlink::addr::{self, Addr};
+use heddle_netlink::addr::{self, Addr, Scope};
 use heddle_netlink::link::{self, AddrGen, Change, Link, Operational, VethEnd};
 use heddle_netlink::route::{self, Route};
 use heddle_netlink::{NetNs, Socket, Watch};
@@ -209,8 +209,9 @@ impl Stage {
         for ns in pods.iter().map(|pod| &pod.ns).chain([&self.host.ns]) {
             let mut watch = ns.run(Watch::open).unwrap().unwrap();
             let mut socket = Socket::open_in(ns).unwrap();
-            let met =
-                watch.until(DEADLINE, || Ok(addr::list(&mut socket, None)?.iter().all(|a| !a.tentative)));
+            let met = watch.until(DEADLINE, || {
+                Ok(addr::list(&mut socket, None)?.iter().all(|a| !a.tentative || a.scope != Scope::Universe))
+            });
             ensure!(met.unwrap(), "an address stays tentative");
         }
         Ok(())
@@ -349,10 +350,14 @@ impl Stage {
         );
         link::create_veth(&mut host, &near, &far).unwrap();
         let mut far = Socket::open_in(&ns).unwrap();
-        for (socket, name, own) in
-            [(&mut host, "up0", [HOST4, HOST6]), (&mut far, "eth0", [OUTSIDE4, OUTSIDE6])]
-        {
+        for (socket, name, own) in [
+            (&mut host, "up0", [HOST4, HOST6, "fe80::1"]),
+            (&mut far, "eth0", [OUTSIDE4, OUTSIDE6, "fe80::2"]),
+        ] {
             let index = link::by_name(socket, name).unwrap().unwrap().index;
+            // No link-local address that would be looked for elsewhere first, for a second or two.
+            let quiet = Change { addr_gen: Some(AddrGen::None), ..Change::default() };
+            link::change(socket, index, &quiet).unwrap();
             link::set_up(socket, index).unwrap();
             for ip in own {
                 let prefix = if ip.contains(':') { 64 } else { 24 };
@@ -375,6 +380,19 @@ impl Stage {
         assert!(inside.until(DEADLINE, || up(&mut host, "up0")).unwrap());
         assert!(beyond.until(DEADLINE, || up(&mut far, "eth0")).unwrap());
         Outside { ns }
+    }
+
+    /// The host's end of a pod's pair, by the result.
+    pub fn host_side(&self, result: &Value) -> Result<Link> {
+        let mut socket = self.host.socket();
+        let told = result["interfaces"].as_array().map(Vec::as_slice).unwrap_or_default();
+        for one in told.iter().filter(|one| one["sandbox"].as_str().is_none_or(str::is_empty)) {
+            let link = link::by_name(&mut socket, one["name"].as_str().unwrap()).unwrap();
+            if let Some(link) = link.filter(|link| link.kind.as_deref() == Some("veth")) {
+                return Ok(link);
+            }
+        }
+        bail!("the result tells no host side")
     }
 
     /// `text` without the names that are others at every run: paths of this run, random names of devices.

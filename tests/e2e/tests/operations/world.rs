@@ -89,7 +89,8 @@ impl World {
                 "type": "host-local", "dataDir": format!("{DISK}/leases"),
                 "ranges": [[{"subnet": format!("10.{net}.0.0/29")}], [{"subnet": format!("fd0{net}::/64")}]],
                 "routes": []
-            }
+            },
+            "ipMasq": true
         });
         if net == 0 {
             conf["mode"] = json!("ptp");
@@ -97,6 +98,7 @@ impl World {
             conf["mode"] = json!("bridge");
             conf["bridge"] = json!("br0");
             conf["isGateway"] = json!(true);
+            conf["macspoofchk"] = json!(true);
         }
         conf
     }

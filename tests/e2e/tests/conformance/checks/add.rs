@@ -1,10 +1,10 @@
 //! ADD (section 2).
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, ensure};
 use heddle_netlink::link::{self, VethEnd};
 use heddle_netlink::route::{self, Filter};
 use heddle_netlink::{DisplayMac, Socket, addr};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::bench::Pod;
 use crate::stage::{Stage, device, ips, said};
@@ -127,7 +127,7 @@ fn mtu_of_both_ends(stage: &Stage) -> Result<()> {
     let pod = Pod::new("abc");
     let result = stage.add(&pod, &stage.list().with("mtu", json!(1400)))?;
     let inner = device(&pod, "eth0")?;
-    let outer = host_side(stage, &result)?;
+    let outer = stage.host_side(&result)?;
     ensure!(
         inner.mtu == 1400 && outer.mtu == 1400,
         "it is {} in the pod and {} outside",
@@ -135,19 +135,6 @@ fn mtu_of_both_ends(stage: &Stage) -> Result<()> {
         outer.mtu
     );
     Ok(())
-}
-
-/// The host's end of the pair, by the result.
-fn host_side(stage: &Stage, result: &Value) -> Result<link::Link> {
-    let mut socket = stage.host.socket();
-    let told = result["interfaces"].as_array().map(Vec::as_slice).unwrap_or_default();
-    for one in told.iter().filter(|one| one["sandbox"].as_str().unwrap_or_default().is_empty()) {
-        let link = link::by_name(&mut socket, one["name"].as_str().unwrap()).unwrap();
-        if let Some(link) = link.filter(|link| link.kind.as_deref() == Some("veth")) {
-            return Ok(link);
-        }
-    }
-    bail!("the result tells no host side")
 }
 
 fn two_families(stage: &Stage) -> Result<()> {

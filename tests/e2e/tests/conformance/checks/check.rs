@@ -1,6 +1,6 @@
 //! CHECK (section 2).
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, ensure};
 use heddle_netlink::addr;
 use heddle_netlink::link::{self, Change};
 use heddle_netlink::route::{self, Filter, Route};
@@ -162,23 +162,9 @@ fn pod_side_down(stage: &Stage) -> Result<()> {
     found(stage, &other, &list, &result)
 }
 
-/// The device on the host that leads to the pod.
-fn host_side(stage: &Stage, result: &Value) -> Result<link::Link> {
-    let mut socket = stage.host.socket();
-    for one in result["interfaces"].as_array().unwrap() {
-        if one["sandbox"].as_str().is_none_or(str::is_empty)
-            && let Some(link) = link::by_name(&mut socket, one["name"].as_str().unwrap()).unwrap()
-            && link.kind.as_deref() == Some("veth")
-        {
-            return Ok(link);
-        }
-    }
-    bail!("the result tells no host side")
-}
-
 fn host_side_down(stage: &Stage) -> Result<()> {
     let (pod, list, result) = added(stage)?;
-    let near = host_side(stage, &result)?;
+    let near = stage.host_side(&result)?;
     link::set_down(&mut stage.host.socket(), near.index).unwrap();
     found(stage, &pod, &list, &result)
 }
@@ -195,7 +181,7 @@ fn host_route_gone(stage: &Stage) -> Result<()> {
 
 fn left_the_bridge(stage: &Stage) -> Result<()> {
     let (pod, list, result) = added(stage)?;
-    let near = host_side(stage, &result)?;
+    let near = stage.host_side(&result)?;
     let change = Change { master: Some(None), ..Change::default() };
     link::change(&mut stage.host.socket(), near.index, &change).unwrap();
     found(stage, &pod, &list, &result)
@@ -218,7 +204,7 @@ fn lease_of_another(stage: &Stage) -> Result<()> {
 fn other_mtu(stage: &Stage) -> Result<()> {
     let (pod, list) = (Pod::new("abc"), stage.list().with("mtu", json!(1450)));
     let result = stage.add(&pod, &list)?;
-    let near = host_side(stage, &result)?;
+    let near = stage.host_side(&result)?;
     let change = Change { mtu: Some(1300), ..Change::default() };
     link::change(&mut stage.host.socket(), near.index, &change).unwrap();
     found(stage, &pod, &list, &result)

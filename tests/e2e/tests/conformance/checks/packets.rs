@@ -30,12 +30,6 @@ pub const CHECKS: &[Check] = &[
     Check {
         section: "packets",
         parts: WIRED,
-        name: "the host reaches the pod over IPv6 as soon as ADD is through",
-        run: at_once,
-    },
-    Check {
-        section: "packets",
-        parts: WIRED,
         name: "the pod reaches its gateway's address",
         run: pod_to_gateway,
     },
@@ -103,17 +97,6 @@ fn pod_to_outside(stage: &Stage) -> Result<()> {
         let echo = Echo::new(&pod.ns, own);
         tcp(&outside.ns, echo.at).map(drop).context("from outside")
     })
-}
-
-fn at_once(stage: &Stage) -> Result<()> {
-    let pod = Pod::new("abc");
-    let own = ips(&stage.add(&pod, &stage.dual())?)[1];
-    let echo = Echo::new(&pod.ns, own);
-    // Looking for the address elsewhere takes a second at least.
-    let soon = std::time::Duration::from_millis(700);
-    let connected = stage.host.ns.run(|| std::net::TcpStream::connect_timeout(&echo.at, soon))?;
-    ensure!(connected.is_ok(), "it does not within 0.7 s");
-    Ok(())
 }
 
 fn pod_to_gateway(stage: &Stage) -> Result<()> {

@@ -8,10 +8,13 @@
 mod around;
 mod bench;
 mod bridge;
+mod bridge_vlan;
 mod check;
 mod input;
 mod ipvlan;
 mod masquerade;
 mod ptp;
+mod raw;
 mod reference;
+mod spoof;
 mod surroundings;

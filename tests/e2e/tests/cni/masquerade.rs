@@ -97,8 +97,10 @@ fn every_range_of_the_network_is_home_and_those_of_others_are_not() {
     let second = host.add(&two, &conf).ips().remove(0);
     assert_eq!((first.as_str(), second.as_str()), ("10.44.1.2", "10.44.2.2"));
     let elsewhere = host.add(&stranger, &host.conf()).ips().remove(0);
-    let _servers =
-        [Server::start(&two.ns, "two", (&second, PORT)), Server::start(&stranger.ns, "stranger", (&elsewhere, PORT))];
+    let _servers = [
+        Server::start(&two.ns, "two", (&second, PORT)),
+        Server::start(&stranger.ns, "stranger", (&elsewhere, PORT)),
+    ];
     assert_eq!(seen(&one, &second), first);
     let gateway = seen(&one, &elsewhere);
     assert_ne!(gateway, first, "to another network it goes in the host's name");
@@ -112,9 +114,8 @@ fn one_rule_for_all_and_nothing_of_a_pod_is_left() {
         host.add(&first, &conf);
         host.del(&first, &conf);
         let before = host.state();
-        let rules = |host: &Host| {
-            Nft::open_in(&host.ns).unwrap().rules(Family::Inet, "heddle", None).unwrap().len()
-        };
+        let rules =
+            |host: &Host| Nft::open_in(&host.ns).unwrap().rules(Family::Inet, "heddle", None).unwrap().len();
         let (pods, alone) = (["one", "two", "three"].map(Pod::new), rules(&host));
         for pod in &pods {
             host.add(pod, &conf);

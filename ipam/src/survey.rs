@@ -176,8 +176,10 @@ impl Survey {
         if self.read < self.total {
             text += &format!(", of which {} were read,", self.read);
         }
-        let (containers, names) = (self.holders.len(), names.join(", "));
-        text += &format!(" of {containers} containers ({names}{more}) in {directory}");
+        if !names.is_empty() {
+            text += &format!(" of {} containers ({}{more})", self.holders.len(), names.join(", "));
+        }
+        text += &format!(" in {directory}");
         if self.hidden > 0 {
             text += &format!("; {} are of pods that are not where they were, but still there", self.hidden);
         }

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use heddle_ipam::{Machine, Namespace, Pool, Request, Store, Turn, resolv};
 use heddle_netlink::{NetNs, Socket, link};
@@ -84,10 +85,16 @@ pub fn take(
 fn clear(dead: &Owner, conf: &Conf, call: &Call) -> bool {
     let pair = Pair::new(&conf.network, dead, None);
     let alive = Socket::open().and_then(|mut host| link::by_name(&mut host, &pair.host));
-    alive.is_ok_and(|alive| alive.is_none())
-        && Place::new(&call.object)
-            .and_then(|place| del::del(&Environment::of(dead.clone()), &place, None))
-            .is_ok()
+    if !alive.is_ok_and(|alive| alive.is_none()) {
+        return false;
+    }
+    let cleared = Place::new(&call.object).and_then(|place| {
+        // Who works on it now has a reason to, and our own pod is waiting: it is not waited for.
+        let store = Store::open(&place.data_dir, &place.network, &boot_id()?, false)?;
+        let _turn = store.turn(dead, Duration::ZERO)?;
+        del::del(&Environment::of(dead.clone()), &place, None)
+    });
+    cleared.is_ok()
 }
 
 /// Whether every range has an address for one more pod.

@@ -2,7 +2,7 @@
 //!
 //! A check is one sentence, the section it comes from, and a function that finds out whether the sentence is
 //! true of a [`Subject`]. Ours has to pass every one. What the reference plugins do is recorded:
-//! `docs/conformance.md` is written from a run (`HEDDLE_REWRITE=1`), and a test compares it with every run.
+//! `docs/conformance.md` is written from a run (`HEDDLE_CONFORMANCE=all HEDDLE_REWRITE=1`), and a test compares it with every run.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 #[path = "../cni/bench.rs"]
@@ -15,14 +15,11 @@ mod stage;
 mod subject;
 mod traffic;
 
-use std::path::Path;
 use std::process::Command;
 
 use run::Outcome;
 use stage::Stage;
 use subject::{Part, Subject, Who};
-
-const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/conformance.md");
 
 /// What ours did not do as the sentences say.
 fn failures(outcomes: &[Outcome]) -> Vec<String> {
@@ -63,10 +60,10 @@ fn the_page_is_what_a_run_shows() {
     };
     let shown = page::render(run::outcomes(), &version);
     if std::env::var_os("HEDDLE_REWRITE").is_some() {
-        std::fs::write(PAGE, shown).unwrap();
+        std::fs::write(page::PATH, shown).unwrap();
         return;
     }
-    let page = std::fs::read_to_string(Path::new(PAGE)).unwrap();
+    let page = std::fs::read_to_string(page::PATH).unwrap();
     if page::version_of(&page) != Some(version.as_str()) {
         heddle_lab::skip(&format!(
             "the page is about another version of the reference plugins than {version}"

@@ -82,6 +82,9 @@ impl Stage {
             (Part::Loopback, _) => json!({"type": "loopback"}),
             (Part::Ipam, _) => json!({"type": "any"}),
         };
+        if self.ours() && self.subject.part != Part::Ipam {
+            plugin["runDir"] = json!(self.bin.path().join("run"));
+        }
         if self.subject.part == Part::Bridge {
             plugin["bridge"] = json!("br0");
             plugin["isGateway"] = json!(true);
@@ -313,7 +316,7 @@ impl Stage {
     pub fn state(&self) -> BTreeSet<String> {
         let mut state = self.host.state();
         // Rules have numbers, which change; here they have their text.
-        state.retain(|line| !line.starts_with("rule "));
+        state.retain(|line| !line.starts_with("rule ") && !line.ends_with("/.heddle/turns"));
         for command in ["nft -s list ruleset", "tc qdisc show"] {
             let mut words = command.split(' ');
             let mut command = Command::new(words.next().unwrap());

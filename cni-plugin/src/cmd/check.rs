@@ -36,7 +36,7 @@ pub fn check(environment: &Environment, conf: &Conf, call: &Call) -> Result<(), 
     let pair = Pair::new(&conf.network, &environment.owner, conf.mac.or(environment.mac));
     let (mut host, mut pod) = (Socket::open()?, Socket::open_in(&ns)?);
 
-    let near = side(&mut host, &pair.host, pair.host_mac, conf.mtu)?;
+    let near = up(side(&mut host, &pair.host, pair.host_mac, conf.mtu)?)?;
     let Some(mark) = pair.mark(&near).filter(|mark| mark.complete) else {
         return Err(different(format!(
             "the host side {} is not marked as that of {}",
@@ -45,6 +45,7 @@ pub fn check(environment: &Environment, conf: &Conf, call: &Call) -> Result<(), 
     };
     let (mac, mtu) = told(previous, &pair)?;
     let far = side(&mut pod, &pair.pod, mac, mtu)?;
+    let far = if matches!(&conf.mode, Mode::Bridge(bridge) if bridge.disabled) { far } else { up(far)? };
     let own: Vec<&Ip> = of_interface(previous, &pair.pod).collect();
     match &conf.mode {
         Mode::Ptp if !guard::is_there()? => {
@@ -52,7 +53,7 @@ pub fn check(environment: &Environment, conf: &Conf, call: &Call) -> Result<(), 
         }
         Mode::Ptp | Mode::Ipvlan(_) => {}
         Mode::Bridge(bridge) => {
-            bridge::check(&mut host, &mut pod, bridge, (&pair, &near, &far), &own)?;
+            bridge::check(&mut host, &mut pod, bridge, (&mark, &near, &far), &own)?;
         }
     }
     let leased = leased(environment, conf)?;
@@ -110,15 +111,17 @@ pub fn different(what: String) -> Failure {
     Failure::new(code::KERNEL, what)
 }
 
-/// One side of the pair: there, up, with its address and MTU.
+/// Refuses a device that is down.
+fn up(link: Link) -> Result<Link, Failure> {
+    if link.up { Ok(link) } else { Err(different(format!("{} is down", link.name))) }
+}
+
+/// One side of the pair: there, with its address and MTU.
 fn side(socket: &mut Socket, name: &str, mac: MacAddr, mtu: Option<u32>) -> Result<Link, Failure> {
     let found =
         link::by_name(socket, name)?.ok_or_else(|| different(format!("there is no interface {name}")))?;
     if found.mac != Some(mac) {
         return Err(different(format!("{name} has another Ethernet address than ADD gave it")));
-    }
-    if !found.up {
-        return Err(different(format!("{name} is down")));
     }
     match mtu {
         Some(mtu) if mtu != found.mtu => {

@@ -94,13 +94,13 @@ pub fn admit(device: &str, bridged: &Bridged, ips: &[IpAddr]) -> Result<(), Fail
     Ok(nft.commit(&batch)?)
 }
 
-/// What of the rules, or of the pod's place in the sets, is not there.
-pub fn lacks(device: &str, bridged: &Bridged, ips: &[IpAddr]) -> Result<Option<String>, Failure> {
+/// What of the rules, or of the pod's place in the sets, is not there. `None`: what the pod has is not known.
+pub fn lacks(device: &str, held: Option<(&Bridged, &[IpAddr])>) -> Result<Option<String>, Failure> {
     let mut nft = Nft::open()?;
     if !nft.missing(&ruleset()?)?.is_empty() {
         return Ok(Some("the nf_tables rules against spoofed addresses are not there".into()));
     }
-    for (set, key) in places(device, bridged, ips) {
+    for (set, key) in held.map_or(Vec::new(), |(bridged, ips)| places(device, bridged, ips)) {
         if nft.entry(Family::Bridge, TABLE, set, &key)?.is_none() {
             return Ok(Some(format!("{device} is not in the nf_tables set {set}: its frames are dropped")));
         }

@@ -1,7 +1,5 @@
 //! CHECK in mode `bridge`: what somebody changed behind us, by the key that wants it otherwise.
 
-use std::net::IpAddr;
-
 use heddle_netlink::bridge as port;
 use heddle_netlink::link::{self, Link};
 use heddle_netlink::neigh::{self, Neigh};
@@ -10,7 +8,7 @@ use heddle_netlink::{Socket, addr};
 use super::vlans;
 use crate::conf::{Bridge, Vlans};
 use crate::guard;
-use crate::mark::Bridged;
+use crate::mark::{Bridged, Mark};
 use crate::veth::Pair;
 use heddle_spec::{Failure, Ip, code};
 
@@ -19,7 +17,7 @@ pub fn check(
     host: &mut Socket,
     pod: &mut Socket,
     wanted: &Bridge,
-    (pair, near, far): (&Pair, &Link, &Link),
+    (mark, near, far): (&Mark, &Link, &Link),
     own: &[&Ip],
 ) -> Result<(), Failure> {
     let bridge = link::by_name(host, &wanted.name)?
@@ -45,8 +43,10 @@ pub fn check(
     }
     check_vlans(host, wanted, &bridge, near)?;
     check_gateway(host, pod, wanted, &bridge, far, own)?;
-    let ips: Vec<IpAddr> = own.iter().map(|ip| ip.address.ip()).collect();
-    match guard::lacks(&pair.host, &bridged(wanted, pair, ips.is_empty()), &ips)? {
+    // What ADD wrote down: other plugins may have added addresses since.
+    let held = mark.holdings.as_ref();
+    match guard::lacks(&near.name, held.and_then(|held| Some((held.bridged.as_ref()?, held.ips.as_slice()))))?
+    {
         Some(what) => Err(different(what)),
         None => Ok(()),
     }

@@ -8,6 +8,7 @@
 mod around;
 mod bench;
 mod bridge;
+mod bridge_keys;
 mod bridge_vlan;
 mod check;
 mod input;

@@ -24,6 +24,17 @@ pub fn ensure(v4: bool, v6: bool) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Whether it is on, or [`ensure`] could switch it on.
+pub fn check(v4: bool, v6: bool) -> Result<(), Failure> {
+    let keys = [(v4, Key::new(["net", "ipv4", "ip_forward"])), (v6, Key::ipv6_conf("all", "forwarding"))];
+    for (_, key) in keys.iter().filter(|(wanted, _)| *wanted) {
+        if sysctl::read(key)? == "0" {
+            sysctl::check_writable(key)?;
+        }
+    }
+    Ok(())
+}
+
 /// A host that forwards no longer listens to router advertisements, and loses the default route that it
 /// had from one, unless the uplink's `accept_ra` says 2 ("even if forwarding").
 fn keep_router_advertisements() {

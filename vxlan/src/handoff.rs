@@ -27,20 +27,23 @@ pub struct HandoffError {
 /// CNI specification 1.1.0, "Network configuration format".
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct List {
+struct List<'a> {
     /// The newest that every runtime speaks: containerd 1.6 and 1.7 refuse what answers in 1.1.0.
     cni_version: &'static str,
     /// From these a runtime that knows the key (1.1.0) takes the newest that it speaks, and with it GC and STATUS.
     cni_versions: [&'static str; 2],
     name: &'static str,
-    plugins: [Plugin; 1],
+    plugins: [Plugin<'a>; 1],
 }
 
 #[derive(Serialize)]
-struct Plugin {
+struct Plugin<'a> {
     r#type: &'static str,
     mode: &'static str,
     mtu: u32,
+    /// Without it no pod of another node is reached: the plugin's STATUS looks for it. The file outlives a reboot, the
+    /// device does not.
+    overlay: &'a str,
     ipam: Ipam,
 }
 
@@ -63,8 +66,8 @@ struct Destination {
     dst: &'static str,
 }
 
-/// The file's content for pods of these ranges.
-pub fn conflist(ranges: &BTreeSet<IpNetwork>, mtu: u32) -> String {
+/// The file's content for pods of these ranges, on a node with this VXLAN device.
+pub fn conflist(device: &str, ranges: &BTreeSet<IpNetwork>, mtu: u32) -> String {
     let mut routes: Vec<&'static str> =
         ranges.iter().map(|range| if range.is_ipv4() { "0.0.0.0/0" } else { "::/0" }).collect();
     routes.dedup();
@@ -76,6 +79,7 @@ pub fn conflist(ranges: &BTreeSet<IpNetwork>, mtu: u32) -> String {
             r#type: "heddle",
             mode: "ptp",
             mtu,
+            overlay: device,
             ipam: Ipam {
                 r#type: "host-local",
                 ranges: ranges.iter().map(|range| [Range { subnet: *range }]).collect(),
@@ -164,16 +168,16 @@ mod tests {
     fn the_content_is_what_the_plugin_expects() {
         let both = [net("fd00:10:244:1::/64"), net("10.244.1.0/24")].into();
         assert_eq!(
-            conflist(&both, 1450),
+            conflist("heddle.1", &both, 1450),
             concat!(
                 r#"{"cniVersion":"1.0.0","cniVersions":["1.0.0","1.1.0"],"name":"heddle","#,
-                r#""plugins":[{"type":"heddle","mode":"ptp","mtu":1450,"#,
+                r#""plugins":[{"type":"heddle","mode":"ptp","mtu":1450,"overlay":"heddle.1","#,
                 r#""ipam":{"type":"host-local","ranges":[[{"subnet":"10.244.1.0/24"}],[{"subnet":"fd00:10:244:1::/64"}]],"#,
                 r#""routes":[{"dst":"0.0.0.0/0"},{"dst":"::/0"}]}}]}"#,
                 "\n"
             )
         );
-        let six = conflist(&[net("fd00:10:244:1::/64")].into(), 1430);
+        let six = conflist("heddle.1", &[net("fd00:10:244:1::/64")].into(), 1430);
         assert!(six.contains(r#""routes":[{"dst":"::/0"}]"#) && !six.contains("0.0.0.0"), "{six}");
     }
 

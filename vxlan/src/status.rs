@@ -183,7 +183,7 @@ fn compare(
     };
     status.underlay_device = Some(underlay.device.clone());
     let Ok(mut wanted) = desired(&report.table, &underlay, &report.settings) else { return };
-    wanted.state.conflist = Some(handoff::conflist(&report.table.local, wanted.mtu));
+    wanted.state.conflist = Some(handoff::conflist(&status.device, &report.table.local, wanted.mtu));
     status.peers = peers(report, observed, &wanted.state);
     for step in plan(observed, &wanted.state) {
         let wrong = describe(&step, &status.device);

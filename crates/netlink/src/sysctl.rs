@@ -76,6 +76,14 @@ pub fn write(key: &Key, value: &str) -> Result<()> {
         .map_err(|source| Error::io("write", format_args!("sysctl {key} = {value}"), source))
 }
 
+/// Whether [`write`] would be allowed to, without writing: /proc/sys may be read-only, as in many containers.
+pub fn check_writable(key: &Key) -> Result<()> {
+    match fs::OpenOptions::new().write(true).open(key.path("write")?) {
+        Ok(_) => Ok(()),
+        Err(source) => Err(Error::io("write", format_args!("sysctl {key}"), source)),
+    }
+}
+
 /// Reads a parameter of `ns`.
 pub fn read_in(ns: &NetNs, key: &Key) -> Result<String> {
     ns.run(|| read(key))?

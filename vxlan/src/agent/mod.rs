@@ -111,7 +111,7 @@ impl Overlay {
             state.advertisements =
                 forwarding::endangered(&mut self.socket, &underlay.device, &self.options.run_dir)?;
         }
-        state.conflist = Some(handoff::conflist(&table.local, desired.mtu));
+        state.conflist = Some(handoff::conflist(&self.device, &table.local, desired.mtu));
         Ok(state)
     }
 

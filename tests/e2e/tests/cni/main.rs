@@ -5,6 +5,7 @@
 //! their number.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+mod addresses;
 mod around;
 mod bench;
 mod bridge;

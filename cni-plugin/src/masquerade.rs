@@ -126,17 +126,21 @@ pub fn enter(device: &str, ips: &[IpAddr], group: &Group) -> Result<(), Failure>
     let mut batch = Batch::new();
     let all: Vec<&Chain> = ruleset.chains.iter().collect();
     nft.mend(&mut batch, &ruleset, &all)?;
+    let there = dump(&mut nft)?;
     for (other, mark) in marked()? {
         let held = mark.holdings.filter(|held| mark.complete && held.masquerade == Some(group.id));
         if let Some(held) = held
             && other != device
             && !held.ips.iter().any(|ip| ips.contains(ip))
         {
-            add(&mut batch, &other, &held.ips, group);
+            // An element that is there is not added again, with whatever it says.
+            let gone = |ip: &IpAddr| !there.iter().any(|(_, key, _)| *key == octets(*ip));
+            let ips: Vec<IpAddr> = held.ips.iter().copied().filter(gone).collect();
+            add(&mut batch, &other, &ips, group);
         }
     }
     // What is there of these addresses is of pods that are gone.
-    let old: Vec<Removal> = dump(&mut nft)?
+    let old: Vec<Removal> = there
         .into_iter()
         .filter(|(_, key, _)| ips.iter().any(|ip| octets(*ip) == *key))
         .map(removal)

@@ -38,3 +38,17 @@ fn a_delete_whose_file_cannot_be_read_is_no_success() {
     let ops = (60..180).step_by(5).map(|at| [Op::Add(id), Op::FailDel(id, at, Errno::ReadOnly), Op::Del(id)]);
     play(&ops.flatten().collect::<Vec<_>>());
 }
+
+/// What a pod whose device vanished had in nf_tables was in the way of its next ADD.
+#[test]
+fn an_element_of_a_device_that_is_gone_is_replaced() {
+    let id = |pod| Id { net: 1, pod };
+    play(&[
+        Op::Add(id(2)),
+        Op::FailAdd(id(0), 39, Errno::Io),
+        Op::Unplug(id(2)),
+        Op::Add(id(2)),
+        Op::Die { pod: 2 },
+        Op::Add(id(2)),
+    ]);
+}

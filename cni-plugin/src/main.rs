@@ -8,16 +8,19 @@
 
 mod about;
 mod addresses;
+mod bandwidth;
 mod cmd;
 mod conf;
 mod delegate;
 mod elements;
 mod forwarding;
 mod guard;
+mod hostport;
 mod loopback;
 mod mark;
 mod masquerade;
 mod mode;
+mod tuning;
 mod veth;
 
 use std::process::ExitCode;

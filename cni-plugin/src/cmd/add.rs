@@ -9,18 +9,20 @@ use heddle_ipam::Pool;
 use heddle_netlink::link::Link;
 use heddle_netlink::{NetNs, Socket, Watch};
 
+use super::equip;
 use crate::addresses::{self, Allocation, Given};
 use crate::conf::{Conf, Mode, Place};
 use crate::mark::{Bridged, Holdings};
 use crate::masquerade::{self, Group};
 use crate::mode::{self, bridge, ipvlan, ptp};
 use crate::veth::{self, Pair, Side};
-use crate::{elements, forwarding, guard};
+use crate::{elements, forwarding, guard, hostport, tuning};
 use heddle_spec::program::Call;
 use heddle_spec::{Environment, Failure, Ip, Success, Version, code};
 
 /// Wires the pod.
 pub fn add(environment: &Environment, conf: &Conf, call: &Call) -> Result<Success, Failure> {
+    tuning::check_allowed(&conf.tuning)?;
     if let Mode::Ipvlan(wanted) = &conf.mode {
         return ipvlan::add(environment, conf, wanted, call);
     }
@@ -46,6 +48,7 @@ pub fn add(environment: &Environment, conf: &Conf, call: &Call) -> Result<Succes
 /// Takes back what a failed ADD did. The failure itself is what is told.
 fn take_back(environment: &Environment, call: &Call, pair: &Pair, host: &mut Socket) {
     let Ok(place) = Place::new(&call.object) else { return };
+    drop(hostport::withdraw(&place.run_dir, &pair.host));
     drop(heddle_bpf::detach_pod(&place.bpf_root, &pair.host));
     drop(pair.delete(host));
     drop(elements::dismiss(&pair.host, None));
@@ -131,7 +134,8 @@ fn wire(
             ptp::wire_pod(pod, pair, allocations, &given.routes)?;
             let gateway6 = has(false).then_some(mode::GATEWAY6);
             finish(pair, watches, (host, gateway6), (pod, mode::address6(allocations)))?;
-            complete(conf, pair, host, near.index, None, allocations)?;
+            equip::equip(conf, (ns, pair), (host, &near), pod)?;
+            complete(conf, pair, (host, &near), (&pair.host, None), allocations)?;
             success.interfaces.extend(pair.interfaces(&near, path));
             success.ips = allocations
                 .iter()
@@ -160,7 +164,9 @@ fn wire(
             if !wanted.disabled {
                 finish(pair, watches, (host, None), (pod, mode::address6(allocations)))?;
             }
-            complete(conf, pair, host, near.index, Some(bridged), allocations)?;
+            equip::equip(conf, (ns, pair), (host, &near), pod)?;
+            let device = &ready.gateway.as_ref().unwrap_or(&ready.bridge).name;
+            complete(conf, pair, (host, &near), (device, Some(bridged)), allocations)?;
             success.interfaces.push(bridge::interface(&ready.bridge));
             success.interfaces.extend(pair.interfaces(&near, path));
             let own = ready.gateway.filter(|gateway| gateway.index != ready.bridge.index);
@@ -210,13 +216,13 @@ fn finish(
     pair.await_ready(outside, inside)
 }
 
-/// What is left when packets pass: masquerading, and the mark, last of all.
+/// What is left when packets pass: masquerading, host ports, and the mark, last of all. `device` is the one by which the
+/// pod's packets reach the host.
 fn complete(
     conf: &Conf,
     pair: &Pair,
-    host: &mut Socket,
-    index: u32,
-    bridged: Option<Bridged>,
+    (host, near): (&mut Socket, &Link),
+    (device, bridged): (&str, Option<Bridged>),
     allocations: &[Allocation],
 ) -> Result<(), Failure> {
     let ips = mode::ips(allocations);
@@ -224,7 +230,8 @@ fn complete(
     if let Some(group) = &group {
         masquerade::enter(&pair.host, &ips, group)?;
     }
+    hostport::publish(&conf.run_dir, &conf.host_ports, pair, device, &ips)?;
     let masquerade = group.map(|group| group.id);
     let ips = if bridged.is_some() || masquerade.is_some() { ips } else { Vec::new() };
-    pair.complete(host, index, &Holdings { ips, bridged, masquerade })
+    pair.complete(host, near.index, &Holdings { ips, bridged, masquerade })
 }

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use super::add::open_namespace;
+use super::equip;
 use super::{PATIENCE, boot_id};
 use crate::conf::{Conf, Ipam, Mode};
 use crate::mode::{bridge, ipvlan};
@@ -80,6 +81,8 @@ pub fn check(environment: &Environment, conf: &Conf, call: &Call) -> Result<(), 
         return Err(different(what));
     }
     routes(&mut pod, &far, conf, previous)?;
+    let ips: Vec<IpAddr> = own.iter().map(|ip| ip.address.ip()).collect();
+    equip::check(conf, (&ns, &pair), (&mut host, &near), (&mut pod, &far), &ips)?;
     let delegate = match &conf.ipam {
         Ipam::Delegate(name) => Some(name.as_str()),
         Ipam::None | Ipam::BuiltIn(_) => None,

@@ -9,9 +9,9 @@ use heddle_netlink::{NetNs, Socket, link};
 
 use crate::addresses;
 use crate::conf::Place;
-use crate::elements;
 use crate::mode::ipvlan;
 use crate::veth::{Deleted, Pair};
+use crate::{elements, hostport};
 use heddle_spec::program::Call;
 use heddle_spec::{Environment, Failure};
 
@@ -20,6 +20,7 @@ use heddle_spec::{Environment, Failure};
 /// With `call`, a delegate is told too; GC tells it once for all.
 pub fn del(environment: &Environment, place: &Place, call: Option<&Call>) -> Result<(), Failure> {
     let pair = Pair::new(&place.network, &environment.owner, place.mac.or(environment.mac));
+    let withdrawn = hostport::withdraw(&place.run_dir, &pair.host);
     let detached = heddle_bpf::detach_pod(&place.bpf_root, &pair.host).map_err(Failure::kernel);
     let deleted = delete_pair(environment, &pair);
     // With the pair its mark is gone, which says what to look for; without it everything is looked through.
@@ -33,7 +34,7 @@ pub fn del(environment: &Environment, place: &Place, call: Option<&Call>) -> Res
         Ok(Deleted::Pair(_)) => Ok(()),
         _ => ipvlan::del(environment, place),
     };
-    detached.and(deleted.map(drop)).and(dismissed).and(unshared)?;
+    withdrawn.and(detached).and(deleted.map(drop)).and(dismissed).and(unshared)?;
     // The address last, and only if all else is gone: it must not be another's while packets can still reach
     // this pod, and GC knows by it that there is something left.
     addresses::give_back(environment, place, call)

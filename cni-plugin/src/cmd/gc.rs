@@ -10,10 +10,10 @@ use heddle_netlink::{Socket, link};
 use super::{PATIENCE, boot_id, del};
 use crate::addresses;
 use crate::conf::Place;
-use crate::elements;
 use crate::mark::Mark;
 use crate::mode::ipvlan;
 use crate::veth::PREFIX;
+use crate::{elements, hostport};
 use heddle_spec::program::Call;
 use heddle_spec::{Environment, Failure, Owner, valid_attachments};
 
@@ -39,6 +39,7 @@ pub fn gc(place: &Place, call: &Call) -> Result<(), Failure> {
         .chain([
             sweep(place, &valid),
             elements::collect(),
+            hostport::collect(&place.run_dir, &place.network, &valid),
             addresses::pass_on(place.delegate.as_deref(), call),
         ])
         .filter_map(Result::err)

@@ -3,6 +3,7 @@
 pub mod add;
 pub mod check;
 pub mod del;
+pub mod equip;
 pub mod gc;
 pub mod status;
 

@@ -3,16 +3,22 @@
 //! Each section reads its own keys from the object as it came and says what it means or names the key that makes
 //! no sense; here they come together.
 
+mod bandwidth;
 mod bridge;
+mod hostport;
 mod ipam;
 mod ipvlan;
 mod masquerade;
 mod runtime;
+mod tuning;
 
+pub use bandwidth::{Bandwidth, Limit};
 pub use bridge::{Bridge, Vlans};
+pub use hostport::{HostPorts, On, Protocol};
 pub use ipam::Ipam;
 pub use ipvlan::Ipvlan;
 pub use runtime::Runtime;
+pub use tuning::{Setting, Tuning};
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -40,6 +46,8 @@ struct Raw {
     dns: Dns,
     /// Where the BPF file system is mounted.
     bpf_root: Option<String>,
+    /// Where what does not outlive the boot is kept.
+    run_dir: Option<String>,
 }
 
 /// How a pod is wired.
@@ -69,7 +77,11 @@ pub struct Conf {
     pub dns: Dns,
     /// What the plugins before this one did.
     pub previous: Option<Success>,
+    pub tuning: Tuning,
+    pub bandwidth: Bandwidth,
+    pub host_ports: HostPorts,
     pub bpf_root: PathBuf,
+    pub run_dir: PathBuf,
 }
 
 /// What DEL needs: less, so that a configuration that is wrong by now cannot keep anything alive.
@@ -133,7 +145,11 @@ impl Conf {
             // What is said of one pod counts more than what is said of all.
             dns: if runtime.dns.is_empty() { raw.dns } else { runtime.dns },
             previous: previous(object, version)?,
+            tuning: Tuning::read(object)?,
+            bandwidth: Bandwidth::read(object)?,
+            host_ports: HostPorts::read(object)?,
             bpf_root: raw.bpf_root.unwrap_or_else(|| DEFAULT_BPF_ROOT.into()).into(),
+            run_dir: raw.run_dir.unwrap_or_else(|| DEFAULT_RUN_DIR.into()).into(),
         };
         let pool = conf.ipam.pool();
         conf.check_ipvlan()?;
@@ -149,6 +165,12 @@ impl Conf {
         };
         match self {
             Self { masquerade: true, .. } => refused("ipMasq", "pods do not come by this host's NAT"),
+            _ if !self.host_ports.mappings.is_empty() => {
+                refused("runtimeConfig.portMappings", "the node and its pods do not reach each other")
+            }
+            _ if self.bandwidth != Bandwidth::default() => {
+                refused("bandwidth", "a pod has no host side that could limit it")
+            }
             Self { mac: Some(_), .. } => refused("mac", "a pod has the Ethernet address of its master"),
             _ => Ok(()),
         }
@@ -291,8 +313,13 @@ mod tests {
     #[test]
     fn fault_008_what_is_known_and_not_built_is_refused_and_the_unknown_ignored() {
         let mut ipvlan = with("mode", json!("ipvlan"));
+        let mut limited = ipvlan.clone();
+        limited["ingressRate"] = json!(1000);
+        let mut published = ipvlan.clone();
+        published["runtimeConfig"] =
+            json!({"portMappings": [{"hostPort": 1, "containerPort": 1, "protocol": "tcp"}]});
         ipvlan["ipMasq"] = json!(true);
-        for refused in [ipvlan, with("ipam", json!({"type": "dhcp"}))] {
+        for refused in [ipvlan, limited, published, with("ipam", json!({"type": "dhcp"}))] {
             let failure = conf(refused.clone()).unwrap_err();
             assert_eq!(failure.code, 2, "{refused}: {failure:?}");
         }

@@ -12,6 +12,7 @@ use crate::addresses;
 use crate::cmd::add::open_namespace;
 use crate::cmd::check::{different, leased, of_interface, routes};
 use crate::conf::{Conf, Ipam, Ipvlan};
+use crate::tuning;
 
 /// Compares the pod with the configuration and with `prevResult`.
 ///
@@ -55,6 +56,7 @@ pub fn check(
         return Err(different("the nf_tables rules against spoofed addresses are not there".into()));
     }
     routes(&mut pod, &far, conf, previous)?;
+    tuning::check(&conf.tuning, &ns, &far)?;
     let delegate = match &conf.ipam {
         Ipam::Delegate(name) => Some(name.as_str()),
         Ipam::None | Ipam::BuiltIn(_) => None,

@@ -37,6 +37,7 @@ use crate::addresses::{self, Allocation, Given};
 use crate::cmd::add::{check_given, open_namespace};
 use crate::conf::{Conf, Ipam, Ipvlan, Place};
 use crate::mark::{Holdings, Mark};
+use crate::tuning;
 use crate::veth::{self, Pair};
 
 /// A pod's device, by its names.
@@ -142,6 +143,7 @@ pub fn add(environment: &Environment, conf: &Conf, wanted: &Ipvlan, call: &Call)
         };
         ipvlan::create(near, &new).map_err(|error| master::refused(&error, &master, wanted.mode))?;
         let far = wire(wanted.mode, &device, (&ns, &mut pod), &given)?;
+        tuning::apply(&conf.tuning, &ns, &mut pod, &far)?;
         Ok(success(conf, &far, path, given))
     });
     match wired {

@@ -7,11 +7,13 @@
 
 mod addresses;
 mod around;
+mod bandwidth;
 mod bench;
 mod bridge;
 mod bridge_keys;
 mod bridge_vlan;
 mod check;
+mod hostport;
 mod input;
 mod ipvlan;
 mod masquerade;
@@ -20,3 +22,4 @@ mod raw;
 mod reference;
 mod spoof;
 mod surroundings;
+mod tuning;

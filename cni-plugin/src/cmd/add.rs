@@ -11,7 +11,7 @@ use heddle_netlink::{NetNs, Socket, Watch};
 
 use super::equip;
 use crate::addresses::{self, Allocation, Given};
-use crate::conf::{Conf, Mode, Place};
+use crate::conf::{Conf, Ipam, Mode, Place};
 use crate::mark::{Bridged, Holdings};
 use crate::masquerade::{self, Group};
 use crate::mode::{self, bridge, ipvlan, ptp};
@@ -103,8 +103,12 @@ pub fn check_given(
     }
     match &conf.mode {
         Mode::Ptp => {
+            let delegated = matches!(conf.ipam, Ipam::Delegate(_));
+            if !delegated {
+                given.routes = ptp::routes_of(&given.allocations, &given.routes);
+            }
+            given.allocations = ptp::with_gateways(given.allocations, delegated);
             ptp::check_given(&given.allocations, &given.routes)?;
-            given.routes = ptp::routes_of(&given.allocations, &given.routes);
         }
         Mode::Bridge(wanted) => given.allocations = bridge::with_gateways(wanted, given.allocations)?,
         Mode::Ipvlan(_) => {}
@@ -141,7 +145,7 @@ fn wire(
                 .iter()
                 .map(|allocation| Ip {
                     address: mode::alone(allocation.ip.ip()),
-                    gateway: ptp::gateway(allocation),
+                    gateway: allocation.gateway,
                     interface: Some(1),
                 })
                 .collect();

@@ -25,15 +25,20 @@ use crate::addresses::Allocation;
 use crate::veth::Pair;
 use heddle_spec::{Failure, Route as Wanted, code};
 
-/// The gateway that a pod with this address uses.
-pub fn gateway(allocation: &Allocation) -> Option<IpAddr> {
-    if allocation.ip.is_ipv4() { allocation.gateway } else { Some(GATEWAY6.into()) }
+/// The addresses with the gateways of this mode: fe80::1 for IPv6, but where a delegate says otherwise, who may ask
+/// for what it said (CHECK).
+pub fn with_gateways(mut allocations: Vec<Allocation>, delegated: bool) -> Vec<Allocation> {
+    for allocation in allocations.iter_mut().filter(|allocation| !allocation.ip.is_ipv4()) {
+        let said = allocation.gateway.filter(|_| delegated);
+        allocation.gateway = Some(said.unwrap_or(GATEWAY6.into()));
+    }
+    allocations
 }
 
 /// The gateways of these addresses, each once.
 fn gateways(allocations: &[Allocation]) -> Vec<IpAddr> {
     let mut gateways = Vec::new();
-    for gateway in allocations.iter().filter_map(gateway) {
+    for gateway in allocations.iter().filter_map(|allocation| allocation.gateway) {
         if !gateways.contains(&gateway) {
             gateways.push(gateway);
         }
@@ -53,14 +58,21 @@ pub fn wire_host(
             IpAddr::V4(gateway) => {
                 Addr { scope: Scope::Link, no_prefix_route: true, ..Addr::new(index, alone(gateway.into())) }
             }
-            // With the route fe80::/64, so that the pod's link-local address is known to be there.
-            IpAddr::V6(gateway) => {
-                let prefix = IpNetwork::new(gateway.into(), 64)
-                    .map_err(|error| Failure::new(code::INTERNAL, error.to_string()))?;
-                Addr { nodad: true, ..Addr::new(index, prefix) }
-            }
+            IpAddr::V6(GATEWAY6) => continue,
+            IpAddr::V6(gateway) => Addr {
+                deprecated: true,
+                no_prefix_route: true,
+                nodad: true,
+                ..Addr::new(index, alone(gateway.into()))
+            },
         };
         addr::replace(socket, &own)?;
+    }
+    if allocations.iter().any(|allocation| !allocation.ip.is_ipv4()) {
+        // With the route fe80::/64, so that the pod's link-local address is known to be there.
+        let prefix = IpNetwork::new(GATEWAY6.into(), 64)
+            .map_err(|error| Failure::new(code::INTERNAL, error.to_string()))?;
+        addr::replace(socket, &Addr { nodad: true, ..Addr::new(index, prefix) })?;
     }
     link::set_up(socket, index)?;
     for allocation in allocations {
@@ -88,14 +100,16 @@ pub fn wire_pod(
     link::set_up(socket, index)?;
     for gateway in gateways(allocations) {
         neigh::replace(socket, &Neigh::new(index, gateway, pair.host_mac))?;
-        if gateway.is_ipv4() {
+        if gateway != IpAddr::V6(GATEWAY6) {
             add_beside(socket, &pod_route(Route::on_link(alone(gateway), index)))?;
         }
     }
     for v4 in [true, false] {
         let of_family = |allocation: &&Allocation| allocation.ip.is_ipv4() == v4;
         // Of several addresses of a family, the first one's.
-        let Some(gateway) = allocations.iter().find(of_family).and_then(gateway) else { continue };
+        let Some(gateway) = allocations.iter().filter(of_family).find_map(|own| own.gateway) else {
+            continue;
+        };
         let own = routes.iter().filter(|route| route.dst.is_ipv4() == v4);
         // Without a default route the pod still knows where its neighbours of the range are.
         if !own.clone().any(|route| route.dst.prefix() == 0) {
@@ -188,13 +202,13 @@ pub fn check(gateways: &[IpAddr], routes: &[Wanted]) -> Result<(), Failure> {
 
 /// The same of addresses that somebody else gave.
 pub fn check_given(allocations: &[Allocation], routes: &[Wanted]) -> Result<(), Failure> {
-    if let Some(without) = allocations.iter().find(|allocation| gateway(allocation).is_none()) {
+    if let Some(without) = allocations.iter().find(|allocation| allocation.gateway.is_none()) {
         return Err(Failure::new(
             code::INVALID_CONFIG,
             format!("ipam: {} came without a gateway, and mode ptp needs one", without.ip),
         ));
     }
-    check(&gateways(allocations), &routes_of(allocations, routes))
+    check(&gateways(allocations), routes)
 }
 
 /// The routes as this mode means them: what goes to the IPv6 gateway of the range goes to the host, which

@@ -20,6 +20,7 @@ mod masquerade;
 mod ptp;
 mod raw;
 mod reference;
+mod spec;
 mod spoof;
 mod surroundings;
 mod tuning;

@@ -1,0 +1,52 @@
+//! Somebody starts the program to see what it is.
+
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+
+use super::super::bench::{Host, Pod};
+
+fn by_hand(arguments: &[&str]) -> (Option<i32>, String, String) {
+    let mut command = Command::new(heddle_lab::bin("heddle"));
+    let output = command.env_clear().args(arguments).stdin(Stdio::null()).output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (output.status.code(), text(output.stdout), text(output.stderr))
+}
+
+#[test]
+fn fault_015_by_hand_the_program_says_what_it_is_and_where_it_belongs() {
+    let (code, out, err) = by_hand(&[]);
+    assert_eq!((code, out.as_str()), (Some(0), ""), "a program takes nothing for an answer");
+    for words in
+        ["/opt/cni/bin", "CNI versions: 0.1.0", "loopback", "ip netns add", "docs/cni.md", "portMappings"]
+    {
+        assert!(err.contains(words), "{words}: {err}");
+    }
+    assert!(err.lines().all(|line| line.len() <= 120), "{err}");
+    for help in ["--help", "-h", "help"] {
+        assert_eq!(by_hand(&[help]), (Some(0), err.clone(), String::new()));
+    }
+    for version in ["--version", "-V", "version"] {
+        let (code, out, err) = by_hand(&[version]);
+        assert!(code == Some(0) && err.is_empty() && out.lines().count() == 1, "{out}{err}");
+        assert!(out.contains("1.1.0"), "{out}");
+    }
+    let (code, out, err) = by_hand(&["--nonsense"]);
+    assert_eq!((code, out.as_str()), (Some(2), ""));
+    assert!(err.contains("--nonsense") && err.contains("--help"), "{err}");
+}
+
+#[test]
+fn the_configuration_that_it_shows_works() {
+    let (_, help, _) = by_hand(&["--help"]);
+    let from = help.find("\n{\n").unwrap();
+    let to = help.find("\n}\n").unwrap();
+    let list: Value = serde_json::from_str(&help[from..to + 3]).unwrap();
+    let mut conf = list["plugins"][0].clone();
+    conf["name"] = list["name"].clone();
+    conf["cniVersion"] = list["cniVersion"].clone();
+    let (host, pod) = (Host::new(), Pod::new("try"));
+    conf["ipam"]["dataDir"] = host.data_dir().to_str().unwrap().into();
+    assert_eq!(host.add(&pod, &conf).ips(), ["10.244.1.2", "fd00:10:244:1::2"]);
+    host.del(&pod, &conf);
+}

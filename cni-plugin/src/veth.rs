@@ -107,8 +107,12 @@ impl Pair {
             set(&Key::ipv6_conf(&self.host, "disable_ipv6"), "0")?;
         }
         let mark = Mark::begin(&self.network, &self.owner)?;
-        let change =
-            Change { addr_gen: Some(AddrGen::None), alias: Some(mark.as_str()), ..Change::default() };
+        let change = Change {
+            addr_gen: Some(AddrGen::None),
+            accept_redirects4: Some(false),
+            alias: Some(mark.as_str()),
+            ..Change::default()
+        };
         if let Err(error) = link::change(host, index, &change) {
             // A kernel without IPv6, or with IPv6 off: nothing to harden.
             if ipv6_is_there() {
@@ -116,24 +120,22 @@ impl Pair {
             }
             link::change(host, index, &Change { addr_gen: None, ..change })?;
         }
-        set(&Key::ipv4_conf(&self.host, "accept_redirects"), "0")?;
         for name in ["accept_ra", "autoconf", "accept_redirects"] {
             set_ipv6(&self.host, name, "0")?;
         }
         Ok(())
     }
 
-    /// The pod's side: it listens to the host, not to router advertisements of other pods. Returns what will
-    /// tell when it is ready.
-    pub fn harden_pod(&self, ns: &NetNs, ipv6: bool) -> Result<Watch, Failure> {
-        ns.run(|| {
+    /// The pod's side: it listens to the host, not to router advertisements of other pods.
+    pub fn harden_pod(&self, ns: &NetNs, ipv6: bool) -> Result<(), Failure> {
+        ns.visit(|| {
             if ipv6 {
                 set(&Key::ipv6_conf(&self.pod, "disable_ipv6"), "0")?;
             }
             for name in ["accept_ra", "autoconf", "accept_redirects"] {
                 set_ipv6(&self.pod, name, "0")?;
             }
-            Ok(Watch::open()?)
+            Ok(())
         })?
     }
 
@@ -147,20 +149,24 @@ impl Pair {
     pub fn await_ready<'a>(&self, host: Side<'a>, pod: Side<'a>) -> Result<(), Failure> {
         // The first worker sleeps for up to a second. If it takes longer, the pod is none the worse for it.
         let deadline = Instant::now() + Duration::from_secs(2);
-        for (name, side) in [(&self.host, host), (&self.pod, pod)] {
-            let left = deadline.saturating_duration_since(Instant::now());
-            side.watch.until(left, || {
-                let Some(link) = link::by_name(side.socket, name)? else { return Ok(true) };
+        for (name, Side { ns, socket, address6 }) in [(&self.host, host), (&self.pod, pod)] {
+            let mut ready = || {
+                let Some(link) = link::by_name(socket, name)? else { return Ok(true) };
                 if link.operational != Operational::Up {
                     return Ok(false);
                 }
-                let Some(address) = side.address6 else { return Ok(true) };
+                let Some(address) = address6 else { return Ok(true) };
                 let local = Filter { table: Some(TABLE_LOCAL), link: Some(link.index), ..Filter::default() };
-                let routes = route::list(side.socket, &local)?;
+                let routes = route::list(socket, &local)?;
                 Ok(routes
                     .iter()
                     .any(|route| route.dst.ip() == IpAddr::V6(address) && route.dst.prefix() == 128))
-            })?;
+            };
+            if !ready()? {
+                // Asked again as soon as it listens: nothing is missed in between.
+                let left = deadline.saturating_duration_since(Instant::now());
+                listen(ns)?.until(left, ready)?;
+            }
         }
         Ok(())
     }
@@ -214,11 +220,17 @@ pub enum Deleted {
 /// One side of a pair, to be waited for.
 #[derive(Debug)]
 pub struct Side<'a> {
-    pub watch: &'a mut Watch,
+    /// `None`: the host's.
+    pub ns: Option<&'a NetNs>,
     /// A socket of the same namespace.
     pub socket: &'a mut Socket,
     /// The IPv6 address that this side was given.
     pub address6: Option<Ipv6Addr>,
+}
+
+/// Listens on the host, or in a pod's namespace.
+fn listen(ns: Option<&NetNs>) -> heddle_netlink::Result<Watch> {
+    ns.map_or_else(Watch::open, |ns| ns.visit(Watch::open)?)
 }
 
 /// The device called `name`, which was just made.

@@ -34,7 +34,7 @@ pub fn add(environment: &Environment, conf: &Conf, call: &Call) -> Result<Succes
     let mut before = conf.previous.clone().unwrap_or_default();
     let pair = Pair::new(&conf.network, &environment.owner, conf.mac.or(environment.mac));
     let mut host = Socket::open()?;
-    let mut pod = Socket::open_in(&ns)?;
+    let mut pod = ns.visit(Socket::open)??;
     pair.clear(&mut host, &mut pod)?;
 
     let given = addresses::take(environment, conf, call, (&mut host, &pod, &ns))?;
@@ -133,11 +133,11 @@ fn wire(
         Mode::Ptp => {
             guard::ensure()?;
             forwarding::ensure(has(true), has(false))?;
-            let (near, watches) = create(conf, ns, pair, (host, None), has(false))?;
-            ptp::wire_host(host, pair, near.index, allocations)?;
-            ptp::wire_pod(pod, pair, allocations, &given.routes)?;
+            let near = create(conf, ns, pair, (host, None), has(false))?;
+            host.together(|host| ptp::wire_host(host, pair, near.index, allocations))?;
+            pod.together(|pod| ptp::wire_pod(pod, pair, allocations, &given.routes))?;
             let gateway6 = has(false).then_some(mode::GATEWAY6);
-            finish(pair, watches, (host, gateway6), (pod, mode::address6(allocations)))?;
+            finish(pair, ns, (host, gateway6), (pod, mode::address6(allocations)))?;
             equip::equip(conf, (ns, pair), (host, &near), pod)?;
             complete(conf, pair, (host, &near), (&pair.host, None), allocations)?;
             success.interfaces.extend(pair.interfaces(&near, path));
@@ -157,16 +157,16 @@ fn wire(
             }
             let ready = bridge::ensure(host, wanted, conf.mtu, allocations)?;
             let master = Some(ready.bridge.index);
-            let (near, mut watches) = create(conf, ns, pair, (host, master), has(false))?;
+            let near = create(conf, ns, pair, (host, master), has(false))?;
             let bridged = bridge::bridged(wanted, pair, allocations.is_empty());
             guard::admit(&pair.host, &bridged, &mode::ips(allocations))?;
             bridge::wire_host(host, near.index, wanted, &ready)?;
-            bridge::wire_pod(pod, pair, (wanted, &ready), allocations, &routes)?;
+            pod.together(|pod| bridge::wire_pod(pod, pair, (wanted, &ready), allocations, &routes))?;
             if wanted.detect_duplicates {
-                bridge::await_unique(pod, &mut watches[1], pair)?;
+                bridge::await_unique(pod, &mut ns.visit(Watch::open)??, pair)?;
             }
             if !wanted.disabled {
-                finish(pair, watches, (host, None), (pod, mode::address6(allocations)))?;
+                finish(pair, ns, (host, None), (pod, mode::address6(allocations)))?;
             }
             equip::equip(conf, (ns, pair), (host, &near), pod)?;
             let device = &ready.gateway.as_ref().unwrap_or(&ready.bridge).name;
@@ -197,26 +197,26 @@ fn create(
     pair: &Pair,
     (host, master): (&mut Socket, Option<u32>),
     ipv6: bool,
-) -> Result<(Link, [Watch; 2]), Failure> {
+) -> Result<Link, Failure> {
     pair.create(host, ns, conf.mtu, master)?;
     let near = veth::find(host, &pair.host)?;
     pair.harden_host(host, near.index, ipv6)?;
-    let pod = pair.harden_pod(ns, ipv6)?;
+    pair.harden_pod(ns, ipv6)?;
     if conf.mode == Mode::Ptp {
         heddle_bpf::attach_pod(&conf.bpf_root, &pair.host, near.index).map_err(Failure::kernel)?;
     }
-    Ok((near, [Watch::open()?, pod]))
+    Ok(near)
 }
 
 /// Waits until packets pass.
 fn finish(
     pair: &Pair,
-    [mut near, mut far]: [Watch; 2],
+    ns: &NetNs,
     (host, host6): (&mut Socket, Option<Ipv6Addr>),
     (pod, pod6): (&mut Socket, Option<Ipv6Addr>),
 ) -> Result<(), Failure> {
-    let outside = Side { watch: &mut near, socket: &mut *host, address6: host6 };
-    let inside = Side { watch: &mut far, socket: pod, address6: pod6 };
+    let outside = Side { ns: None, socket: host, address6: host6 };
+    let inside = Side { ns: Some(ns), socket: pod, address6: pod6 };
     pair.await_ready(outside, inside)
 }
 

@@ -3,11 +3,11 @@
 use std::fmt;
 use std::os::fd::AsRawFd;
 
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_core::{DefaultNla, NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
-    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoBridge, InfoData, InfoKind, InfoVeth, InfoVlan,
-    LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage, State,
+    AfSpecInet, AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoBridge, InfoData, InfoKind, InfoVeth,
+    InfoVlan, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage, State,
 };
 
 use crate::bridge;
@@ -15,6 +15,9 @@ use crate::ipvlan;
 use crate::vxlan::{self, Vxlan};
 use crate::{Error, MacAddr, NetNs, Result, Socket};
 
+/// include/uapi/linux/if_link.h and ip.h.
+const IFLA_INET_CONF: u16 = 1;
+const IPV4_DEVCONF_ACCEPT_REDIRECTS: u16 = 4;
 /// `IFNAMSIZ` without the final zero.
 pub const NAME_MAX: usize = 15;
 
@@ -150,6 +153,8 @@ pub struct Change<'a> {
     /// `Some(None)` releases the device from its master.
     pub master: Option<Option<u32>>,
     pub addr_gen: Option<AddrGen>,
+    /// The sysctl `net.ipv4.conf.DEVICE.accept_redirects`.
+    pub accept_redirects4: Option<bool>,
     pub alias: Option<&'a str>,
 }
 
@@ -329,14 +334,25 @@ pub fn change(socket: &mut Socket, index: u32, change: &Change<'_>) -> Result<()
     if let Some(alias) = change.alias {
         message.attributes.push(LinkAttribute::IfAlias(alias.into()));
     }
+    let mut families = Vec::new();
+    if let Some(wanted) = change.accept_redirects4 {
+        // A list of numbers by number (inet_set_link_af in net/ipv4/devinet.c), unlike what the kernel answers.
+        let mut setting = Vec::with_capacity(8);
+        setting.extend(8u16.to_ne_bytes());
+        setting.extend(IPV4_DEVCONF_ACCEPT_REDIRECTS.to_ne_bytes());
+        setting.extend(u32::from(wanted).to_ne_bytes());
+        let settings = DefaultNla::new(IFLA_INET_CONF, setting);
+        families.push(AfSpecUnspec::Inet(vec![AfSpecInet::Other(settings)]));
+    }
     if let Some(addr_gen) = change.addr_gen {
         let mode = match addr_gen {
             AddrGen::None => In6AddrGenMode::None,
             AddrGen::Eui64 | AddrGen::Other => In6AddrGenMode::Eui64,
         };
-        message.attributes.push(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![
-            AfSpecInet6::AddrGenMode(mode),
-        ])]));
+        families.push(AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(mode)]));
+    }
+    if !families.is_empty() {
+        message.attributes.push(LinkAttribute::AfSpecUnspec(families));
     }
     socket.request("change", format_args!("link {index}"), &RouteNetlinkMessage::SetLink(message), 0)
 }

@@ -68,7 +68,10 @@ impl NetNs {
 
     /// The namespace of the calling thread.
     pub fn current() -> Result<Self> {
-        Self::open("/proc/thread-self/ns/net")
+        // What this leads to needs no look before.
+        let file = open("/proc/thread-self/ns/net", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
+            .map_err(|errno| Error::errno_of("open", "own network namespace", errno))?;
+        Self::from_fd(file)
     }
 
     /// The namespace that `file` is open on.
@@ -95,6 +98,18 @@ impl NetNs {
                 .map_err(|errno| Error::errno_of("enter", "network namespace", errno))?;
             Ok(work())
         })?
+    }
+
+    /// Runs `work` inside this namespace on the calling thread, which then comes back. For programs that live for a
+    /// millisecond, of which a thread costs a fifth; everybody else wants [`NetNs::run`].
+    ///
+    /// If it cannot come back, the process is aborted: nothing may go on in the wrong namespace.
+    pub fn visit<T>(&self, work: impl FnOnce() -> T) -> Result<T> {
+        let home = Home(Self::current()?);
+        self.enter()?;
+        let done = work();
+        drop(home);
+        Ok(done)
     }
 
     /// Moves the calling thread into this namespace for the rest of its life. For threads that are
@@ -134,6 +149,18 @@ impl Socket {
     /// is never another's before the next boot.
     pub fn namespace_cookie(&self) -> Result<u64> {
         netns_cookie(self.as_fd()).map_err(|source| Error::io("read", "network namespace cookie", source))
+    }
+}
+
+/// Where a visitor comes from, and goes back to also if what he does panics.
+struct Home(NetNs);
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        // Once more if the kernel was out of memory.
+        if self.0.enter().or_else(|_| self.0.enter()).is_err() {
+            std::process::abort();
+        }
     }
 }
 
@@ -221,6 +248,11 @@ mod tests {
         let ns = NetNs::create().unwrap();
         let caught = std::panic::catch_unwind(|| ns.run(|| panic!("inside")));
         assert!(caught.is_err());
+        assert_eq!(NetNs::current().unwrap(), host);
+        let caught = std::panic::catch_unwind(|| ns.visit(|| panic!("inside")));
+        assert!(caught.is_err());
+        assert_eq!(NetNs::current().unwrap(), host);
+        assert_eq!(ns.visit(|| NetNs::current().unwrap()).unwrap(), ns);
         assert_eq!(NetNs::current().unwrap(), host);
     }
 

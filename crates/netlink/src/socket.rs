@@ -14,7 +14,8 @@ use netlink_sys::protocols::NETLINK_ROUTE;
 use nix::errno::Errno;
 
 use crate::wire::{
-    Frame, HEADER, NLMSG_DONE, NLMSG_ERROR, NLMSG_NOOP, NLMSG_OVERRUN, attributes, frames, text, u32_at,
+    Frame, HEADER, NLMSG_DONE, NLMSG_ERROR, NLMSG_NOOP, NLMSG_OVERRUN, align, attributes, frames, text,
+    u32_at,
 };
 use crate::{Error, NetNs, Result};
 
@@ -35,6 +36,18 @@ pub struct Socket {
     inner: netlink_sys::Socket,
     sequence: u32,
     buffer: Vec<u8>,
+    /// Requests that wait to be sent together.
+    batch: Option<Batch>,
+}
+
+/// Requests that the kernel has not seen yet.
+#[derive(Debug, Default)]
+struct Batch {
+    messages: Vec<u8>,
+    /// Where the last one begins in `messages`.
+    last: usize,
+    /// Of each: its sequence number, and what its error would say.
+    requests: Vec<(u32, &'static str, String)>,
 }
 
 impl Socket {
@@ -56,10 +69,57 @@ impl Socket {
         inner.set_ext_ack(true).map_err(failed)?;
         inner.set_cap_ack(true).map_err(failed)?;
         inner.set_netlink_get_strict_chk(true).map_err(failed)?;
-        Ok(Self { inner, sequence: 0, buffer: Vec::with_capacity(RECEIVE_BUFFER) })
+        Ok(Self { inner, sequence: 0, buffer: Vec::with_capacity(RECEIVE_BUFFER), batch: None })
     }
 
-    /// Sends `message` and waits for the kernel's acknowledgement.
+    /// Does `work`, whose changes (not its questions) go to the kernel together: one system call, one answer.
+    ///
+    /// The kernel carries them out in order, also those after one that it refuses; so this is for changes that are
+    /// taken back together. A question in between is asked after the changes before it.
+    ///
+    /// # Errors
+    /// Those of `work`, and the first refusal.
+    pub fn together<T, E: From<Error>>(
+        &mut self,
+        work: impl FnOnce(&mut Self) -> std::result::Result<T, E>,
+    ) -> std::result::Result<T, E> {
+        self.batch = Some(Batch::default());
+        let done = work(self);
+        let sent = self.send_batch();
+        self.batch = None;
+        let done = done?;
+        sent?;
+        Ok(done)
+    }
+
+    /// Sends what waits, and reads what became of it.
+    fn send_batch(&mut self) -> Result<()> {
+        let Some(batch) = &mut self.batch else { return Ok(()) };
+        let Batch { mut messages, last, requests } = std::mem::take(batch);
+        let Some((sequence, operation, object)) = requests.last() else { return Ok(()) };
+        // Only the last one is acknowledged. Refusals are told in any case, and come before.
+        if let Some(flags) = messages.get_mut(last + 6..last + 8) {
+            flags.copy_from_slice(&(NLM_F_ACK | flags_of(flags)).to_ne_bytes());
+        }
+        self.send_bytes(operation, format_args!("{object}"), &messages)?;
+        let mut refused = None;
+        loop {
+            self.fill(operation, format_args!("{object}"))?;
+            for frame in frames(&self.buffer).filter(|frame| frame.kind == NLMSG_ERROR) {
+                let Some(request) = requests.iter().find(|request| request.0 == frame.sequence) else {
+                    continue;
+                };
+                let answer = acknowledged(request.1, format_args!("{}", request.2), &frame);
+                refused = refused.or(answer.err());
+                if frame.sequence == *sequence {
+                    return refused.map_or(Ok(()), Err);
+                }
+            }
+        }
+    }
+
+    /// Sends `message` and waits for the kernel's acknowledgement; [together](Self::together) with others it only joins
+    /// them.
     pub(crate) fn request(
         &mut self,
         operation: &'static str,
@@ -67,6 +127,18 @@ impl Socket {
         message: &RouteNetlinkMessage,
         flags: u16,
     ) -> Result<()> {
+        if self.batch.is_some() {
+            let sequence = self.next_sequence();
+            let mut payload = vec![0; message.buffer_len()];
+            message.emit(&mut payload);
+            if let Some(batch) = &mut self.batch {
+                batch.last = batch.messages.len();
+                let kind = message.message_type();
+                put(&mut batch.messages, kind, NLM_F_REQUEST | flags, sequence, &payload);
+                batch.requests.push((sequence, operation, object.to_string()));
+            }
+            return Ok(());
+        }
         let sequence = self.send_route(operation, object, message, NLM_F_REQUEST | NLM_F_ACK | flags)?;
         self.receive(operation, object, sequence, |_| Ok(()))
     }
@@ -146,14 +218,11 @@ impl Socket {
         flags: u16,
         payload: &[u8],
     ) -> Result<u32> {
+        // What is asked now must see what was changed before.
+        self.send_batch()?;
         let sequence = self.next_sequence();
         let mut message = Vec::with_capacity(HEADER + payload.len());
-        message.extend(((HEADER + payload.len()) as u32).to_ne_bytes());
-        message.extend(kind.to_ne_bytes());
-        message.extend(flags.to_ne_bytes());
-        message.extend(sequence.to_ne_bytes());
-        message.extend(0u32.to_ne_bytes());
-        message.extend(payload);
+        put(&mut message, kind, flags, sequence, payload);
         self.send_bytes(operation, object, &message)?;
         Ok(sequence)
     }
@@ -270,6 +339,21 @@ impl Socket {
     pub(crate) fn raw(&self) -> &netlink_sys::Socket {
         &self.inner
     }
+}
+
+/// Appends a message and what it takes to align the next one.
+fn put(bytes: &mut Vec<u8>, kind: u16, flags: u16, sequence: u32, payload: &[u8]) {
+    bytes.extend(((HEADER + payload.len()) as u32).to_ne_bytes());
+    bytes.extend(kind.to_ne_bytes());
+    bytes.extend(flags.to_ne_bytes());
+    bytes.extend(sequence.to_ne_bytes());
+    bytes.extend(0u32.to_ne_bytes());
+    bytes.extend(payload);
+    bytes.resize(align(bytes.len()), 0);
+}
+
+fn flags_of(bytes: &[u8]) -> u16 {
+    bytes.try_into().map_or(0, u16::from_ne_bytes)
 }
 
 impl AsFd for Socket {

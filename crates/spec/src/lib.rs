@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod attachments;
+mod capabilities;
 mod dns;
 mod env;
 mod error;

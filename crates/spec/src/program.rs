@@ -9,7 +9,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::stat::{SFlag, fstat, makedev};
 use serde_json::{Map, Value, json};
 
-use crate::{Command, Environment, Failure, SUPPORTED, Version, code, json};
+use crate::{Command, Environment, Failure, SUPPORTED, Version, capabilities, code, json};
 
 /// What a runtime asks for, with everything read and the environment checked.
 #[derive(Debug)]
@@ -17,7 +17,7 @@ pub struct Call {
     pub command: Command,
     /// Of ADD, DEL and CHECK.
     pub environment: Option<Environment>,
-    /// The configuration as it came.
+    /// The configuration as it came, but for the spelling of its capabilities.
     pub object: Map<String, Value>,
     /// The bytes of it, for a plugin that is started in turn.
     pub input: Vec<u8>,
@@ -92,7 +92,8 @@ fn answer(
         *version = read_version(object).unwrap_or(*version);
     }
     let environment = Environment::parse(command, variable)?;
-    let (object, input) = object?;
+    let (mut object, input) = object?;
+    capabilities::respell(&mut object);
     *version = read_version(&object)?;
     if *version < command.since() {
         return Err(Failure::new(

@@ -130,17 +130,14 @@ pub fn wire_pod(
     Ok(())
 }
 
-/// Adds a route that another interface of the pod, in the same network, may have already: then with a greater
-/// metric, behind it.
+/// Adds a route that another interface of the pod, in the same network, may have already: then behind it.
 fn add_beside(socket: &mut Socket, route: &Route) -> Result<(), Failure> {
-    match route::add(socket, route) {
-        Err(error) if error.already_exists() => {
-            // Greater than the default metric, which is 0 or, for IPv6, 1024; and no two interfaces' the same.
-            let priority = route.link.map(|link| 1024 + link);
-            Ok(route::add(socket, &Route { priority, ..route.clone() })?)
-        }
-        other => Ok(other?),
+    if route.dst.is_ipv4() {
+        return Ok(route::append(socket, route)?);
     }
+    // Greater than the default metric, which is 1024; and no two interfaces' the same.
+    let priority = route.link.map(|link| 1024 + link);
+    Ok(route::add(socket, &Route { priority, ..route.clone() })?)
 }
 
 /// A route that an administrator of the pod would recognise as an ordinary one.

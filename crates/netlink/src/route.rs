@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnetwork::IpNetwork;
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
+use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteProtocol, RouteScope,
@@ -173,6 +173,12 @@ fn list_family(socket: &mut Socket, any: IpAddr, filter: &Filter) -> Result<Vec<
 /// not reachable or the device down.
 pub fn add(socket: &mut Socket, route: &Route) -> Result<()> {
     send_new(socket, "add", route, NLM_F_CREATE | NLM_F_EXCL)
+}
+
+/// Adds an IPv4 route behind those for the same prefix, which stay as they are. For IPv6 the kernel would make one
+/// route of all, and send by turns: another metric is what is meant there.
+pub fn append(socket: &mut Socket, route: &Route) -> Result<()> {
+    send_new(socket, "add", route, NLM_F_CREATE | NLM_F_APPEND)
 }
 
 /// Adds a route, in place of the one with the same destination, priority and table if there is one.

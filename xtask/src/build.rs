@@ -6,6 +6,7 @@ use anyhow::Result;
 
 use crate::cargo;
 use crate::ebpf;
+use crate::plugin::{self, PLUGINS};
 use crate::process;
 use crate::root;
 
@@ -42,12 +43,16 @@ pub fn programs(profile: Profile) -> Result<PathBuf> {
     let mut cargo = cargo::cargo();
     cargo.args(["build", "--workspace", "--exclude", "xtask", "--bins"]);
     let dir = match profile {
-        Profile::Dev => "debug",
+        Profile::Dev => root::target().join("debug"),
         Profile::Release => {
             cargo.arg("--release");
-            "release"
+            PLUGINS.iter().for_each(|name| _ = cargo.args(["--exclude", name]));
+            root::target().join("release")
         }
     };
     process::run(&mut cargo)?;
-    Ok(root::target().join(dir))
+    if profile == Profile::Release {
+        plugin::build(&dir)?;
+    }
+    Ok(dir)
 }

@@ -12,6 +12,7 @@ mod ebpf;
 mod libtest;
 mod linker;
 mod lint;
+mod plugin;
 mod process;
 mod root;
 mod rules;

@@ -167,6 +167,10 @@ fn wire(
             }
             if !wanted.disabled {
                 finish(pair, ns, (host, None), (pod, mode::address6(allocations)))?;
+                if !allocations.is_empty() {
+                    let eth = veth::find(pod, &pair.pod)?;
+                    bridge::announce(ns, eth.index, pair.pod_mac, &mode::ips(allocations))?;
+                }
             }
             equip::equip(conf, (ns, pair), (host, &near), pod)?;
             let device = &ready.gateway.as_ref().unwrap_or(&ready.bridge).name;

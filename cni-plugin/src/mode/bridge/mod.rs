@@ -2,10 +2,12 @@
 //!
 //! The bridge is made when the first pod comes, and stays.
 
+mod announce;
 mod check;
 mod gateway;
 mod pod;
 
+pub use announce::announce;
 pub use check::{bridged, check};
 pub use gateway::with_gateways;
 pub use pod::{await_unique, routes, wire_pod};

@@ -49,6 +49,31 @@ fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
 
+/// The next pod with an address has another Ethernet address, and who talked to the one before knows at once.
+#[test]
+fn an_address_that_is_anothers_now_is_found_at_its_new_place_at_once() {
+    let (host, old, new, peer) = (Host::new(), Pod::new("old"), Pod::new("new"), Pod::new("peer"));
+    let mut wanted = conf(&host);
+    wanted["runtimeConfig"] = json!({"ips": ["10.9.0.50", "fd09::50"]});
+    host.add(&peer, &conf(&host));
+    host.add(&old, &wanted);
+    for at in ["10.9.0.50", "fd09::50"] {
+        let _server = Server::start(&old.ns, "old", (at, 7000));
+        assert!(tcp(&peer.ns, (at, 7000)).unwrap().starts_with("old "));
+    }
+    host.del(&old, &wanted);
+    host.add(&new, &wanted);
+    let mac = device(&new.ns, "eth0").mac;
+    let index = device(&peer.ns, "eth0").index;
+    let known = neigh::list(&mut peer.socket(), Some(index)).unwrap();
+    for at in ["10.9.0.50", "fd09::50"] {
+        let there = known.iter().find(|one| one.ip == ip(at)).unwrap();
+        assert_eq!(there.mac, mac, "{at}");
+        let _server = Server::start(&new.ns, "new", (at, 7000));
+        assert!(tcp(&peer.ns, (at, 7000)).unwrap().starts_with("new "));
+    }
+}
+
 #[test]
 fn isolated_pods_reach_the_gateway_and_not_each_other() {
     let (host, one, two) = (Host::new(), Pod::new("one"), Pod::new("two"));

@@ -30,20 +30,21 @@ pub fn gc(place: &Place, call: &Call) -> Result<(), Failure> {
             dead.insert(owner);
         }
     }
-    let failures: Vec<Failure> = dead
+    let mut results: Vec<Result<(), Failure>> = dead
         .into_iter()
         .map(|owner| {
             let _turn = addresses::turn(place, &owner, false)?;
             del::del(&Environment::of(owner), place, None)
         })
-        .chain([
-            sweep(place, &valid),
-            elements::collect(),
-            hostport::collect(&place.run_dir, &place.network, &valid),
-            addresses::pass_on(place.delegate.as_deref(), call),
-        ])
-        .filter_map(Result::err)
         .collect();
+    // Only now: a lease goes after what it was for.
+    results.extend([
+        sweep(place, &valid),
+        elements::collect(),
+        hostport::collect(&place.run_dir, &place.network, &valid),
+        addresses::pass_on(place.delegate.as_deref(), call),
+    ]);
+    let failures = results.into_iter().filter_map(Result::err).collect();
     told(failures)
 }
 

@@ -52,3 +52,20 @@ fn an_element_of_a_device_that_is_gone_is_replaced() {
         Op::Add(id(2)),
     ]);
 }
+
+/// An address that a killed GC had freed was taken to be in use.
+#[test]
+fn what_a_killed_collection_freed_is_free() {
+    let id = |pod| Id { net: 0, pod };
+    for at in (120..270).step_by(30) {
+        play(&[
+            Op::Add(id(1)),
+            Op::Add(id(3)),
+            Op::TheirAdd { pod: 1 },
+            Op::Add(id(2)),
+            Op::Add(id(0)),
+            Op::KillGc { net: 0, valid: 0xfffe, at },
+            Op::Add(id(5)),
+        ]);
+    }
+}

@@ -66,8 +66,8 @@ fn kernel(places: &Places, done: &mut Cleanup) -> Result<(), kernel::ApplyError>
     Ok(())
 }
 
-/// Where the CNI plugin keeps the rules by which pods send only in their own name, for routed pods and for
-/// those on a bridge.
+/// Where the CNI plugin keeps its rules: against spoofed addresses, and for masquerading and host ports. The table
+/// is its alone.
 const TABLE: &str = "heddle";
 const CHAIN: &str = "spoofing";
 
@@ -81,17 +81,12 @@ fn plugin_rules() -> heddle_netlink::Result<Vec<String>> {
     let (mut batch, mut removed) = (Batch::new(), Vec::new());
     let all = nft.chains()?;
     for family in [Family::Inet, Family::Bridge] {
-        let ours = |chain: &&ListedChain| chain.family == family && chain.table == TABLE;
-        let chains: Vec<&str> = all.iter().filter(ours).map(|chain| chain.name.as_str()).collect();
-        match chains.as_slice() {
-            [CHAIN] => batch.delete_table(family, TABLE),
-            chains if chains.contains(&CHAIN) => {
-                batch.flush_chain(family, TABLE, CHAIN);
-                batch.delete_chain(family, TABLE, CHAIN);
-            }
-            _ => continue,
+        let ours =
+            |chain: &ListedChain| chain.family == family && chain.table == TABLE && chain.name == CHAIN;
+        if all.iter().any(ours) {
+            batch.delete_table(family, TABLE);
+            removed.push(format!("nftables table {family} {TABLE}"));
         }
-        removed.push(format!("nftables chain {family} {TABLE} {CHAIN}"));
     }
     nft.commit(&batch)?;
     Ok(removed)
@@ -121,22 +116,24 @@ mod tests {
         ns.run(|| {
             let mut batch = Batch::new();
             for (family, chains) in
-                [(Family::Inet, &["spoofing", "other"][..]), (Family::Bridge, &["spoofing"])]
+                [(Family::Inet, &["spoofing", "masquerade"][..]), (Family::Bridge, &["spoofing"])]
             {
                 batch.add_table(family, TABLE);
                 chains.iter().for_each(|chain| batch.add_chain(family, TABLE, chain, None));
             }
+            batch.add_table(Family::Inet, "of others");
+            batch.add_chain(Family::Inet, "of others", "spoofing", None);
             Nft::open().unwrap().commit(&batch).unwrap();
             let (near, far) =
                 (VethEnd { name: "hdl0", ..VethEnd::default() }, VethEnd { name: "b", ..VethEnd::default() });
             link::create_veth(&mut Socket::open().unwrap(), &near, &far).unwrap();
             assert_eq!(plugin_rules().unwrap(), [""; 0], "there is a pod");
             link::delete_by_name(&mut Socket::open().unwrap(), "b").unwrap();
-            let removed = ["nftables chain inet heddle spoofing", "nftables chain bridge heddle spoofing"];
+            let removed = ["nftables table inet heddle", "nftables table bridge heddle"];
             assert_eq!(plugin_rules().unwrap(), removed);
             assert_eq!(plugin_rules().unwrap(), [""; 0]);
             let left = Nft::open().unwrap().chains().unwrap();
-            assert_eq!(left.iter().map(|chain| chain.name.as_str()).collect::<Vec<_>>(), ["other"]);
+            assert_eq!(left.iter().map(|chain| chain.table.as_str()).collect::<Vec<_>>(), ["of others"]);
         })
         .unwrap();
     }

@@ -2,10 +2,9 @@
 //!
 //! All that can be checked is checked before the first change; what fails after it is taken back.
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::Ipv6Addr;
 use std::path::Path;
 
-use heddle_ipam::Pool;
 use heddle_netlink::link::Link;
 use heddle_netlink::{NetNs, Socket, Watch};
 
@@ -28,9 +27,6 @@ pub fn add(environment: &Environment, conf: &Conf, call: &Call) -> Result<Succes
     }
     let path = environment.netns.as_deref().unwrap_or(Path::new(""));
     let ns = open_namespace(path)?;
-    if let (Mode::Ptp, Some(pool)) = (&conf.mode, conf.ipam.pool()) {
-        check_ptp(pool)?;
-    }
     let mut before = conf.previous.clone().unwrap_or_default();
     let pair = Pair::new(&conf.network, &environment.owner, conf.mac.or(environment.mac));
     let mut host = Socket::open()?;
@@ -73,14 +69,6 @@ pub fn open_namespace(path: &Path) -> Result<NetNs, Failure> {
         ));
     }
     Ok(ns)
-}
-
-fn check_ptp(pool: &Pool) -> Result<(), Failure> {
-    let ranges = || pool.sets.iter().flat_map(heddle_ipam::RangeSet::ranges);
-    let own =
-        ranges().map(|range| if range.subnet.is_ipv4() { range.gateway } else { mode::GATEWAY6.into() });
-    let of_ranges = ranges().map(|range| range.gateway);
-    ptp::check(&own.chain(of_ranges).collect::<Vec<IpAddr>>(), &pool.routes)
 }
 
 /// Checks what could not be known before the addresses were given.

@@ -27,6 +27,7 @@ use heddle_netlink::MacAddr;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use crate::mode::ptp;
 use heddle_spec::{Dns, Failure, Network, Success, Version, code, json};
 
 /// The smallest MTU that IPv4 works with (RFC 791), and IPv6 (RFC 8200).
@@ -153,6 +154,9 @@ impl Conf {
         };
         let pool = conf.ipam.pool();
         conf.check_ipvlan()?;
+        if let (Mode::Ptp, Some(pool)) = (&conf.mode, pool) {
+            ptp::check_pool(pool)?;
+        }
         conf.check_mtu(pool.is_some_and(|pool| pool.sets.iter().any(|set| !set.is_ipv4())))?;
         Ok(conf)
     }

@@ -13,6 +13,7 @@
 
 use std::net::IpAddr;
 
+use heddle_ipam::{Pool, RangeSet};
 use heddle_netlink::Socket;
 use heddle_netlink::addr::{self, Addr, Scope};
 use heddle_netlink::link;
@@ -195,6 +196,14 @@ pub fn check(gateways: &[IpAddr], routes: &[Wanted]) -> Result<(), Failure> {
         }
     }
     Ok(())
+}
+
+/// The same of ranges.
+pub fn check_pool(pool: &Pool) -> Result<(), Failure> {
+    let ranges = || pool.sets.iter().flat_map(RangeSet::ranges);
+    let own = ranges().map(|range| if range.subnet.is_ipv4() { range.gateway } else { GATEWAY6.into() });
+    let of_ranges = ranges().map(|range| range.gateway);
+    check(&own.chain(of_ranges).collect::<Vec<_>>(), &pool.routes)
 }
 
 /// The same of addresses that somebody else gave.

@@ -3,9 +3,10 @@
 //! Of this network only, and going on after a failure, as DEL does.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use heddle_ipam::Store;
-use heddle_netlink::{Socket, link};
+use heddle_netlink::{Socket, Watch, link};
 
 use super::{PATIENCE, boot_id, del};
 use crate::addresses;
@@ -40,6 +41,7 @@ pub fn gc(place: &Place, call: &Call) -> Result<(), Failure> {
     // Only now: a lease goes after what it was for.
     results.extend([
         sweep(place, &valid),
+        nameless(),
         elements::collect(),
         hostport::collect(&place.run_dir, &place.network, &valid),
         addresses::pass_on(place.delegate.as_deref(), call),
@@ -74,6 +76,35 @@ fn sweep(place: &Place, valid: &BTreeSet<Owner>) -> Result<(), Failure> {
         Some(store) => Ok(store.lock(PATIENCE)?.collect(valid)?),
         None => Ok(()),
     }
+}
+
+/// Deletes the pairs on which ADD could not write whose they are, because it was killed right after it made them. Those
+/// of an ADD that is at work get their mark while we look.
+fn nameless() -> Result<(), Failure> {
+    /// A thousand times what ADD needs.
+    const PATIENCE: Duration = Duration::from_secs(1);
+    let mut host = Socket::open()?;
+    let without_mark = |host: &mut Socket| -> heddle_netlink::Result<BTreeSet<u32>> {
+        let links = link::list(host)?;
+        let ours = links.iter().filter(|link| link.name.starts_with(PREFIX) && link.alias.is_none());
+        Ok(ours.map(|link| link.index).collect())
+    };
+    let mut left = without_mark(&mut host)?;
+    if left.is_empty() {
+        return Ok(());
+    }
+    Watch::open()?.until(PATIENCE, || {
+        let now = without_mark(&mut host)?;
+        left.retain(|index| now.contains(index));
+        Ok(left.is_empty())
+    })?;
+    for index in left {
+        match link::delete(&mut host, index) {
+            Err(error) if !error.not_found() => return Err(error.into()),
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// The owners of pairs of this network, by their marks, whether or not ADD came to its end.

@@ -421,6 +421,14 @@ fn fault_041_gc_collects_what_a_killed_add_left_on_a_bridge() {
         assert!(answer.success, "{answer:?}");
     }
     assert_eq!(host.state(), before);
+    // Killed before it could write anything.
+    let half = VethEnd { name: "hdl0123456789ab", ..VethEnd::default() };
+    link::create_veth(&mut host.socket(), &half, &VethEnd { name: "half", ..VethEnd::default() }).unwrap();
+    let mut collect = conf.clone();
+    collect["cni.dev/valid-attachments"] = json!([]);
+    let answer = host.call(&pod, "GC", &collect);
+    assert!(answer.success, "{answer:?}");
+    assert_eq!(host.state(), before);
     // A repeated ADD clears it away as well.
     host.add(&pod, &conf);
     let near = self::near(&host).remove(0);

@@ -64,6 +64,11 @@ impl Stage {
         Self { host: Host::new(), subject, bin, kept: Mutex::default() }
     }
 
+    /// Another host: configurations of `other` lead it to the same files.
+    pub fn with_files_of(other: &Self) -> Self {
+        Self::new(other.subject)
+    }
+
     pub fn ours(&self) -> bool {
         self.subject.who == Who::Ours
     }
@@ -396,6 +401,16 @@ impl Stage {
             }
         }
         bail!("the result tells no host side")
+    }
+
+    /// Waits until the host's end of a pod's pair is gone.
+    pub fn await_end(&self, result: &Value) -> Result<()> {
+        let Ok(near) = self.host_side(result) else { return Ok(()) };
+        let mut watch = self.host.ns.run(Watch::open).unwrap().unwrap();
+        let mut socket = self.host.socket();
+        let gone = watch.until(DEADLINE, || Ok(link::by_index(&mut socket, near.index)?.is_none())).unwrap();
+        ensure!(gone, "the host side stays");
+        Ok(())
     }
 
     /// `text` without the names that are others at every run: paths of this run, random names of devices.

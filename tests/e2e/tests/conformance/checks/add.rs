@@ -64,6 +64,24 @@ pub const CHECKS: &[Check] = &[
     Check {
         section: "2 ADD",
         parts: WIRED,
+        name: "8 pods at once: each has an interface and an address of its own",
+        run: at_once,
+    },
+    Check {
+        section: "2 ADD",
+        parts: WIRED,
+        name: "what Kubernetes tells in CNI_ARGS is taken",
+        run: kubernetes_args,
+    },
+    Check {
+        section: "conventions",
+        parts: WIRED,
+        name: "the capabilities dns and cgroupPath are taken",
+        run: other_capabilities,
+    },
+    Check {
+        section: "2 ADD",
+        parts: WIRED,
         name: "an ADD that finds no free address leaves nothing",
         run: fails_without_address,
     },
@@ -212,6 +230,39 @@ fn two_networks(stage: &Stage) -> Result<()> {
     ensure!(ips(&first)[0].to_string() == "10.1.0.2", "the first has {:?}", ips(&first));
     ensure!(ips(&second)[0].to_string() == "10.2.0.2", "the second has {:?}", ips(&second));
     Ok(())
+}
+
+fn at_once(stage: &Stage) -> Result<()> {
+    let list = stage.list();
+    let pods: Vec<Pod> = (0..8).map(|n| Pod::new(&format!("pod-{n}"))).collect();
+    let given: Result<Vec<_>> = std::thread::scope(|scope| {
+        let threads: Vec<_> = pods.iter().map(|pod| scope.spawn(|| stage.add(pod, &list))).collect();
+        threads
+            .into_iter()
+            .map(|thread| thread.join().map_err(|_| anyhow::anyhow!("one panicked"))?)
+            .collect()
+    });
+    let given: std::collections::BTreeSet<_> = given?.iter().map(|result| ips(result)[0]).collect();
+    ensure!(given.len() == 8, "they have {} addresses", given.len());
+    for pod in &pods {
+        ensure!(device(pod, "eth0")?.up, "an interface is down");
+    }
+    Ok(())
+}
+
+fn kubernetes_args(stage: &Stage) -> Result<()> {
+    let args = "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web-0;K8S_POD_INFRA_CONTAINER_ID=abc;K8S_POD_UID=7";
+    let answer = stage.with_args(&Pod::new("abc"), "ADD", &stage.list(), args);
+    ensure!(answer.success, "ADD fails: {}", said(&answer));
+    Ok(())
+}
+
+fn other_capabilities(stage: &Stage) -> Result<()> {
+    let list = stage
+        .list()
+        .capability("dns", json!({"servers": ["10.96.0.10"], "searches": ["a.example.org"]}))
+        .capability("cgroupPath", json!("/kubepods/pod7"));
+    stage.add(&Pod::new("abc"), &list).map(drop)
 }
 
 fn fails_without_address(stage: &Stage) -> Result<()> {

@@ -66,6 +66,12 @@ pub const CHECKS: &[Check] = &[
         name: "after DEL of a pod with macspoofchk nothing is left",
         run: nothing_of_macspoofchk,
     },
+    Check {
+        section: "bridge",
+        parts: BRIDGE,
+        name: "portIsolation: pods do not reach each other, but the host",
+        run: isolated,
+    },
     Check { section: "bridge", parts: BRIDGE, name: "DEL leaves the bridge", run: bridge_stays },
     Check {
         section: "ptp, bridge",
@@ -245,6 +251,18 @@ fn spoofed_mac(stage: &Stage) -> Result<()> {
     let soon = std::time::Duration::from_millis(500);
     let reached = pod.ns.run(|| std::net::TcpStream::connect_timeout(&echo.at, soon))?;
     ensure!(reached.is_err(), "it passes");
+    Ok(())
+}
+
+fn isolated(stage: &Stage) -> Result<()> {
+    let list = stage.list().with("portIsolation", json!(true));
+    let (pod, other) = (Pod::new("abc"), Pod::new("other"));
+    stage.add(&pod, &list)?;
+    let echo = Echo::new(&other.ns, ips(&stage.add(&other, &list)?)[0]);
+    tcp(&stage.host.ns, echo.at)?;
+    let soon = std::time::Duration::from_millis(500);
+    let reached = pod.ns.run(|| std::net::TcpStream::connect_timeout(&echo.at, soon))?;
+    ensure!(reached.is_err(), "they do");
     Ok(())
 }
 

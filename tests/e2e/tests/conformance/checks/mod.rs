@@ -11,10 +11,8 @@ mod ipam;
 mod loopback;
 mod packets;
 mod parameters;
-#[expect(dead_code, reason = "until host ports are there")]
 mod ports;
 mod results;
-#[expect(dead_code, reason = "until limits and settings are there")]
 mod shaping;
 
 use super::subject::Check;
@@ -35,6 +33,8 @@ pub fn all() -> impl Iterator<Item = &'static Check> {
         results::CHECKS,
         packets::CHECKS,
         bridge::CHECKS,
+        ports::CHECKS,
+        shaping::CHECKS,
         ipam::CHECKS,
         loopback::CHECKS,
     ]

@@ -28,7 +28,7 @@ prepare() {
         fail "make the host's files writable"
     for fs in proc sys dev; do mount -o move /$fs /root/$fs; done
     cd /root || fail "enter /root"
-    mkdir -p dev/pts dev/shm dev/mqueue "lib/modules/$release"
+    mkdir -p dev/pts dev/shm dev/mqueue "lib/modules/$release" || fail "write to the host's files"
     mount -t devpts pts dev/pts
     mount -t tmpfs shm dev/shm
     mount -t mqueue mqueue dev/mqueue
@@ -45,7 +45,7 @@ prepare() {
     echo /run/vm/modprobe >/root/proc/sys/kernel/modprobe
     ln -sf /proc/self/fd dev/fd
     for n in 0:in 1:out 2:err; do ln -sf "fd/${n%:*}" "dev/std${n#*:}"; done
-    exec switch_root /root /run/vm/busybox sh /run/vm/init host
+    exec switch_root /root /run/vm/busybox sh /run/vm/init host || fail "change over to the host's files"
 }
 
 # run NAME DIRECTORY COMMAND...: both streams say what begins, the first one how it ended.

@@ -67,15 +67,17 @@ fn bound(program: impl AsRef<std::ffi::OsStr>) -> Command {
 /// Starts the server of the host's files.
 fn share(dir: &Path, socket: &Path) -> Result<Child> {
     let log = fs::File::create(dir.join("files.log"))?;
-    // QEMU's own, in C (Debian 12); then the one in Rust (Debian 13).
-    let own = Path::new("/usr/lib/qemu/virtiofsd");
+    // The one in Rust (Debian 13; there QEMU's path leads to it, too), else QEMU's own, in C (Debian 12).
+    let own = Path::new("/usr/libexec/virtiofsd");
     let mut command = if own.exists() {
         let mut command = bound(own);
-        command.args(["-f", "-o", "source=/,cache=always,sandbox=chroot"]);
+        command.args(["--shared-dir=/", "--cache=always", "--sandbox=chroot"]);
+        // Overlayfs takes no file system that mounts others by itself.
+        command.arg("--no-announce-submounts");
         command
     } else {
-        let mut command = bound("/usr/libexec/virtiofsd");
-        command.args(["--shared-dir=/", "--cache=always", "--sandbox=chroot"]);
+        let mut command = bound("/usr/lib/qemu/virtiofsd");
+        command.args(["-f", "-o", "source=/,cache=always,sandbox=chroot"]);
         command
     };
     command.arg(format!("--socket-path={}", socket.display()));

@@ -45,6 +45,15 @@ struct Plugin<'a> {
     /// device does not.
     overlay: &'a str,
     ipam: Ipam,
+    /// What a runtime may ask of the plugin for one pod.
+    capabilities: Capabilities,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Capabilities {
+    port_mappings: bool,
+    bandwidth: bool,
 }
 
 #[derive(Serialize)]
@@ -85,6 +94,7 @@ pub fn conflist(device: &str, ranges: &BTreeSet<IpNetwork>, mtu: u32) -> String 
                 ranges: ranges.iter().map(|range| [Range { subnet: *range }]).collect(),
                 routes: routes.into_iter().map(|dst| Destination { dst }).collect(),
             },
+            capabilities: Capabilities { port_mappings: true, bandwidth: true },
         }],
     };
     let mut text = serde_json::to_string(&list).expect("strings and numbers always become JSON");
@@ -173,7 +183,8 @@ mod tests {
                 r#"{"cniVersion":"1.0.0","cniVersions":["1.0.0","1.1.0"],"name":"heddle","#,
                 r#""plugins":[{"type":"heddle","mode":"ptp","mtu":1450,"overlay":"heddle.1","#,
                 r#""ipam":{"type":"host-local","ranges":[[{"subnet":"10.244.1.0/24"}],[{"subnet":"fd00:10:244:1::/64"}]],"#,
-                r#""routes":[{"dst":"0.0.0.0/0"},{"dst":"::/0"}]}}]}"#,
+                r#""routes":[{"dst":"0.0.0.0/0"},{"dst":"::/0"}]},"#,
+                r#""capabilities":{"portMappings":true,"bandwidth":true}}]}"#,
                 "\n"
             )
         );

@@ -184,9 +184,10 @@ fn an_unknown_node_is_left_alone_and_says_so() {
         conflist.trim(),
         concat!(
             r#"{"cniVersion":"1.0.0","cniVersions":["1.0.0","1.1.0"],"name":"heddle","#,
-            r#""plugins":[{"type":"heddle","mode":"ptp","mtu":1450,"#,
+            r#""plugins":[{"type":"heddle","mode":"ptp","mtu":1450,"overlay":"heddle.1","#,
             r#""ipam":{"type":"host-local","ranges":[[{"subnet":"10.244.1.0/24"}],[{"subnet":"fd00:10:244:1::/64"}]],"#,
-            r#""routes":[{"dst":"0.0.0.0/0"},{"dst":"::/0"}]}}]}"#
+            r#""routes":[{"dst":"0.0.0.0/0"},{"dst":"::/0"}]},"#,
+            r#""capabilities":{"portMappings":true,"bandwidth":true}}]}"#
         )
     );
     // Gone again: what stands, stands.

@@ -13,6 +13,7 @@ use serde_json::Value;
 use crate::cri::Cri;
 use crate::cri::proto;
 use crate::error::{Error, Result};
+use crate::etc;
 use crate::image;
 use crate::plugins;
 use crate::programs::{libraries, missing, program};
@@ -53,6 +54,7 @@ impl Containerd {
         if let Some(conflist) = conflist {
             node.write_conflist(&conflist.to_string())?;
         }
+        etc::complete(&node)?;
         let process = spawn(&node, &dir)?;
         let cri = connect(&node, &process)?;
         let archive = image::write(node.place(), lab.dir())?;

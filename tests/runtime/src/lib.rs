@@ -9,6 +9,7 @@
 pub mod containerd;
 pub mod cri;
 mod error;
+mod etc;
 pub mod image;
 mod plugins;
 pub mod pod;

@@ -1,5 +1,6 @@
 //! Pods, made by a runtime as kubelet has them made.
 
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::path::Path;
 
@@ -18,6 +19,7 @@ pub struct Plan {
     /// How often a pod of this name was made before.
     pub attempt: u32,
     pub ports: Vec<proto::PortMapping>,
+    pub annotations: HashMap<String, String>,
 }
 
 impl Plan {
@@ -39,6 +41,7 @@ impl Plan {
             }),
             hostname: self.name.clone(),
             port_mappings: self.ports.clone(),
+            annotations: self.annotations.clone(),
             linux: Some(proto::LinuxPodSandboxConfig {
                 security_context: Some(security),
                 ..Default::default()
@@ -117,7 +120,7 @@ impl Containerd {
         let request = proto::CreateContainerRequest {
             pod_sandbox_id: id.clone(),
             config: Some(proto::ContainerConfig {
-                metadata: Some(proto::ContainerMetadata { name: "server".into(), attempt: 0 }),
+                metadata: Some(proto::ContainerMetadata { name: "server".into(), attempt: plan.attempt }),
                 image: Some(proto::ImageSpec { image: image::IMAGE.into() }),
                 args: vec![port.to_string(), plan.name.clone()],
             }),

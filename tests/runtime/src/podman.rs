@@ -7,6 +7,7 @@ use heddle_lab::{Cmd, Lab, Node, Output};
 use serde_json::Value;
 
 use crate::error::{Error, Result};
+use crate::etc;
 use crate::image;
 use crate::plugins;
 use crate::programs::{libraries, missing, program};
@@ -50,6 +51,7 @@ impl Podman {
             "storage.conf",
             "[storage]\ndriver = \"overlay\"\nrunroot = \"/run/containers/storage\"\ngraphroot = \"/var/lib/containers/storage\"\n",
         )?;
+        etc::complete(&podman.node)?;
         for list in conflists {
             let name = list["name"].as_str().unwrap_or_default();
             let file = podman.node.path(&format!("/etc/cni/net.d/{name}.conflist"));
@@ -103,6 +105,7 @@ cgroup_manager = "cgroupfs"
 events_logger = "none"
 runtime = "runc"
 conmon_path = ["{conmon}"]
+conmon_env_vars = ["PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LD_LIBRARY_PATH={libraries}"]
 [engine.runtimes]
 runc = ["{runc}"]
 [network]
@@ -111,6 +114,7 @@ cni_plugin_dirs = ["{plugins}"]
 network_config_dir = "/etc/cni/net.d"
 "#,
         conmon = conmon.display(),
+        libraries = libraries(),
         runc = runc.display(),
         plugins = plugins.display(),
     )

@@ -109,7 +109,7 @@ fn podman_runs_containers_in_routed_and_bridged_networks() -> Result<()> {
     let node = bench.lab.node(1);
     // What stays for good is there when containers have come and gone.
     for network in ["routed", "bridged"] {
-        bench.run("first", network, &[])?;
+        bench.run("first", network, &["--publish", "30000:8080"])?;
         bench.remove("first")?;
     }
     // The kernel looks whether the bridge's own address is taken, and tells nobody when it has.
@@ -117,13 +117,13 @@ fn podman_runs_containers_in_routed_and_bridged_networks() -> Result<()> {
     eventually("the bridge's address settled", heddle_lab::READY_LIMIT, tentative)?;
     let before = Snapshot::of(&bench.lab)?;
 
-    let web = bench.run("web", "routed", &[])?;
+    let web = bench.run("web", "routed", &["--publish", "30080:8080"])?;
     let other =
         bench.run("other", "routed", &["--ip", "10.244.1.77", "--mac-address", "02:00:00:00:00:77"])?;
     assert_eq!(other.to_string(), "10.244.1.77");
     let macs = bench.inside("other")?.run("ip -o link show eth0")?;
     assert!(macs.contains("link/ether 02:00:00:00:00:77 "), "{macs}");
-    let wide = bench.run("wide", "bridged", &[])?;
+    let wide = bench.run("wide", "bridged", &["--publish", "30081:8080/tcp"])?;
     let far = bench.run("far", "bridged", &[])?;
     for (from, to) in
         [("web", (other, "other")), ("other", (web, "web")), ("wide", (far, "far")), ("web", (wide, "wide"))]
@@ -136,14 +136,23 @@ fn podman_runs_containers_in_routed_and_bridged_networks() -> Result<()> {
     assert_eq!(reply.client.ip(), node.ip4());
     drop(outside);
 
+    for (port, name) in [(30080, "web"), (30081, "wide")] {
+        for place in [bench.lab.client().place(), node.place(), &bench.inside("far")?] {
+            answered(place, (node.ip4(), port), name)?;
+        }
+    }
+
     // A restart is DEL and ADD again.
     bench.podman.run(&["restart", "--time", "0", "web"])?;
     let web = bench.address("web", "routed")?;
     answered(&bench.inside("other")?, (web, 8080), "web")?;
+    answered(bench.lab.client().place(), (node.ip4(), 30080), "web")?;
 
     for name in ["web", "other", "wide", "far"] {
         bench.remove(name)?;
     }
-    before.same_as(&Snapshot::of(&bench.lab)?)?;
+    let mut left = before.changes(&Snapshot::of(&bench.lab)?);
+    left.retain(|line| !line.contains(" /var/lib/containers/"));
+    assert_eq!(left, Vec::<String>::new(), "podman's own storage apart");
     Ok(())
 }

@@ -10,7 +10,7 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use heddle_lab::{Ask, Cmd, Lab, Place, Snapshot, eventually, skip};
-use heddle_runtime::cri::proto::{Nothing, StatusResponse};
+use heddle_runtime::cri::proto::{Nothing, PortMapping, StatusResponse};
 use heddle_runtime::{Containerd, Error, Plan, Pod, Result};
 use serde_json::{Value, json};
 
@@ -71,13 +71,16 @@ impl Bench {
         // The first pod of a node leaves what stays for good: directories of containerd and of the leases, the
         // rules that all pods share, and that the node forwards (a router answers to anycast addresses).
         bench.before = bench.snapshot()?;
-        let first = bench.containerd.run_pod(&Plan::new("first"), PORT)?.id;
+        let ports = vec![tcp(30000, "")];
+        let first = bench.containerd.run_pod(&Plan { ports, ..Plan::new("first") }, PORT)?.id;
         bench.containerd.stop(&first)?;
         bench.containerd.remove(&first)?;
         let lasting = ["+ n1 files: ", "+ n1 nftables: ", "+ n1 routes6: anycast "];
         bench.settles(|line| !lasting.iter().any(|kind| line.starts_with(kind)))?;
         assert_eq!(bench.leases()?, Vec::<String>::new());
         bench.before = bench.snapshot()?;
+        let elements = bench.before.section("n1 nftables").find(|line| line.contains("elements = "));
+        assert_eq!(elements, None, "sets and maps hold nothing without pods");
         Ok(Some(bench))
     }
 
@@ -209,6 +212,12 @@ pub fn ready(containerd: &Containerd, condition: &str) -> Result<bool> {
     let answer: StatusResponse = containerd.cri().call("Status", &Nothing {})?;
     let conditions = answer.status.unwrap_or_default().conditions;
     Ok(conditions.iter().any(|one| one.kind == condition && one.status))
+}
+
+/// A TCP port of the node that leads to a pod's server.
+pub fn tcp(host_port: u16, host_ip: &str) -> PortMapping {
+    let host_ip = host_ip.to_owned();
+    PortMapping { protocol: 0, container_port: PORT.into(), host_port: host_port.into(), host_ip }
 }
 
 /// Prints a figure on the test's output.

@@ -5,3 +5,4 @@ mod faults;
 mod holders;
 mod life;
 mod overlay;
+mod ports;

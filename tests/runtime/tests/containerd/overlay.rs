@@ -3,7 +3,7 @@
 use heddle_lab::{Ask, Cluster, Lab, Plan as Daemons, READY_LIMIT, eventually, skip};
 use heddle_runtime::{Containerd, Plan, Result};
 
-use super::bench::{PORT, ask, ready};
+use super::bench::{PORT, answered_by, ask, ready, tcp};
 
 #[test]
 fn containerd_takes_what_vxland_writes() -> Result<()> {
@@ -14,7 +14,7 @@ fn containerd_takes_what_vxland_writes() -> Result<()> {
     let cluster = Cluster::start_with(Lab::builder().nodes(2).threaded(false), Daemons::overlay())?;
     let containerd = Containerd::start(&cluster, None)?;
     assert!(ready(&containerd, "NetworkReady")?);
-    let here = containerd.run_pod(&Plan::new("here"), PORT)?;
+    let here = containerd.run_pod(&Plan { ports: vec![tcp(30080, "")], ..Plan::new("here") }, PORT)?;
     let there = cluster.backend(2, "there", PORT)?;
     eventually("the server of a pod listening", READY_LIMIT, || {
         Ok(Ask::new((here.ip(true), PORT)).tcp(cluster.node(1)).is_ok())
@@ -28,6 +28,8 @@ fn containerd_takes_what_vxland_writes() -> Result<()> {
         assert_eq!((reply.server.as_str(), reply.client.ip()), ("there", here.ip(v4)));
     }
     ask(cluster.node(2), &here)?;
+    // Its host port, from another node.
+    answered_by(cluster.node(2), (cluster.node(1).ip4(), 30080), "here")?;
     containerd.stop(&here.id)?;
     containerd.remove(&here.id)?;
     Ok(())

@@ -158,6 +158,16 @@ mod tests {
     }
 
     #[test]
+    fn containerd_writes_ranges_as_go_calls_them() {
+        let object = json!({"name": "n", "ipam": {}, "runtimeConfig": {"ipRanges": [[{
+            "Subnet": "10.1.0.0/24", "RangeStart": "10.1.0.9", "RangeEnd": "10.1.0.20", "Gateway": "10.1.0.254"
+        }]]}});
+        let range = conf(&object, Version::V1_1_0).unwrap().pool.sets[0].ranges()[0].clone();
+        let said = (range.start.to_string(), range.end.to_string(), range.gateway.to_string());
+        assert_eq!(said, ("10.1.0.9".into(), "10.1.0.20".into(), "10.1.0.254".into()));
+    }
+
+    #[test]
     fn what_the_runtime_says_comes_first() {
         let object = json!({
             "name": "n", "ipam": {"ranges": [[{"subnet": "10.2.0.0/24"}]]},

@@ -11,7 +11,10 @@
 //! | `lock` | locked by `flock(2)` while anything here changes |
 //! | `.heddle/` | ours; the reference plugin reads these files too (it looks for a container's id in every file below its directory), but finds no container in them |
 //! | `.heddle/boot` | the boot that our leases belong to |
-//! | `.heddle/<hash>` | which addresses an interface holds, so that nobody has to read all leases |
+//! | `.heddle/<hash>` | a note: which addresses an interface holds, so that nobody has to read all leases, and in which network namespace it is |
+//! | `.heddle/turns`, `.heddle/turn` | who works on which interface; how far a large range was read |
+//!
+//! The directory's own time of modification says whether all leases in it are noted (docs/decisions/0006).
 //!
 //! What is guaranteed:
 //! - An address is given to one interface at a time, whatever dies when. A lease appears with its
@@ -21,6 +24,9 @@
 //!   plugin's are writable, and when the boot changes ours are swept. Theirs are left to their owners.
 //! - Giving and taking back an address costs the same whether ten or 60,000 are leased.
 //! - Addresses go round: one that was given back comes last.
+//! - An address that the node itself has, or routes to somebody alone, is given to nobody.
+//! - Where a range runs low, leases of interfaces are freed whose network namespace is gone for certain: it is not at
+//!   its path, nobody that `/proc` shows holds it, and the node has no route to an address of theirs.
 //! - File names come from parsed addresses and hashes, never from text that somebody sent.
 #![forbid(unsafe_code)]
 

@@ -7,17 +7,22 @@ use serde::Deserialize;
 
 use crate::{Error, Result};
 
-/// A range as it is written in a configuration.
+/// A range as it is written in a configuration. (containerd writes the keys of the capability `ipRanges` as they are
+/// called in Go; the reference plugin reads them without regard to case.)
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct RangeConfig {
     /// `ADDRESS/LENGTH`; no bits beyond the prefix.
+    #[serde(alias = "Subnet")]
     pub subnet: Option<String>,
     /// The first address to give; by default the one after the network's own.
+    #[serde(alias = "RangeStart")]
     pub range_start: Option<String>,
     /// The last address to give; by default the last of the subnet (IPv4: before the broadcast address).
+    #[serde(alias = "RangeEnd")]
     pub range_end: Option<String>,
     /// Never given; by default the address after the network's own.
+    #[serde(alias = "Gateway")]
     pub gateway: Option<String>,
 }
 

@@ -31,16 +31,19 @@ pub fn gc(place: &Place, call: &Call) -> Result<(), Failure> {
             dead.insert(owner);
         }
     }
-    let mut results: Vec<Result<(), Failure>> = dead
-        .into_iter()
-        .map(|owner| {
-            let _turn = addresses::turn(place, &owner, false)?;
-            del::del(&Environment::of(owner), place, None)
-        })
-        .collect();
-    // Only now: a lease goes after what it was for.
+    let mut kept = valid.clone();
+    let mut results: Vec<Result<(), Failure>> = Vec::new();
+    for owner in dead {
+        let turn = addresses::turn(place, &owner, false);
+        let result = turn.and_then(|_turn| del::del(&Environment::of(owner.clone()), place, None));
+        if result.is_err() {
+            kept.insert(owner);
+        }
+        results.push(result);
+    }
+    // Only now, and not of those of which something is left: a lease goes after what it was for.
     results.extend([
-        sweep(place, &valid),
+        sweep(place, &kept),
         nameless(),
         elements::collect(),
         hostport::collect(&place.run_dir, &place.network, &valid),

@@ -109,52 +109,58 @@ fn ruleset(group: &Group) -> Result<Ruleset, Failure> {
 /// Masquerades these addresses, which are of the pod with this host side. Puts back what somebody flushed, for the
 /// other pods with the same ranges too.
 pub fn enter(device: &str, ips: &[IpAddr], group: &Group) -> Result<(), Failure> {
+    /// ADDs that mend the same at the same moment; each time one of them succeeds.
+    const ATTEMPTS: u32 = 32;
     let ruleset = ruleset(group)?;
     let mut nft = Nft::open()?;
-    let missing = nft.missing(&ruleset)?;
-    if missing.is_empty() {
-        let mut batch = Batch::new();
+    let mut batch = Batch::new();
+    if nft.missing(&ruleset)?.is_empty() {
         add(&mut batch, device, ips, group);
+    } else {
+        mend(&mut nft, &mut batch, &ruleset, device, ips, group)?;
+    }
+    for _ in 0..ATTEMPTS {
         match nft.commit(&batch) {
-            // Flushed between the two requests.
-            Err(error) if error.not_found() => {}
-            // An address whose earlier pod was not taken down, or had other ranges.
-            Err(error) if error.already_exists() => {}
+            // Flushed between the two requests; or an address whose earlier pod was not taken down, or had other
+            // ranges; or another ADD was quicker with a part of it.
+            Err(error) if error.not_found() || error.already_exists() => {
+                batch = Batch::new();
+                mend(&mut nft, &mut batch, &ruleset, device, ips, group)?;
+            }
             other => return Ok(other?),
         }
     }
-    let mut batch = Batch::new();
+    Ok(nft.commit(&batch)?)
+}
+
+/// The rules, and the elements that are missing: of this pod, and of the others of its group.
+fn mend(
+    nft: &mut Nft,
+    batch: &mut Batch,
+    ruleset: &Ruleset,
+    device: &str,
+    ips: &[IpAddr],
+    group: &Group,
+) -> Result<(), Failure> {
     let all: Vec<&Chain> = ruleset.chains.iter().collect();
-    nft.mend(&mut batch, &ruleset, &all)?;
-    let there = dump(&mut nft)?;
+    nft.mend(batch, ruleset, &all)?;
+    let there = dump(nft)?;
+    // What is there of these addresses is of pods that are gone.
+    for old in there.iter().filter(|(_, key, _)| ips.iter().any(|ip| octets(*ip) == *key)) {
+        removal(old.clone()).add_to(batch);
+    }
     for (other, mark) in marked()? {
         let held = mark.holdings.filter(|held| mark.complete && held.masquerade == Some(group.id));
-        if let Some(held) = held
-            && other != device
-            && !held.ips.iter().any(|ip| ips.contains(ip))
-        {
+        if let Some(held) = held.filter(|_| other != device) {
             // An element that is there is not added again, with whatever it says.
-            let gone = |ip: &IpAddr| !there.iter().any(|(_, key, _)| *key == octets(*ip));
-            let ips: Vec<IpAddr> = held.ips.iter().copied().filter(gone).collect();
-            add(&mut batch, &other, &ips, group);
+            let gone =
+                |ip: &IpAddr| !ips.contains(ip) && !there.iter().any(|(_, key, _)| *key == octets(*ip));
+            let missing: Vec<IpAddr> = held.ips.iter().copied().filter(gone).collect();
+            add(batch, &other, &missing, group);
         }
     }
-    // What is there of these addresses is of pods that are gone.
-    let old: Vec<Removal> = there
-        .into_iter()
-        .filter(|(_, key, _)| ips.iter().any(|ip| octets(*ip) == *key))
-        .map(removal)
-        .collect();
-    if !old.is_empty() {
-        let mut first = Batch::new();
-        old.iter().for_each(|old| old.add_to(&mut first));
-        match nft.commit(&first) {
-            Err(error) if error.not_found() => {}
-            other => other?,
-        }
-    }
-    add(&mut batch, device, ips, group);
-    Ok(nft.commit(&batch)?)
+    add(batch, device, ips, group);
+    Ok(())
 }
 
 /// Host sides and their marks.

@@ -177,6 +177,50 @@ fn fault_062_after_a_flush_check_tells_and_the_next_add_restores_all_pods() {
 }
 
 #[test]
+fn fault_062_many_at_once_after_a_flush() {
+    let (host, first) = (Host::new(), Pod::new("first"));
+    let conf = conf(&host, "ptp");
+    let result = host.add(&first, &conf).json;
+    let pods: Vec<Pod> = (0..6).map(|n| Pod::new(&format!("pod-{n}"))).collect();
+    for _ in 0..3 {
+        let mut batch = Batch::new();
+        batch.delete_table(Family::Inet, "heddle");
+        Nft::open_in(&host.ns).unwrap().commit(&batch).unwrap();
+        std::thread::scope(|scope| pods.iter().for_each(|pod| drop(scope.spawn(|| host.add(pod, &conf)))));
+        let whole = host.call(&first, "CHECK", &checked(&conf, &result));
+        assert!(whole.success, "{whole:?}");
+        pods.iter().for_each(|pod| host.del(pod, &conf));
+    }
+    let of_first = host.state().iter().filter(|line| line.starts_with("element ")).count();
+    assert_eq!(of_first, 2);
+}
+
+/// A pod that went without DEL left its address in the map; the next one with it is masqueraded and stays so.
+#[test]
+fn an_address_of_a_pod_that_was_never_taken_down_is_the_next_ones() {
+    let (host, gone, next) = (Host::new(), Pod::new("gone"), Pod::new("next"));
+    let around = Around::of(&host);
+    let mut conf = conf(&host, "ptp");
+    conf["runtimeConfig"] = json!({"ips": ["10.44.1.9", "fd44:1::9"]});
+    host.add(&gone, &conf);
+    link::delete_by_name(&mut gone.socket(), "eth0").unwrap();
+    for lease in ["10.44.1.9", "fd44:1::9"] {
+        std::fs::remove_file(host.data_dir().join("masq-ptp").join(lease)).unwrap();
+    }
+    host.add(&next, &conf);
+    // The DEL that comes late takes nothing of the next one's.
+    host.del(&gone, &conf);
+    let mut collect = conf.clone();
+    collect["cni.dev/valid-attachments"] = json!([{"containerID": "next", "ifname": "eth0"}]);
+    let answer = host.call(&next, "GC", &collect);
+    assert!(answer.success, "{answer:?}");
+    for family in 0..2 {
+        let _server = Server::start(&around.neighbour, "neighbour", (NEIGHBOUR[family], PORT));
+        assert_is_the_hosts(&seen(&next, NEIGHBOUR[family]), family);
+    }
+}
+
+#[test]
 fn fault_024_a_pod_that_somebody_took_out_of_the_map_is_found() {
     let (host, pod) = (Host::new(), Pod::new("abc"));
     let conf = conf(&host, "ptp");

@@ -23,7 +23,8 @@ Install it where the runtime looks for plugins:
 and a network where it looks for networks, as /etc/cni/net.d/10-heddle.conflist (vxland writes this file itself):
 
 {
-  "cniVersion": "1.1.0",
+  "cniVersion": "1.0.0",
+  "cniVersions": [ "1.0.0", "1.1.0" ],
   "name": "pods",
   "plugins": [
     {
@@ -41,8 +42,8 @@ and a network where it looks for networks, as /etc/cni/net.d/10-heddle.conflist 
 
 mode          ptp (default: every pod for itself, routed), bridge, ipvlan; each takes the keys of the reference
               plugin of that name
-any mode      mtu, ipMasq, dns, sysctl, txqueuelen
-ipam.type     host-local or heddle-ipam: built in; any other: that plugin is run, from CNI_PATH
+any mode      mtu, ipMasq, dns, and the keys of the reference plugin tuning: sysctl, promisc, allmulti, txQLen
+ipam.type     host-local or heddle-ipam: built in; any other but dhcp: that plugin is run, from CNI_PATH
 capabilities  portMappings, bandwidth, ips, mac, ipRanges, dns
 
 To try it without a runtime, as root, with one plugin of the list and the list's name and cniVersion in net.json:
@@ -54,7 +55,7 @@ To try it without a runtime, as root, with one plugin of the list and the list's
   CNI_COMMAND=DEL heddle < net.json && ip netns del try
 
 docs/cni.md says what of the specification is built, and what the error codes mean; docs/ptp.md, docs/bridge.md and
-docs/ipvlan.md, what the modes do."#;
+docs/ipvlan.md, what the modes do; docs/capabilities.md, what a runtime can ask for."#;
 
 /// Answers somebody who is no runtime. Without arguments, on standard error: should a program have forgotten
 /// CNI_COMMAND, it shall not take this for an answer.

@@ -50,3 +50,23 @@ fn the_configuration_that_it_shows_works() {
     assert_eq!(host.add(&pod, &conf).ips(), ["10.244.1.2", "fd00:10:244:1::2"]);
     host.del(&pod, &conf);
 }
+
+#[test]
+fn fault_028_a_terminal_is_not_waited_for_and_nobody_need_listen_to_errors() {
+    let host = Host::new();
+    let pod = Pod::new("abc");
+    let terminal = nix::pty::openpty(None, None).unwrap();
+    let mut command = Command::new(heddle_lab::bin("heddle"));
+    command.env_clear().envs(Host::variables(&pod, "ADD")).stdin(terminal.slave).stdout(Stdio::piped());
+    let output = host.ns.run(|| command.output()).unwrap().unwrap();
+    let error: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(error["code"], 6, "{error}");
+
+    let mut deaf = Command::new("sh");
+    deaf.args(["-c", r#"exec "$0" 2>&-"#]).arg(heddle_lab::bin("heddle"));
+    let mut variables = Host::variables(&pod, "ADD");
+    variables.push(("PATH".into(), "/usr/bin:/bin".into()));
+    let answer = host.run(&mut deaf, &variables, host.conf().to_string().as_bytes());
+    assert!(answer.success, "{answer:?}");
+    host.del(&pod, &host.conf());
+}

@@ -144,6 +144,25 @@ fn s1_hostile_names_touch_nothing() {
 }
 
 #[test]
+fn fault_012_a_network_has_a_name() {
+    let (host, conf, pod, state) = Host::settled();
+    for name in [Value::Null, json!(""), json!(7), json!([]), json!("absent")] {
+        let mut nameless = conf.clone();
+        nameless["name"] = name.clone();
+        if name == "absent" {
+            nameless.as_object_mut().unwrap().remove("name");
+        }
+        nameless["cni.dev/valid-attachments"] = json!([]);
+        for command in ["ADD", "DEL", "CHECK", "GC", "STATUS"] {
+            let refused = call(&host, &pod, command, None, &nameless);
+            assert_eq!(refused.code(), 7, "{command} {name}: {refused:?}");
+            assert!(refused.msg().starts_with("name: "), "{refused:?}");
+        }
+    }
+    assert_eq!(host.state(), state);
+}
+
+#[test]
 fn s1_a_directory_of_leases_that_leads_elsewhere_is_not_followed() {
     let (host, pod, trap) = (Host::new(), Pod::new("abc"), Trap::new());
     let conf = trap.conf(&host);

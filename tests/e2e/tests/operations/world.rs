@@ -80,6 +80,19 @@ impl World {
         Self { host: Host::new(), model, pods: BTreeMap::new(), devices: BTreeMap::new(), boot, steps: 0 }
     }
 
+    /// The configuration of a network for one pod.
+    fn conf_for(id: Id) -> Value {
+        let mut conf = Self::conf(id.net);
+        if id.net == 0 {
+            let port = 20_000 + u16::from(id.pod);
+            conf["runtimeConfig"]["portMappings"] =
+                json!([{"hostPort": port, "containerPort": 80, "protocol": "tcp"}]);
+        } else {
+            conf["runtimeConfig"]["bandwidth"] = json!({"ingressRate": 8_000_000, "ingressBurst": 80_000, "egressRate": 8_000_000, "egressBurst": 80_000});
+        }
+        conf
+    }
+
     /// The configuration of a network.
     fn conf(net: u8) -> Value {
         let mut conf = json!({
@@ -90,7 +103,7 @@ impl World {
                 "ranges": [[{"subnet": format!("10.{net}.0.0/29")}], [{"subnet": format!("fd0{net}::/64")}]],
                 "routes": []
             },
-            "ipMasq": true
+            "ipMasq": true, "capabilities": {"portMappings": true, "bandwidth": true}
         });
         if net == 0 {
             conf["mode"] = json!("ptp");
@@ -221,7 +234,7 @@ impl World {
         self.pod(id.pod);
         let taken = self.leases(id.net)?.keys().filter(|ip| ip.is_ipv4()).count();
         let stale = self.model.is_stale(id.net);
-        let ended = self.call("ADD", id, &Self::conf(id.net), disturbance)?;
+        let ended = self.call("ADD", id, &Self::conf_for(id), disturbance)?;
         let before = self.model.holds(id).clone();
         let known = matches!(before, Holds::All(_));
         if ended.killed {
@@ -260,7 +273,7 @@ impl World {
     }
 
     fn del(&mut self, id: Id, disturbance: Disturbance) -> Result<&'static str, String> {
-        let ended = self.call("DEL", id, &Self::conf(id.net), disturbance)?;
+        let ended = self.call("DEL", id, &Self::conf_for(id), disturbance)?;
         if ended.killed {
             self.model.doubt(id);
             return Ok("killed");
@@ -330,7 +343,7 @@ impl World {
     }
 
     fn check(&mut self, id: Id) -> Result<&'static str, String> {
-        let mut conf = Self::conf(id.net);
+        let mut conf = Self::conf_for(id);
         let known = match self.model.holds(id) {
             Holds::All(result) => {
                 conf["prevResult"] = result.clone();

@@ -1,6 +1,6 @@
 //! The work of the reference plugin `loopback`: the pod's `lo` is up.
 //!
-//! containerd (to 1.7) calls that plugin for every sandbox, before any network. Heddle does its work when the program
+//! containerd calls that plugin for every sandbox, beside any network. Heddle does its work when the program
 //! is called by the file name `loopback`, or the configuration says `"type": "loopback"`. `CNI_IFNAME` counts
 //! for nothing: there is one such interface.
 

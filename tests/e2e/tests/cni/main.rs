@@ -13,6 +13,7 @@ mod bridge;
 mod bridge_keys;
 mod bridge_vlan;
 mod check;
+mod documents;
 mod hostport;
 mod input;
 mod ipvlan;

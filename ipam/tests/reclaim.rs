@@ -175,6 +175,18 @@ fn fault_046_leases_of_nobody_are_freed_when_they_are_needed() {
     assert_eq!(given, ["10.1.0.4/29", "10.1.0.6/29"]);
 }
 
+/// Far behind where the search begins: not by chance, but because the full range is looked through.
+#[test]
+fn fault_046_a_lease_of_nobody_is_found_anywhere_in_a_full_range() {
+    let bench = Bench::new(r#"{"subnet":"10.1.0.0/25"}"#);
+    bench.add("a").unwrap();
+    for n in 3..127 {
+        let content = if n == 99 { String::new() } else { format!("c{n}\r\neth0") };
+        fs::write(bench.path(&format!("10.1.0.{n}")), content).unwrap();
+    }
+    assert_eq!(bench.add("late").unwrap(), ["10.1.0.99/25"]);
+}
+
 #[test]
 fn fault_025_gc_keeps_what_is_valid_and_nothing_else() {
     let bench = Bench::new(SMALL);

@@ -135,6 +135,24 @@ fn fault_022_a_requested_address_is_given_only_if_it_can_be() {
 }
 
 #[test]
+fn fault_s23_what_the_node_uses_itself_is_given_to_nobody() {
+    let bench = Bench::new(SMALL);
+    let own = ["10.1.0.2", "10.1.0.4"].map(|ip| ip.parse::<IpAddr>().unwrap());
+    let wired = ["10.1.0.3".parse::<IpAddr>().unwrap()];
+    let mut world = World { own: own.into(), wired: wired.into(), ..World::default() };
+    assert_eq!(bench.add_in(&mut world, "a", None).unwrap(), ["10.1.0.5/29"]);
+    assert_eq!(bench.add_in(&mut world, "b", None).unwrap(), ["10.1.0.6/29"]);
+    let full = bench.add_in(&mut world, "c", None).unwrap_err().to_string();
+    assert!(full.contains("2 leases of 2 containers") && full.contains("in use on this node"), "{full}");
+    let mut ask = |ip: &str| bench.request(&mut world, "boot-1", "c", &[ip], None).unwrap_err().to_string();
+    assert!(ask("10.1.0.2").contains("it is this node's own"));
+    assert!(ask("10.1.0.3").contains("this node has a route to it alone"));
+    // One that the pod itself holds is its own to have again.
+    world.wired.insert("10.1.0.5".parse().unwrap());
+    assert_eq!(bench.add_in(&mut world, "a", None).unwrap(), ["10.1.0.5/29"]);
+}
+
+#[test]
 fn fault_036_many_at_once_get_different_addresses() {
     let bench = Bench::new(r#"{"subnet":"10.1.0.0/22"}"#);
     let given = std::thread::scope(|scope| {

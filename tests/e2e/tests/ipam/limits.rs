@@ -144,7 +144,9 @@ fn fault_039_a_range_with_thousands_of_leases_says_at_once_that_it_is_full() {
     fs::remove_file(host.lease("10.0.7.77")).unwrap();
     let (found, calls) = traced(&host, "ADD", "late", &conf, |_| Fate::Passes);
     assert_eq!(found["ips"][0]["address"], json!(format!("10.0.7.77/{prefix}")));
-    assert!(calls.len() < 500, "no lease was looked at to find the free one: {} calls", calls.len());
+    // Listing a directory takes a call for every few hundred names.
+    let most = 500 + leases as usize / 200;
+    assert!(calls.len() < most, "no lease was looked at to find the free one: {} calls", calls.len());
 }
 
 #[test]

@@ -13,8 +13,10 @@
 #[path = "../cni/bench.rs"]
 #[expect(dead_code, reason = "the tests of the plugin use all of it")]
 mod bench;
+mod invariants;
 mod model;
 mod op;
+mod program;
 mod regressions;
 mod shrink;
 mod surroundings;

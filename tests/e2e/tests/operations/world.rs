@@ -1,64 +1,41 @@
-//! A host on which operations are carried out, and what is looked at after each.
+//! A host on which operations are carried out, and what each has to come to.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::net::IpAddr;
-use std::os::unix::process::ExitStatusExt;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::Path;
+use std::process::Command;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use heddle_lab::trace::{self, Fate};
-use heddle_netlink::route::{self, Filter};
-use heddle_netlink::{Watch, addr, link};
-use nix::errno::Errno as Number;
-use nix::libc;
+use heddle_netlink::{Watch, link};
 use serde_json::{Value, json};
 
 use super::bench::{Answer, Host, Pod};
 use super::model::{Holds, Model, Theirs};
-use super::op::{Errno, Id, NETS, Op, PODS, THEIRS};
+use super::op::{Id, NETS, Op, PODS, THEIRS};
+use super::program::{self, Disturbance, Ended};
 use super::surroundings::{self, DISK};
 
 /// Debian's package containernetworking-plugins.
 const REFERENCE: &str = "/usr/lib/cni/host-local";
 /// Pods that fit into a network: 10.N.0.2 to 10.N.0.6.
 const ROOM: usize = 5;
-/// The rules are read as text, which takes longer than an operation.
-const RULES_EVERY: usize = 25;
 
 /// How often what came out.
 pub type Counts = Mutex<BTreeMap<String, usize>>;
 
 pub struct World {
-    host: Host,
-    model: Model,
+    pub(super) host: Host,
+    pub(super) model: Model,
     /// The living namespaces.
-    pods: BTreeMap<u8, Pod>,
+    pub(super) pods: BTreeMap<u8, Pod>,
     /// The host's devices of our interfaces, as far as they are known.
-    devices: BTreeMap<Id, String>,
+    pub(super) devices: BTreeMap<Id, String>,
     boot: u64,
-    steps: usize,
+    pub(super) steps: usize,
 }
 
-/// How a command ended.
-struct Ended {
-    answer: Answer,
-    killed: bool,
-    /// A call was made to fail.
-    failed: bool,
-}
-
-/// When a command is disturbed, and how.
-#[derive(Clone, Copy)]
-enum Disturbance {
-    None,
-    Kill(u16),
-    Fail(u16, Errno),
-}
-
-type Outcome = Result<(), String>;
+pub type Outcome = Result<(), String>;
 
 impl World {
     /// Plays these on a fresh host, and takes all away in the end.
@@ -116,11 +93,11 @@ impl World {
         conf
     }
 
-    fn ifname(id: Id) -> String {
+    pub(super) fn ifname(id: Id) -> String {
         format!("eth{}", id.net)
     }
 
-    fn container(pod: u8) -> String {
+    pub(super) fn container(pod: u8) -> String {
         format!("pod-{pod}")
     }
 
@@ -144,51 +121,7 @@ impl World {
 
     /// Runs the plugin.
     fn call(&self, command: &str, id: Id, conf: &Value, disturbance: Disturbance) -> Result<Ended, String> {
-        let variables = self.variables(command, id);
-        let input = conf.to_string();
-        let (at, fate) = match disturbance {
-            Disturbance::None => {
-                let answer = self.host.raw(&variables, input.as_bytes());
-                return Self::sane(Ended { answer, killed: false, failed: false });
-            }
-            Disturbance::Kill(at) => (at, Fate::Kills),
-            Disturbance::Fail(at, errno) => (at, Fate::Fails(number(errno))),
-        };
-        let mut program = Command::new(heddle_lab::bin("heddle"));
-        program.env_clear().envs(variables.iter().map(|(name, value)| (name, value)));
-        program.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut done = false;
-        let run = self.host.ns.run(|| {
-            trace::trace(&mut program, input.as_bytes(), |call| {
-                if done {
-                    Fate::PassesAsTheRest
-                } else if call.index < at.into()
-                    || (matches!(fate, Fate::Fails(_)) && never_fails(call.number))
-                {
-                    Fate::Passes
-                } else {
-                    done = true;
-                    fate
-                }
-            })
-        });
-        let run = run.unwrap().map_err(|error| format!("cannot follow the plugin: {error}"))?;
-        let stdout = String::from_utf8(run.stdout).unwrap();
-        let answer = Answer {
-            success: run.status.success(),
-            json: serde_json::from_str(&stdout).unwrap_or(Value::Null),
-            stdout,
-            stderr: String::from_utf8_lossy(&run.stderr).into_owned(),
-        };
-        let killed = run.status.signal().is_some();
-        Self::sane(Ended { answer, killed, failed: done && !killed })
-    }
-
-    fn sane(ended: Ended) -> Result<Ended, String> {
-        if ended.answer.stderr.contains("panicked") {
-            return Err(format!("it panicked: {}", ended.answer.stderr));
-        }
-        Ok(ended)
+        program::run(&self.host, &self.variables(command, id), conf, disturbance)
     }
 
     /// Carries one out, and says what came of it.
@@ -439,134 +372,6 @@ impl World {
         Ok("succeeded")
     }
 
-    /// The leases of a network: address, and who has it.
-    fn leases(&self, net: u8) -> Result<BTreeMap<IpAddr, String>, String> {
-        let mut leases = BTreeMap::new();
-        let dir = PathBuf::from(format!("{DISK}/leases/net{net}"));
-        for entry in fs::read_dir(&dir).into_iter().flatten() {
-            let entry = entry.map_err(|error| error.to_string())?;
-            let name = entry.file_name().into_string().unwrap();
-            if let Ok(ip) = name.parse() {
-                let content = fs::read_to_string(entry.path()).map_err(|error| error.to_string())?;
-                leases.insert(ip, content.trim().replace("\r\n", " "));
-            } else if !matches!(name.as_str(), "lock" | ".heddle") && !name.starts_with("last_reserved_ip.") {
-                return Err(format!("a file {name} among the leases"));
-            }
-        }
-        Ok(leases)
-    }
-
-    /// What must be true at any time.
-    fn invariants(&self) -> Outcome {
-        let mut holders: BTreeMap<IpAddr, Id> = BTreeMap::new();
-        for (id, holds) in &self.model.ours {
-            for ip in Model::addresses(holds) {
-                if let Some(other) = holders.insert(ip, *id) {
-                    return Err(format!("{ip} is that of {other:?} and of {id:?}"));
-                }
-            }
-        }
-        for net in 0..NETS {
-            self.check_leases(net)?;
-        }
-        self.check_devices()?;
-        if self.steps.is_multiple_of(RULES_EVERY) { self.check_rules() } else { Ok(()) }
-    }
-
-    fn check_leases(&self, net: u8) -> Outcome {
-        let leases = self.leases(net)?;
-        for pod in 0..PODS {
-            let id = Id { net, pod };
-            let name = format!("{} {}", Self::container(pod), Self::ifname(id));
-            let has: BTreeSet<IpAddr> =
-                leases.iter().filter(|(_, holder)| **holder == name).map(|(ip, _)| *ip).collect();
-            match self.model.holds(id) {
-                Holds::Nothing if !has.is_empty() => {
-                    return Err(format!("{id:?} holds {has:?}, and is not attached"));
-                }
-                all @ Holds::All(_) if has != Model::addresses(all) => {
-                    return Err(format!("{id:?} holds {has:?}, not {:?}", Model::addresses(all)));
-                }
-                _ => {}
-            }
-        }
-        for pod in (0..THEIRS).filter(|_| net == 0) {
-            let name = format!("their-{pod} eth0");
-            let has: BTreeSet<IpAddr> =
-                leases.iter().filter(|(_, holder)| **holder == name).map(|(ip, _)| *ip).collect();
-            match self.model.their(pod) {
-                Theirs::Nothing if !has.is_empty() => return Err(format!("their pod {pod} holds {has:?}")),
-                Theirs::Leased(ips) if has != *ips => {
-                    return Err(format!("their pod {pod} holds {has:?}, not {ips:?}"));
-                }
-                _ => {}
-            }
-        }
-        let known = |holder: &str| {
-            (0..PODS)
-                .any(|pod| holder == format!("{} {}", Self::container(pod), Self::ifname(Id { net, pod })))
-                || (0..THEIRS).any(|pod| holder == format!("their-{pod} eth0"))
-        };
-        match leases.iter().find(|(_, holder)| !known(holder)) {
-            Some((ip, holder)) => Err(format!("{ip} is leased to {holder:?}")),
-            None => Ok(()),
-        }
-    }
-
-    /// The devices of pods, and the routes to them.
-    fn check_devices(&self) -> Outcome {
-        let mut socket = self.host.socket();
-        let links = link::list(&mut socket).map_err(|error| error.to_string())?;
-        let may: BTreeSet<_> = self.model.may_have_device().collect();
-        let unknown = may.iter().any(|id| !self.devices.contains_key(id));
-        let names: BTreeSet<_> =
-            may.iter().filter_map(|id| self.devices.get(id)).map(String::as_str).collect();
-        for link in &links {
-            let fixed = matches!(link.name.as_str(), "lo" | "uplink" | "switch" | "br0");
-            if !fixed && !names.contains(link.name.as_str()) && !unknown {
-                return Err(format!("a device without an owner: {} ({:?})", link.name, link.alias));
-            }
-        }
-        for (id, holds) in self.model.ours.iter().filter(|(_, holds)| matches!(holds, Holds::All(_))) {
-            let device = self.devices.get(id).and_then(|name| links.iter().find(|link| link.name == *name));
-            let Some(device) = device else { return Err(format!("{id:?} has no device on the host")) };
-            if id.net == 0 {
-                let routes =
-                    route::list(&mut socket, &Filter { link: Some(device.index), ..Filter::default() });
-                let routes = routes.map_err(|error| error.to_string())?;
-                for ip in Model::addresses(holds) {
-                    if !routes.iter().any(|route| route.dst.ip() == ip) {
-                        return Err(format!("no route leads to {ip} of {id:?}"));
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// No rule or element names a device that nobody has.
-    fn check_rules(&self) -> Outcome {
-        let may: BTreeSet<_> = self.model.may_have_device().collect();
-        if may.iter().any(|id| !self.devices.contains_key(id)) {
-            return Ok(());
-        }
-        let names: BTreeSet<_> = may.iter().filter_map(|id| self.devices.get(id)).collect();
-        let rules = self.rules();
-        let named = rules.split("hdl").skip(1).map(|rest| {
-            let digits: String = rest.chars().take_while(char::is_ascii_hexdigit).collect();
-            format!("hdl{digits}")
-        });
-        match named.filter(|name| name.len() == 15).find(|name| !names.contains(name)) {
-            Some(name) => Err(format!("a rule for {name}, which nobody has")),
-            None => Ok(()),
-        }
-    }
-
-    fn rules(&self) -> String {
-        let list = || Command::new("nft").args(["-s", "list", "ruleset"]).output();
-        String::from_utf8(self.host.ns.run(list).unwrap().unwrap().stdout).unwrap()
-    }
-
     /// All that is there after a pod of each network came and went.
     fn settled(&mut self) -> Result<BTreeSet<String>, String> {
         for net in 0..NETS {
@@ -576,31 +381,6 @@ impl World {
         }
         self.pods.clear();
         Ok(self.remains())
-    }
-
-    fn remains(&self) -> BTreeSet<String> {
-        let mut socket = self.host.socket();
-        let mut all = BTreeSet::new();
-        let names: BTreeMap<u32, String> =
-            link::list(&mut socket).unwrap().into_iter().map(|link| (link.index, link.name)).collect();
-        all.extend(names.values().map(|name| format!("device {name}")));
-        let addresses = addr::list(&mut socket, None).unwrap();
-        all.extend(
-            addresses
-                .iter()
-                .filter(|a| !a.ip.to_string().starts_with("fe80"))
-                .map(|a| format!("address {}", a.ip)),
-        );
-        let routes = route::list(&mut socket, &Filter::default()).unwrap();
-        let lasting =
-            routes.iter().filter(|r| !["fe80", "ff00"].iter().any(|p| r.dst.to_string().starts_with(p)));
-        all.extend(lasting.map(|r| format!("route {} {:?}", r.dst, r.link.and_then(|n| names.get(&n)))));
-        all.extend(self.rules().lines().map(|line| format!("rule {}", line.trim())));
-        let mut files = Vec::new();
-        surroundings::files(Path::new(DISK), &mut files);
-        let lasting = files.into_iter().filter(|file| !file.contains("/last_reserved_ip."));
-        all.extend(lasting.map(|file| format!("file {file}")));
-        all
     }
 
     /// Takes all away, as a runtime would that knows of nothing any more: nothing may be left.
@@ -625,45 +405,4 @@ impl World {
             (left, lost) => Err(format!("left {left:?}, lost {lost:?}")),
         }
     }
-}
-
-fn number(errno: Errno) -> Number {
-    match errno {
-        Errno::NoSpace => Number::ENOSPC,
-        Errno::Io => Number::EIO,
-        Errno::NoMemory => Number::ENOMEM,
-        Errno::TooManyFiles => Number::EMFILE,
-        Errno::ReadOnly => Number::EROFS,
-    }
-}
-
-/// Calls of the runtime library: they cannot fail, or nothing can be done then.
-fn never_fails(call: libc::c_long) -> bool {
-    const NEVER: [libc::c_long; 24] = [
-        libc::SYS_brk,
-        libc::SYS_exit,
-        libc::SYS_exit_group,
-        libc::SYS_rt_sigaction,
-        libc::SYS_rt_sigprocmask,
-        libc::SYS_rt_sigreturn,
-        libc::SYS_sigaltstack,
-        libc::SYS_arch_prctl,
-        libc::SYS_set_tid_address,
-        libc::SYS_set_robust_list,
-        libc::SYS_rseq,
-        libc::SYS_prctl,
-        libc::SYS_gettid,
-        libc::SYS_getpid,
-        libc::SYS_futex,
-        libc::SYS_sched_getaffinity,
-        libc::SYS_mmap,
-        libc::SYS_mremap,
-        libc::SYS_munmap,
-        libc::SYS_madvise,
-        libc::SYS_mprotect,
-        libc::SYS_clone,
-        libc::SYS_clone3,
-        libc::SYS_close,
-    ];
-    NEVER.contains(&call)
 }

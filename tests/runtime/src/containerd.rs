@@ -77,11 +77,6 @@ impl Containerd {
         self.dir.join("cni")
     }
 
-    /// Its process id.
-    pub fn pid(&self) -> u32 {
-        self.process().pid()
-    }
-
     fn process(&self) -> MutexGuard<'_, Process> {
         self.process.lock().expect("nobody panics with it")
     }

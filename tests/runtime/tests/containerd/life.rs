@@ -2,10 +2,11 @@
 
 use std::time::Instant;
 
+use heddle_lab::{Load, Place};
 use heddle_runtime::{Plan, Pod, Result};
 use nix::sys::signal::Signal;
 
-use super::bench::{Bench, ask, at_once, figure};
+use super::bench::{Bench, PORT, ask, at_once, figure};
 
 /// Every `step`th pod asks every `step`th one.
 fn talk(pods: &[Pod], step: usize) -> Result<()> {
@@ -29,6 +30,12 @@ fn fifty_pods_talk_while_containerd_is_restarted() -> Result<()> {
     pods.iter().try_for_each(|pod| ask(bench.lab.node(1), pod))?;
     talk(&pods, 7)?;
 
+    // Somebody talks all the time: the node with a pod, a pod with another.
+    let load = |place: &Place, to: &Pod| {
+        let load = Load::connects((to.ip(true), PORT)).rate(100).expect([to.plan.name.as_str()]);
+        load.start(place)
+    };
+    let loads = [load(bench.lab.node(1), &pods[0])?, load(&pods[1].place, &pods[2])?];
     for signal in [Signal::SIGKILL, Signal::SIGTERM] {
         containerd.end(signal)?;
         talk(&pods, 10)?;
@@ -45,6 +52,7 @@ fn fifty_pods_talk_while_containerd_is_restarted() -> Result<()> {
             assert_eq!(now.ips, pod.ips, "{} after {signal}", pod.plan.name);
         }
     }
+    loads.into_iter().for_each(|load| load.stop().assert_clean());
     // What containerd wires now, those who were there before reach, and the reverse.
     let late = bench.pod(&Plan::new("late"))?;
     ask(&late.place, &pods[0])?;

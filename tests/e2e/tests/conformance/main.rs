@@ -9,6 +9,7 @@
 #[expect(dead_code, reason = "the tests of the plugin use all of it")]
 mod bench;
 mod checks;
+mod list;
 mod page;
 mod run;
 mod stage;

@@ -126,7 +126,7 @@ fn ready(stage: &Stage) -> Result<()> {
 }
 
 /// A network with one address, and the pod that has it.
-fn full(stage: &Stage) -> Result<(crate::stage::List, Pod)> {
+fn full(stage: &Stage) -> Result<(crate::list::List, Pod)> {
     let list = stage.list().ranges(json!([[{"subnet": "10.1.0.0/30"}]]));
     let pod = Pod::new("abc");
     stage.add(&pod, &list)?;

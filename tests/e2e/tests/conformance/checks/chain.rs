@@ -4,7 +4,8 @@ use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 
 use crate::bench::Pod;
-use crate::stage::{List, Stage, device, said};
+use crate::list::List;
+use crate::stage::{Stage, device, said};
 use crate::subject::{Check, WIRED};
 
 pub const CHECKS: &[Check] = &[

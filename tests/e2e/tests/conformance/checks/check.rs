@@ -7,7 +7,8 @@ use heddle_netlink::route::{self, Filter, Route};
 use serde_json::{Value, json};
 
 use crate::bench::Pod;
-use crate::stage::{List, Stage, device, ips, said};
+use crate::list::List;
+use crate::stage::{Stage, device, ips, said};
 use crate::subject::{Check, PTP, Part, WIRED};
 
 const WITH_IPAM: &[Part] = &[Part::Ptp, Part::Bridge, Part::Ipam];

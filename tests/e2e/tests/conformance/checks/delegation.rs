@@ -8,7 +8,8 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use crate::bench::Pod;
-use crate::stage::{List, Stage, device, ips, said};
+use crate::list::List;
+use crate::stage::{Stage, device, ips, said};
 use crate::subject::{BRIDGE, Check, WIRED};
 
 pub const CHECKS: &[Check] = &[

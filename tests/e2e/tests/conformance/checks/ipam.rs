@@ -7,7 +7,8 @@ use anyhow::{Result, anyhow, ensure};
 use serde_json::{Value, json};
 
 use crate::bench::Pod;
-use crate::stage::{List, Stage, ips, said};
+use crate::list::List;
+use crate::stage::{Stage, ips, said};
 use crate::subject::{Check, IPAM, Part};
 
 /// Also through a plugin that wires: the built-in one of ours is another way in.

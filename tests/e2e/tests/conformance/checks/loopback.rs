@@ -5,7 +5,8 @@ use heddle_netlink::{NetNs, Socket, link};
 use serde_json::{Value, json};
 
 use crate::bench::Pod;
-use crate::stage::{List, Stage, said};
+use crate::list::List;
+use crate::stage::{Stage, said};
 use crate::subject::{Check, LOOPBACK};
 
 pub const CHECKS: &[Check] = &[

@@ -8,7 +8,8 @@ use heddle_netlink::sysctl::{self, Key};
 use serde_json::json;
 
 use crate::bench::Pod;
-use crate::stage::{HOST4, HOST6, List, Stage, device, ips};
+use crate::list::List;
+use crate::stage::{HOST4, HOST6, Stage, device, ips};
 use crate::subject::{Check, WIRED};
 use crate::traffic::{Echo, tcp, udp};
 

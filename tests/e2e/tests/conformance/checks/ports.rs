@@ -7,7 +7,8 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use crate::bench::Pod;
-use crate::stage::{HOST4, HOST6, List, Stage, ips, said};
+use crate::list::List;
+use crate::stage::{HOST4, HOST6, Stage, ips, said};
 use crate::subject::{Check, WIRED};
 use crate::traffic::{self, Echo, tcp, udp};
 

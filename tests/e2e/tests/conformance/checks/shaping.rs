@@ -11,7 +11,8 @@ use heddle_netlink::sysctl::{self, Key};
 use serde_json::{Value, json};
 
 use crate::bench::Pod;
-use crate::stage::{HOST4, List, Stage, device, ips, said};
+use crate::list::List;
+use crate::stage::{HOST4, Stage, device, ips, said};
 use crate::subject::{Check, PTP, WIRED};
 
 pub const CHECKS: &[Check] = &[

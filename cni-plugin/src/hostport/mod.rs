@@ -12,7 +12,7 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use heddle_netlink::nft::{Batch, Entry, Nft, port};
-use heddle_netlink::{NetNs, Socket, link};
+use heddle_netlink::{Socket, link};
 use heddle_spec::{Failure, Network, Owner, code};
 
 use crate::cmd::PATIENCE;
@@ -347,5 +347,5 @@ fn holder_in(entry: &Entry, network: &Network) -> Option<(String, Owner)> {
 }
 
 fn namespace() -> Result<u64, Failure> {
-    Ok(NetNs::current()?.cookie()?)
+    Ok(Socket::open()?.namespace_cookie()?)
 }

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use heddle_netlink::nft::{Entry, port};
 use heddle_spec::{Failure, code};
+use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat};
 use nix::sys::stat::Mode;
@@ -171,13 +172,19 @@ impl Records {
 
     /// All records of this network namespace, by host side.
     pub fn all(&self, namespace: u64) -> Result<Vec<(String, Record)>, Failure> {
-        let list = std::fs::read_dir(&self.path).map_err(|error| failed("list", &self.path, &error))?;
+        let listed = |errno: Errno| failed("list", &self.path, &errno.into());
+        // That of the standard library panics if the kernel refuses to close it.
+        let mut list =
+            Dir::openat(&self.dir, ".", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).map_err(listed)?;
         let mut all = Vec::new();
-        for file in list {
-            let file = file.map_err(|error| failed("list", &self.path, &error))?;
-            let Ok(host) = file.file_name().into_string() else { continue };
-            if let Some(record) = self.read(&host)?.filter(|record| record.namespace == namespace) {
-                all.push((host, record));
+        for file in list.iter() {
+            let file = file.map_err(listed)?;
+            let Ok(host) = file.file_name().to_str() else { continue };
+            if matches!(host, "." | "..") {
+                continue;
+            }
+            if let Some(record) = self.read(host)?.filter(|record| record.namespace == namespace) {
+                all.push((host.to_owned(), record));
             }
         }
         all.sort_by(|a, b| a.0.cmp(&b.0));
@@ -208,6 +215,13 @@ impl Records {
 
     fn failed(&self, operation: &str, host: &str, errno: Errno) -> Failure {
         failed(operation, &self.path.join(host), &errno.into())
+    }
+}
+
+impl Drop for Records {
+    /// GC takes the lock several times: a descriptor that could not be closed must not keep it.
+    fn drop(&mut self) {
+        drop(self.dir.unlock());
     }
 }
 

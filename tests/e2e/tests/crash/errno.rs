@@ -194,3 +194,21 @@ fn fault_044_every_call_of_gc_on_a_bridge_may_fail() {
     let moments = over_all(7, World::bridge, gc);
     assert!(moments > 10, "{moments}");
 }
+
+#[test]
+fn fault_044_every_call_of_add_with_host_ports_and_limits_may_fail() {
+    let moments = over_all(11, World::equipped, add);
+    assert!(moments > 20, "{moments}");
+}
+
+#[test]
+fn fault_044_every_call_of_del_with_host_ports_and_limits_may_fail() {
+    let moments = over_all(9, World::equipped, del);
+    assert!(moments > 10, "{moments}");
+}
+
+#[test]
+fn fault_044_every_call_of_gc_with_host_ports_and_limits_may_fail() {
+    let moments = over_all(17, World::equipped, gc);
+    assert!(moments > 10, "{moments}");
+}

@@ -118,3 +118,21 @@ fn fault_043_kill_at_every_syscall_of_gc_on_a_bridge() {
     let moments = gc(5, World::bridge);
     assert!(moments > 10, "{moments}");
 }
+
+#[test]
+fn fault_041_kill_at_every_syscall_of_add_with_host_ports_and_limits() {
+    let moments = add(13, World::equipped);
+    assert!(moments > 20, "{moments}");
+}
+
+#[test]
+fn fault_042_kill_at_every_syscall_of_del_with_host_ports_and_limits() {
+    let moments = del(9, World::equipped);
+    assert!(moments > 10, "{moments}");
+}
+
+#[test]
+fn fault_043_kill_at_every_syscall_of_gc_with_host_ports_and_limits() {
+    let moments = gc(17, World::equipped);
+    assert!(moments > 10, "{moments}");
+}

@@ -12,6 +12,7 @@ mod bench;
 mod disk;
 mod errno;
 mod kill;
+mod left;
 mod power;
 mod sweep;
 mod world;

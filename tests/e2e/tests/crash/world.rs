@@ -23,6 +23,16 @@ pub struct World {
     before: BTreeSet<String>,
 }
 
+/// The configuration for a pod that is not the one to whom it happens: a port of the node is one pod's.
+fn of(pod: &Pod, conf: &Value) -> Value {
+    let mut conf = conf.clone();
+    let ports = conf.pointer_mut("/runtimeConfig/portMappings").and_then(Value::as_array_mut);
+    for port in ports.into_iter().flatten() {
+        port["hostPort"] = json!(9000 + pod.id.len());
+    }
+    conf
+}
+
 /// What became of a run.
 #[derive(Debug)]
 pub struct Outcome {
@@ -49,7 +59,7 @@ impl World {
         let conf = conf(&host);
         let (pod, other) = (Pod::new("abc"), Pod::new("other"));
         host.add(&pod, &conf);
-        let other_result = host.add(&other, &conf);
+        let other_result = host.add(&other, &of(&other, &conf));
         host.del(&pod, &conf);
         let mut world = Self { host, conf, pod, other, other_result, before: BTreeSet::new() };
         world.before = world.state();
@@ -71,9 +81,30 @@ impl World {
         })
     }
 
+    /// With everything that the plugin does beside interfaces and addresses: host ports, limits, tuning.
+    pub fn equipped() -> Self {
+        Self::new(|host| {
+            let mut conf = host.conf();
+            conf["runDir"] = json!(host.data_dir().with_file_name("run"));
+            conf["runtimeConfig"] = json!({
+                "portMappings": [
+                    {"hostPort": 8080, "containerPort": 80, "protocol": "tcp"},
+                    {"hostPort": 8080, "containerPort": 53, "protocol": "udp", "hostIP": "0.0.0.0"},
+                ],
+                "bandwidth": {"ingressRate": 50_000_000, "egressRate": 50_000_000},
+            });
+            conf["sysctl"] = json!({"net.ipv4.conf.IFNAME.arp_filter": "1"});
+            conf["promisc"] = json!(true);
+            conf
+        })
+    }
+
     /// All that a pod can leave behind on the host.
     pub fn state(&self) -> BTreeSet<String> {
         let mut state = self.host.state();
+        if let Ok(records) = std::fs::read_dir(self.host.data_dir().with_file_name("run").join("ports")) {
+            state.extend(records.map(|record| format!("record {:?}", record.unwrap().file_name())));
+        }
         let rules = self.host.ns.run(|| Command::new("nft").args(["-s", "list", "ruleset"]).output());
         let rules = String::from_utf8(rules.unwrap().unwrap().stdout).unwrap();
         let mut table = "";
@@ -102,7 +133,7 @@ impl World {
     /// The other pod has what it had.
     pub fn assert_other_lives(&self) {
         assert_eq!(self.ips_of(&self.other), self.other_result.ips().into_iter().collect());
-        let mut conf = self.conf.clone();
+        let mut conf = of(&self.other, &self.conf);
         conf["prevResult"] = self.other_result.json.clone();
         let answer = self.host.call(&self.other, "CHECK", &conf);
         assert!(answer.success, "{answer:?}");
@@ -122,11 +153,12 @@ impl World {
         let late = Pod::new("late");
         let mut held = self.ips_of(&self.pod);
         held.extend(self.other_result.ips());
-        let answer = self.host.add(&late, &self.conf);
+        let conf = of(&late, &self.conf);
+        let answer = self.host.add(&late, &conf);
         for ip in answer.ips() {
             assert!(!held.contains(&ip), "{what}: {ip} is held twice");
         }
-        self.host.del(&late, &self.conf);
+        self.host.del(&late, &conf);
     }
 
     /// GC as a runtime calls it that knows the other pod only.

@@ -131,12 +131,9 @@ fn fault_025_what_nobody_knows_is_collected_and_nothing_else() {
         host.call(kept, "GC", &conf)
     };
     let with_all = host.state();
-    for bad in [
-        Value::Null,
-        json!("x"),
-        json!([{"containerID": "kept"}]),
-        json!([{"containerID": "../x", "ifname": "eth0"}]),
-    ] {
+    for bad in
+        [json!("x"), json!([{"containerID": "kept"}]), json!([{"containerID": "../x", "ifname": "eth0"}])]
+    {
         assert_eq!(collect(bad.clone()).code(), 7, "{bad}");
     }
     assert_eq!(host.call(kept, "GC", &conf).code(), 7, "no list is not an empty one");
@@ -151,7 +148,8 @@ fn fault_025_what_nobody_knows_is_collected_and_nothing_else() {
     assert_eq!(host.state(), before);
 
     host.add(elsewhere, &other);
-    let empty = collect(json!([]));
+    // As libcni writes no list at all.
+    let empty = collect(Value::Null);
     assert!(empty.success, "{empty:?}");
     let left = host.leases();
     assert!(left.iter().all(|lease| lease.contains("/other/")) && left.len() == 3, "{left:?}");

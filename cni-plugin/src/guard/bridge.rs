@@ -44,6 +44,9 @@ const SETS: [(&str, SetKey); 6] = [
 const ETHERTYPE_IPV4: u16 = 0x0800;
 const ETHERTYPE_ARP: u16 = 0x0806;
 const ETHERTYPE_IPV6: u16 = 0x86dd;
+/// A tag of IEEE 802.1Q, and the outer one of 802.1ad.
+const TAG: u16 = 0x8100;
+const SERVICE_TAG: u16 = 0x88a8;
 /// RFC 4861.
 const ROUTER_ADVERTISEMENT: u8 = 134;
 const SOLICITATION: u8 = 135;
@@ -190,14 +193,15 @@ fn ruleset() -> Result<Ruleset, Failure> {
             vec![iifname_in(ANY_MAC, true), sender_in(Sender::Mac, MACS, true)],
         ),
         accept("nothing is known of it", vec![iifname_in(ANY_MAC, false), iifname_in(ANY_IP, false)]),
-        accept("what is in a trunk", vec![tagged(), iifname_in(TRUNKS, false)]),
+        accept("what is in a trunk", vec![tagged(TAG), iifname_in(TRUNKS, false)]),
         drop("a pod is no router", vec![v6(), icmp6(ROUTER_ADVERTISEMENT)]),
         drop("a pod redirects nobody", vec![v6(), icmp6(REDIRECT)]),
         drop("a pod is no DHCP server", vec![v4(), udp(67, 68)]),
         drop("a pod is no DHCPv6 server", vec![v6(), udp(547, 546)]),
         drop("127.0.0.0/8 is nowhere else", vec![v4(), destination4_begins(127)]),
         accept("a pod with its own addresses", vec![iifname_in(ANY_IP, false)]),
-        drop("a pod has no VLANs", vec![tagged()]),
+        drop("a pod has no VLANs", vec![tagged(TAG)]),
+        drop("nor VLANs of a provider", vec![tagged(SERVICE_TAG)]),
         accept("a pod's IPv4", vec![v4(), sender_in(Sender::Ipv4, IPV4, false)]),
         drop(
             "a pod's ARP is about its own Ethernet address",

@@ -7,7 +7,6 @@ const META_IIFNAME: u32 = 6;
 const PAYLOAD_LINK: u32 = 0;
 const PAYLOAD_NETWORK: u32 = 1;
 const PAYLOAD_TRANSPORT: u32 = 2;
-const ETHERTYPE_VLAN: u16 = 0x8100;
 
 /// `iifname [!=] @SET`.
 pub fn iifname_in(set: &str, invert: bool) -> Vec<Expr> {
@@ -23,11 +22,12 @@ pub fn not_iifname(name: &str) -> Vec<Expr> {
     exprs
 }
 
-/// `ether type vlan`: the frame has a tag, wherever the kernel keeps it at the moment.
-pub fn tagged() -> Vec<Expr> {
+/// `ether type KIND`: the frame has a tag of this kind (802.1Q: 0x8100, 802.1ad: 0x88a8), wherever the kernel keeps it
+/// at the moment.
+pub fn tagged(kind: u16) -> Vec<Expr> {
     vec![
         Expr::Payload { base: PAYLOAD_LINK, offset: 12, length: 2 },
-        Expr::Cmp { op: Op::Eq, data: ETHERTYPE_VLAN.to_be_bytes().to_vec() },
+        Expr::Cmp { op: Op::Eq, data: kind.to_be_bytes().to_vec() },
     ]
 }
 

@@ -77,8 +77,13 @@ fn frame(to: MacAddr, from: MacAddr, kind: u16, payload: &[u8]) -> Vec<u8> {
 }
 
 /// The same frame with an 802.1Q tag.
-pub fn tagged(mut frame: Vec<u8>, vlan: u16) -> Vec<u8> {
-    let tag = [&0x8100u16.to_be_bytes()[..], &vlan.to_be_bytes()].concat();
+pub fn tagged(frame: Vec<u8>, vlan: u16) -> Vec<u8> {
+    with_tag(frame, 0x8100, vlan)
+}
+
+/// The same frame with a tag of this kind.
+pub fn with_tag(mut frame: Vec<u8>, kind: u16, vlan: u16) -> Vec<u8> {
+    let tag = [kind.to_be_bytes(), vlan.to_be_bytes()].concat();
     frame.splice(12..12, tag);
     frame
 }

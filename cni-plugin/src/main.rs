@@ -29,7 +29,7 @@ use heddle_spec::program::{self, Call};
 use heddle_spec::{Command, Failure, code};
 use serde_json::Value;
 
-use crate::conf::{Conf, Ipam, Place};
+use crate::conf::{Conf, Deletion, Ipam, Place};
 
 fn main() -> ExitCode {
     if program::variable("CNI_COMMAND").is_none() {
@@ -58,7 +58,8 @@ fn serve(call: &Call) -> Result<Option<Value>, Failure> {
             let success = cmd::add::add(environment, &conf, call)?;
             let Err(lost) = program::deliver(&success.to_json(call.version)) else { return Ok(None) };
             // A runtime that did not hear of the interface will not delete it.
-            cmd::del::del(environment, &Place::new(&call.object)?, Some(call))?;
+            let place = Place { deletion: Deletion::Now, ..Place::new(&call.object)? };
+            cmd::del::del(environment, &place, Some(call))?;
             Err(Failure::new(code::IO, format!("{}; the interface was taken back", lost.msg)))
         }
         (Command::Del, Some(environment)) => {

@@ -191,6 +191,23 @@ impl Pair {
         }
     }
 
+    /// Leaves the pair, if it is there and ours, to the pod's namespace, which is about to go: it is down, and with that
+    /// its addresses, routes and neighbours are gone. It counts as incomplete from now on, so that another ADD, or
+    /// GC, clears it away.
+    pub fn leave(&self, host: &mut Socket) -> Result<Deleted, Failure> {
+        let Some(near) = link::by_name(host, &self.host)? else { return Ok(Deleted::Nothing) };
+        let mark = self.mark(&near);
+        if near.alias.is_some() && mark.is_none() {
+            return Ok(Deleted::Foreign);
+        }
+        let left = Mark::begin(&self.network, &self.owner)?;
+        let change = Change { up: Some(false), alias: Some(&left), ..Change::default() };
+        match link::change(host, near.index, &change) {
+            Err(error) if !error.not_found() => Err(error.into()),
+            _ => Ok(Deleted::Pair(mark)),
+        }
+    }
+
     /// What ADD answers of both sides.
     pub fn interfaces(&self, near: &Link, sandbox: &Path) -> [Interface; 2] {
         let side = |name: &str, mac: MacAddr, sandbox: Option<String>| Interface {

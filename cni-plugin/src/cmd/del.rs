@@ -8,7 +8,7 @@
 use heddle_netlink::{NetNs, Socket, link};
 
 use crate::addresses;
-use crate::conf::Place;
+use crate::conf::{Deletion, Place};
 use crate::mode::ipvlan;
 use crate::veth::{Deleted, Pair};
 use crate::{elements, hostport};
@@ -22,7 +22,9 @@ pub fn del(environment: &Environment, place: &Place, call: Option<&Call>) -> Res
     let pair = Pair::new(&place.network, &environment.owner, place.mac.or(environment.mac));
     let withdrawn = hostport::withdraw(&place.run_dir, &pair.host);
     let detached = heddle_bpf::detach_pod(&place.bpf_root, &pair.host).map_err(Failure::kernel);
-    let deleted = delete_pair(environment, &pair);
+    // GC is for pods of which the runtime knows nothing any more, so nothing more will happen to them.
+    let leave = place.deletion == Deletion::WithNamespace && call.is_some();
+    let deleted = delete_pair(environment, &pair, leave);
     // With the pair its mark is gone, which says what to look for; without it everything is looked through.
     let dismissed = match &deleted {
         Ok(Deleted::Foreign) => Ok(()),
@@ -40,8 +42,9 @@ pub fn del(environment: &Environment, place: &Place, call: Option<&Call>) -> Res
     addresses::give_back(environment, place, call)
 }
 
-fn delete_pair(environment: &Environment, pair: &Pair) -> Result<Deleted, Failure> {
-    let near = pair.delete(&mut Socket::open()?)?;
+fn delete_pair(environment: &Environment, pair: &Pair, leave: bool) -> Result<Deleted, Failure> {
+    let mut host = Socket::open()?;
+    let near = if leave { pair.leave(&mut host)? } else { pair.delete(&mut host)? };
     if matches!(near, Deleted::Pair(_)) {
         return Ok(near);
     }

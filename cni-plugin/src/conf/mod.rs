@@ -5,6 +5,7 @@
 
 mod bandwidth;
 mod bridge;
+mod deletion;
 mod hostport;
 mod ipam;
 mod ipvlan;
@@ -14,6 +15,7 @@ mod tuning;
 
 pub use bandwidth::{Bandwidth, Limit};
 pub use bridge::{Bridge, Vlans};
+pub use deletion::Deletion;
 pub use hostport::{HostPorts, On, Protocol};
 pub use ipam::Ipam;
 pub use ipvlan::Ipvlan;
@@ -96,6 +98,7 @@ pub struct Place {
     pub bpf_root: PathBuf,
     /// Where records are that end with the boot.
     pub run_dir: PathBuf,
+    pub deletion: Deletion,
 }
 
 const DEFAULT_BPF_ROOT: &str = "/sys/fs/bpf";
@@ -134,6 +137,10 @@ impl Conf {
                 return Err(invalid("ipam", "it is missing, and no plugin before has chosen addresses"));
             }
             _ => {}
+        }
+        if Deletion::read(object)? == Deletion::WithNamespace && matches!(mode, Mode::Ipvlan(_)) {
+            let reason = "deleteInterface: mode ipvlan has none that could stay without its address";
+            return Err(Failure::new(code::UNSUPPORTED_FIELD, reason));
         }
         let conf = Self {
             network,
@@ -236,6 +243,7 @@ impl Place {
             mac: Runtime::mac_of(object),
             bpf_root: text(object.get("bpfRoot"), DEFAULT_BPF_ROOT).into(),
             run_dir: text(object.get("runDir"), DEFAULT_RUN_DIR).into(),
+            deletion: Deletion::read(object).unwrap_or_default(),
         })
     }
 }

@@ -133,6 +133,31 @@ fn a_delegates_answer_drives_mode_ptp() {
 }
 
 #[test]
+fn a_delegate_starts_as_if_the_runtime_had_started_it() {
+    let (host, pod) = (Host::new(), Pod::new("abc"));
+    let scripted = Scripted::new(&much());
+    for command in ["ADD", "DEL"] {
+        let answer = scripted.call(&host, &pod, command, &conf("ptp", "scripted"));
+        assert!(answer.success, "{answer:?}");
+        // It holds none of our files: no socket, no lock that would outlive us in it, no namespace.
+        let files = scripted.told("fd", command);
+        let ours = ["socket:", "net:", "/networks", "/fd/", "anon_inode:"];
+        assert!(
+            files.contains(" -> ") && !ours.iter().any(|word| files.contains(word)),
+            "{command}: {files}"
+        );
+        // Our signals are ours: no SIGXFSZ blocked, no SIGPIPE ignored.
+        let status = scripted.told("status", command);
+        let mask = |name: &str| {
+            let line = status.lines().find(|line| line.starts_with(name)).unwrap();
+            u64::from_str_radix(line.split_whitespace().nth(1).unwrap(), 16).unwrap()
+        };
+        assert_eq!(mask("SigBlk:"), 0, "{status}");
+        assert_eq!(mask("SigIgn:") & (1 << 12), 0, "{status}");
+    }
+}
+
+#[test]
 fn a_delegates_answer_drives_mode_bridge_with_the_first_address_as_gateway() {
     let (host, pod) = (Host::new(), Pod::new("abc"));
     let scripted = Scripted::new(&json!({"ips": [{"address": "10.7.0.5/16"}, {"address": "fd07::5/64"}]}));

@@ -142,8 +142,7 @@ pub fn add(environment: &Environment, conf: &Conf, wanted: &Ipvlan, call: &Call)
             ns: &ns,
         };
         ipvlan::create(near, &new).map_err(|error| master::refused(&error, &master, wanted.mode))?;
-        let far = wire(wanted.mode, &device, (&ns, &mut pod), &given)?;
-        tuning::apply(&conf.tuning, &ns, &mut pod, &far)?;
+        let far = wire(conf, wanted.mode, &device, (&ns, &mut pod), &given)?;
         Ok(success(conf, &far, path, given))
     });
     match wired {
@@ -176,6 +175,7 @@ fn chosen_before(before: &mut Success) -> Given {
 
 /// From a device that is there, down and nameless, to one that packets pass through.
 fn wire(
+    conf: &Conf,
     mode: Mode,
     device: &Device,
     (ns, pod): (&NetNs, &mut Socket),
@@ -185,6 +185,7 @@ fn wire(
     // At once: a device of this name without a mark is not ours.
     let named = Change { name: Some(&device.name), alias: Some(&device.begun), ..Change::default() };
     link::change(pod, far.index, &named)?;
+    let far = Link { name: device.name.clone(), ..far };
     // All addresses are known, then, to the filter too.
     match link::change(pod, far.index, &Change { addr_gen: Some(AddrGen::None), ..Change::default() }) {
         Err(error) if veth::ipv6_is_there() => return Err(error.into()),
@@ -214,6 +215,8 @@ fn wire(
         route::add(pod, &route)?;
     }
     await_ready(pod, &mut watch, far.index, address6(&given.allocations))?;
+    tuning::apply(&conf.tuning, ns, pod, &far)?;
+    // Last of all.
     link::change(pod, far.index, &Change { alias: Some(&device.complete), ..Change::default() })?;
     veth::find(pod, &device.name)
 }

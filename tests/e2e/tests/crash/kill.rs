@@ -32,7 +32,7 @@ fn ways(k: usize) -> impl Iterator<Item = (usize, fn(&World, &str))> {
     all.filter(move |(n, _)| is_full() || *n == k % WAYS.len())
 }
 
-fn add(stride: usize, world: fn() -> World) -> usize {
+pub fn add(stride: usize, world: fn() -> World) -> usize {
     sweep(stride, world, |world, k| {
         for (n, way) in ways(k) {
             let killed = world.killed_at(k, "ADD", &world.conf);
@@ -46,7 +46,7 @@ fn add(stride: usize, world: fn() -> World) -> usize {
     })
 }
 
-fn del(stride: usize, world: fn() -> World) -> usize {
+pub fn del(stride: usize, world: fn() -> World) -> usize {
     sweep(stride, world, |world, k| {
         for (n, way) in ways(k) {
             let what = format!("DEL killed at {k}, way {n}");
@@ -68,7 +68,7 @@ fn del(stride: usize, world: fn() -> World) -> usize {
     })
 }
 
-fn gc(stride: usize, world: fn() -> World) -> usize {
+pub fn gc(stride: usize, world: fn() -> World) -> usize {
     sweep(stride, world, |world, k| {
         for (n, way) in ways(k) {
             world.host.add(&world.pod, &world.conf);

@@ -11,6 +11,7 @@ mod around;
 mod bench;
 mod disk;
 mod errno;
+mod ipvlan;
 mod kill;
 mod left;
 mod power;

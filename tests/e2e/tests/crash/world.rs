@@ -102,8 +102,10 @@ impl World {
     /// All that a pod can leave behind on the host.
     pub fn state(&self) -> BTreeSet<String> {
         let mut state = self.host.state();
-        if let Ok(records) = std::fs::read_dir(self.host.data_dir().with_file_name("run").join("ports")) {
-            state.extend(records.map(|record| format!("record {:?}", record.unwrap().file_name())));
+        for kind in ["ports", "ipvlan"] {
+            if let Ok(records) = std::fs::read_dir(self.host.data_dir().with_file_name("run").join(kind)) {
+                state.extend(records.map(|record| format!("record {:?}", record.unwrap().file_name())));
+            }
         }
         let rules = self.host.ns.run(|| Command::new("nft").args(["-s", "list", "ruleset"]).output());
         let rules = String::from_utf8(rules.unwrap().unwrap().stdout).unwrap();
@@ -120,7 +122,9 @@ impl World {
     /// Nothing of the pod is left, and the other one is as it was.
     pub fn assert_clean(&self, what: &str) {
         self.assert_host_clean(what);
-        assert!(link::by_name(&mut self.pod.socket(), "eth0").unwrap().is_none(), "{what}: eth0 is there");
+        let links: Vec<_> =
+            link::list(&mut self.pod.socket()).unwrap().into_iter().map(|link| link.name).collect();
+        assert_eq!(links, ["lo"], "{what}: left in the pod");
     }
 
     pub fn assert_host_clean(&self, what: &str) {

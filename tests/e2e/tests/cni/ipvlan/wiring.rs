@@ -20,6 +20,8 @@ fn l2_pods_are_machines_of_the_network() {
     let before = host.state();
     let mut conf = lan.l2();
     conf["mtu"] = json!(1400);
+    conf["sysctl"] = json!({"net.ipv4.conf.IFNAME.arp_filter": "1"});
+    conf["txQLen"] = json!(77);
     let answer = host.add(&one, &conf);
     let far = by_name(&mut one.socket(), "eth0");
     let mac = by_name(&mut host.socket(), "lan0").mac.unwrap();
@@ -36,7 +38,7 @@ fn l2_pods_are_machines_of_the_network() {
         "dns": {}
     });
     assert_eq!(answer.json, wanted);
-    assert_eq!((far.ipvlan, far.mtu, far.up), (Some(Mode::L2), 1400, true));
+    assert_eq!((far.ipvlan, far.mtu, far.up, far.queue), (Some(Mode::L2), 1400, true, 77));
     let routes = route::list(&mut one.socket(), &Filter::default()).unwrap();
     for gateway in ROUTER {
         let gateway: IpAddr = gateway.parse().unwrap();
@@ -56,6 +58,8 @@ fn l2_pods_are_machines_of_the_network() {
     check["prevResult"] = answer.json;
     let checked = host.call(&one, "CHECK", &check);
     assert!(checked.success, "{checked:?}");
+    check["txQLen"] = json!(78);
+    refused(&host.call(&one, "CHECK", &check), 101, "txqueuelen is 77, not 78");
 
     host.del(&one, &conf);
     host.del(&two, &conf);

@@ -8,6 +8,7 @@ mod churn;
 mod everywhere;
 mod large;
 mod life;
+mod limits;
 mod order;
 mod ports;
 mod snat;

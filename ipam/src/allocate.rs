@@ -236,7 +236,9 @@ impl Locked<'_> {
                     Ok(()) => freed.push(ip),
                     Err(error) => failed = failed.and(Err(error)),
                 },
-                Ok(Lease::Held(content)) => all_noted = all_noted && is_noted(&content) && self.is_ours(ip),
+                Ok(Lease::Held(content)) => {
+                    all_noted = all_noted && is_noted(&content) && self.is_ours(ip)?
+                }
                 Ok(Lease::Free) => {}
                 Ok(Lease::Empty | Lease::Strange) => all_noted = false,
                 Err(error) => failed = failed.and(Err(error)),

@@ -141,7 +141,7 @@ impl Locked<'_> {
         }
         if recorded.is_some() {
             for ip in self.addresses()? {
-                if self.is_ours(ip) {
+                if self.is_ours(ip)? {
                     self.reclaim(ip)?;
                 }
             }
@@ -200,11 +200,10 @@ impl Locked<'_> {
     }
 
     /// Whether the lease of `ip` is one that we made.
-    pub(crate) fn is_ours(&self, ip: IpAddr) -> bool {
+    pub(crate) fn is_ours(&self, ip: IpAddr) -> Result<bool> {
         let regular = |mode: u32| mode & SFlag::S_IFMT.bits() == SFlag::S_IFREG.bits();
-        self.stat(ip).is_ok_and(|stat| {
-            stat.is_some_and(|stat| regular(stat.st_mode) && stat.st_mode & 0o7777 == LEASE_MODE)
-        })
+        let stat = self.stat(ip).map_err(|errno| self.failed("examine lease", &ip.to_string(), errno))?;
+        Ok(stat.is_some_and(|stat| regular(stat.st_mode) && stat.st_mode & 0o7777 == LEASE_MODE))
     }
 
     /// Whether `ip` can be leased, as far as files go. Reads no lease that is long enough to be one.

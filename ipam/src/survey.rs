@@ -119,7 +119,7 @@ impl Locked<'_> {
     /// of an earlier interface that was called the same.
     fn went_to(&self, ip: IpAddr, owner: &Owner) -> Option<Namespace> {
         let note = self.noted(owner).ok().flatten().filter(|note| note.ips.contains(&ip))?;
-        note.namespace.filter(|_| self.is_ours(ip))
+        note.namespace.filter(|_| self.is_ours(ip).unwrap_or(false))
     }
 
     /// Those of `suspects`, whose namespaces are no longer where they were, that are dead for certain: nobody that

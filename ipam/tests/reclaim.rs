@@ -117,26 +117,31 @@ fn numbers(namespace: &Namespace) -> (u64, u64) {
 
 #[test]
 fn a_range_that_runs_low_is_cleared_before_it_is_full() {
-    // 61 addresses; 54 of dead pods, then as many of the living as make it low.
+    // 61 addresses, 60 of dead pods.
     let bench = Bench::new(r#"{"subnet":"10.1.0.0/26"}"#);
     let pod = Pod::new();
-    for n in 0..54 {
+    for n in 0..60 {
         bench.add_in(&mut World::default(), &format!("d{n}"), Some(&pod.noted)).unwrap();
     }
     drop(pod.die());
+    fs::write(bench.path("last_reserved_ip.0"), "10.1.0.1").unwrap();
+    let leases = || bench.files().iter().filter(|name| name.starts_with("10.")).count();
     let mut world = all_dead();
+    assert_eq!(bench.add_in(&mut world, "c0", None).unwrap(), ["10.1.0.62/26"], "the last that is free");
+    // The pod has its address and waits: so many are cleared away at a time, those that come next in turn.
+    assert_eq!((leases(), world.looked), (61 - 16, 1));
     let mut given = Vec::new();
-    for n in 0..8 {
+    for n in 1..=16 {
         given.extend(bench.add_in(&mut world, &format!("c{n}"), None).unwrap());
     }
-    // In turn to the end of the range, and only then the first of the dead.
-    assert_eq!(given.first().unwrap(), "10.1.0.56/26");
-    assert_eq!(given.last().unwrap(), "10.1.0.2/26");
-    assert!(world.looked >= 1 && world.looked <= 3, "{}", world.looked);
-    assert!(
-        bench.files().iter().filter(|name| name.starts_with("10.")).count() < 55,
-        "some of the dead are gone"
-    );
+    assert_eq!(given.iter().collect::<std::collections::BTreeSet<_>>().len(), 16);
+    assert_eq!(world.looked, 1, "while addresses are free, nobody looks for the dead");
+    // And when none is, they are found.
+    for n in 17..61 {
+        bench.add_in(&mut world, &format!("c{n}"), None).unwrap();
+    }
+    assert_eq!(leases(), 61);
+    assert!(matches!(bench.add_in(&mut world, "late", None), Err(Error::Exhausted { .. })));
 }
 
 #[test]

@@ -69,3 +69,15 @@ fn what_a_killed_collection_freed_is_free() {
         ]);
     }
 }
+
+/// After a reboot, a lease that could not be looked at was taken for one of the reference plugin, for good.
+#[test]
+fn what_an_earlier_boot_left_is_swept_as_a_whole() {
+    let id = |pod| Id { net: 1, pod };
+    let mut ops = Vec::new();
+    for at in 144..164 {
+        ops.extend([Op::Add(id(0)), Op::Add(id(1)), Op::Add(id(2)), Op::Reboot]);
+        ops.push(Op::FailAdd(id(5), at, Errno::NoSpace));
+    }
+    play(&ops);
+}

@@ -48,7 +48,8 @@ fn serve(call: &Call) -> Result<Option<Value>, Failure> {
             "CNI_IFNAME \"lo\" is every namespace's own interface; only the plugin loopback means it";
         return Err(Failure::new(code::INVALID_ENVIRONMENT, reason));
     }
-    let conf = || Conf::new(&call.object, call.version);
+    let conf =
+        || Conf::new(&call.object, call.version).map_err(|failure| conf::with_value(failure, &call.object));
     let done = match (call.command, &call.environment) {
         (Command::Add, Some(environment)) => {
             let conf = conf()?;

@@ -11,6 +11,7 @@ mod ipam;
 mod ipvlan;
 mod masquerade;
 mod runtime;
+mod told;
 mod tuning;
 
 pub use bandwidth::{Bandwidth, Limit};
@@ -20,6 +21,7 @@ pub use hostport::{HostPorts, On, Protocol};
 pub use ipam::Ipam;
 pub use ipvlan::Ipvlan;
 pub use runtime::Runtime;
+pub use told::with_value;
 pub use tuning::{Setting, Tuning};
 
 use std::net::IpAddr;

@@ -59,7 +59,8 @@ impl Bench {
         Self::with(&chain(), |containerd| put_tail(containerd, Path::new(IDLE)))
     }
 
-    fn with(conflist: &Value, prepare: impl FnOnce(&Containerd) -> Result<()>) -> Result<Option<Self>> {
+    /// With a network of the test's own. `prepare` is called before the first pod.
+    pub fn with(conflist: &Value, prepare: impl FnOnce(&Containerd) -> Result<()>) -> Result<Option<Self>> {
         if let Some(why) = Containerd::missing() {
             skip(&why);
             return Ok(None);

@@ -6,7 +6,9 @@ use heddle_lab::{Load, Place};
 use heddle_runtime::{Plan, Pod, Result};
 use nix::sys::signal::Signal;
 
-use super::bench::{Bench, PORT, ask, at_once, figure};
+use serde_json::json;
+
+use super::bench::{Bench, PORT, ask, at_once, conflist, figure};
 
 /// Every `step`th pod asks every `step`th one.
 fn talk(pods: &[Pod], step: usize) -> Result<()> {
@@ -64,5 +66,24 @@ fn fifty_pods_talk_while_containerd_is_restarted() -> Result<()> {
     at_once(&ids, |id| containerd.stop(id).and_then(|()| containerd.remove(id)))?;
     figure("51 pods gone", began);
     assert_eq!(bench.leases()?, Vec::<String>::new());
+    bench.assert_no_leak()
+}
+
+#[test]
+fn interfaces_left_to_the_namespace_go_with_it() -> Result<()> {
+    let mut list = conflist();
+    list["plugins"][0]["deleteInterface"] = json!("withNamespace");
+    let Some(bench) = Bench::with(&list, |_| Ok(()))? else { return Ok(()) };
+    let plans: Vec<_> = (0..10).map(|n| Plan::new(format!("pod-{n}"))).collect();
+    // Twice: the second time pods come while devices of the first may still be on their way out.
+    for attempt in 0..2 {
+        let ids = at_once(&plans, |plan| {
+            let pod = bench.pod(&Plan { attempt, ..plan.clone() })?;
+            ask(bench.lab.node(1), &pod)?;
+            Ok(pod.id)
+        })?;
+        at_once(&ids, |id| bench.containerd.stop(id).and_then(|()| bench.containerd.remove(id)))?;
+        assert_eq!(bench.leases()?, Vec::<String>::new());
+    }
     bench.assert_no_leak()
 }

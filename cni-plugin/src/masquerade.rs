@@ -6,7 +6,7 @@
 //!
 //! ```text
 //! map masquerade4 { type ipv4_addr : verdict; elements = { 10.1.0.5 comment "hdl0123456789ab" : goto masq_1c0ffee5 } }
-//! chain masquerade { type nat hook postrouting priority srcnat; ip daddr 224.0.0.0/4 return; ip saddr vmap @masquerade4 }
+//! chain ipmasq { type nat hook postrouting priority srcnat; ip daddr 224.0.0.0/4 return; ip saddr vmap @masquerade4 }
 //! chain masq_1c0ffee5 { ip daddr 10.1.0.0/16 return; masquerade fully-random }
 //! ```
 
@@ -29,7 +29,8 @@ use crate::guard::TABLE;
 use crate::mark::Mark;
 use crate::veth::PREFIX;
 
-const CHAIN: &str = "masquerade";
+/// Not `masquerade`: `nft` takes that for its own word.
+const CHAIN: &str = "ipmasq";
 const IPV4: &str = "masquerade4";
 const IPV6: &str = "masquerade6";
 

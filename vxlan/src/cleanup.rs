@@ -116,7 +116,7 @@ mod tests {
         ns.run(|| {
             let mut batch = Batch::new();
             for (family, chains) in
-                [(Family::Inet, &["spoofing", "masquerade"][..]), (Family::Bridge, &["spoofing"])]
+                [(Family::Inet, &["spoofing", "ipmasq"][..]), (Family::Bridge, &["spoofing"])]
             {
                 batch.add_table(family, TABLE);
                 chains.iter().for_each(|chain| batch.add_chain(family, TABLE, chain, None));

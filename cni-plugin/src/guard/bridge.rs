@@ -3,6 +3,7 @@
 //! | set | what is in it |
 //! |---|---|
 //! | `pod_macs`, `pod_ipv4`, `pod_ipv6` | what each pod may call itself; `pod_ipv6` with the link-local address of its MAC |
+//! | `pod_targets` | the addresses of `pod_ipv6`, as what neighbour discovery may be about |
 //! | `any_mac` | pods whose frames may come from other Ethernet addresses (`macspoofchk: false`) |
 //! | `any_ip` | pods without addresses of ours: they bring their own |
 //! | `trunks` | pods whose frames have tags (`vlanTrunk`); what is in those is not looked at |
@@ -12,7 +13,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use heddle_netlink::nft::expr::{Sender, ethertype, icmp6, sender_in, sender6};
 use heddle_netlink::nft::frame::{
     arp_sender, arp_sender_mac_in, destination4_begins, iifname_in, neighbour_target_in, not_iifname,
-    protocol, tagged, udp,
+    not_next_header, protocol, tagged, udp,
 };
 use heddle_netlink::nft::{
     Base, Batch, Chain, Expr, Family, Hook, Nft, Rule, Ruleset, Set, SetKey, Verdict, priority,
@@ -29,13 +30,15 @@ use crate::veth::PREFIX;
 const MACS: &str = "pod_macs";
 const IPV4: &str = "pod_ipv4";
 const IPV6: &str = "pod_ipv6";
+const TARGETS: &str = "pod_targets";
 const ANY_MAC: &str = "any_mac";
 const ANY_IP: &str = "any_ip";
 const TRUNKS: &str = "trunks";
-const SETS: [(&str, SetKey); 6] = [
+const SETS: [(&str, SetKey); 7] = [
     (MACS, SetKey::IfnameMac),
     (IPV4, SetKey::IfnameIpv4),
     (IPV6, SetKey::IfnameIpv6),
+    (TARGETS, SetKey::IfnameTarget),
     (ANY_MAC, SetKey::Ifname),
     (ANY_IP, SetKey::Ifname),
     (TRUNKS, SetKey::Ifname),
@@ -159,15 +162,18 @@ fn places(device: &str, bridged: &Bridged, ips: &[IpAddr]) -> Vec<(&'static str,
     if bridged.any_ip {
         places.push((ANY_IP, key(&[])));
     } else {
-        places.push((IPV6, key(&link_local(bridged.mac).octets())));
+        let own = key(&link_local(bridged.mac).octets());
+        places.extend([(IPV6, own.clone()), (TARGETS, own)]);
     }
     if bridged.trunk {
         places.push((TRUNKS, key(&[])));
     }
-    places.extend(ips.iter().map(|ip| match ip {
-        IpAddr::V4(ip) => (IPV4, key(&ip.octets())),
-        IpAddr::V6(ip) => (IPV6, key(&ip.octets())),
-    }));
+    for ip in ips {
+        match ip {
+            IpAddr::V4(ip) => places.push((IPV4, key(&ip.octets()))),
+            IpAddr::V6(ip) => places.extend([IPV6, TARGETS].map(|set| (set, key(&ip.octets())))),
+        }
+    }
     places
 }
 
@@ -209,14 +215,16 @@ fn ruleset() -> Result<Ruleset, Failure> {
         ),
         accept("a pod's ARP", vec![arp(), sender_in(Sender::Arp, IPV4, false)]),
         accept("who has it? (RFC 5227)", vec![arp(), arp_sender(Ipv4Addr::UNSPECIFIED)]),
+        drop("advertisements are not hidden", vec![v6(), icmp6(ADVERTISEMENT), not_next_header(ICMPV6)]),
+        drop("nor are solicitations", vec![v6(), icmp6(SOLICITATION), not_next_header(ICMPV6)]),
         drop(
             "a pod advertises nobody else",
-            vec![v6(), icmp6(ADVERTISEMENT), neighbour_target_in(IPV6, true)],
+            vec![v6(), icmp6(ADVERTISEMENT), neighbour_target_in(TARGETS, true)],
         ),
         accept("a pod's IPv6", vec![v6(), sender_in(Sender::Ipv6, IPV6, false)]),
         drop(
             "a pod asks whether an address is taken only for its own",
-            vec![v6(), sender6(unspecified), icmp6(SOLICITATION), neighbour_target_in(IPV6, true)],
+            vec![v6(), sender6(unspecified), icmp6(SOLICITATION), neighbour_target_in(TARGETS, true)],
         ),
         accept("IPv6 before it has an address", vec![v6(), sender6(unspecified), protocol(ICMPV6)]),
         drop("nothing else", Vec::new()),

@@ -130,6 +130,9 @@ impl Batch {
             a.number(4, kind);
             a.number(5, length);
             a.number(10, id);
+            if let Some(data) = key.user_data() {
+                a.bytes(13, &data);
+            }
         });
     }
 

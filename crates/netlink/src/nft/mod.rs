@@ -237,6 +237,8 @@ pub enum SetKey {
     IfnameIpv4,
     /// A name, and an IPv6 address.
     IfnameIpv6,
+    /// A name, and the address that neighbour discovery is about ([`frame::neighbour_target_in`]).
+    IfnameTarget,
     /// A protocol and a port, each padded to 4 bytes (see [`port`]).
     Port,
     /// An IPv4 address, a protocol, a port.
@@ -254,6 +256,11 @@ impl SetKey {
         matches!(self, Self::Prefix4 | Self::Prefix6)
     }
 
+    /// What `nft` needs to know of the type beyond its number.
+    fn user_data(self) -> Option<Vec<u8>> {
+        matches!(self, Self::IfnameTarget).then(frame::typeof_target)
+    }
+
     /// The number by which `nft` knows the type, and the length in bytes.
     const fn kind_and_length(self) -> (u32, u32) {
         match self {
@@ -264,6 +271,7 @@ impl SetKey {
             Self::IfnameMac => (41 << 6 | 9, 24),
             Self::IfnameIpv4 => (41 << 6 | 7, 20),
             Self::IfnameIpv6 => (41 << 6 | 8, 32),
+            Self::IfnameTarget => (41 << 6 | 4, 32),
             Self::Port => (12 << 6 | 13, 8),
             Self::Ipv4Port => (7 << 12 | 12 << 6 | 13, 12),
             Self::Ipv6Port => (8 << 12 | 12 << 6 | 13, 24),

@@ -234,3 +234,33 @@ fn fault_024_a_pod_that_somebody_took_out_of_the_map_is_found() {
     host.del(&pod, &conf);
     assert!(!host.state().iter().any(|line| line.starts_with("element ")), "the other family's is gone too");
 }
+
+/// Who saves the rules of a machine with `nft list ruleset` and loads them at the next boot must not find that ours cannot
+/// be read.
+#[test]
+fn nft_reads_what_it_lists_of_our_rules() {
+    use std::process::{Command, Stdio};
+    let Ok(output) = Command::new("nft").arg("--version").output() else {
+        return heddle_lab::skip("nft is not installed");
+    };
+    assert!(output.status.success());
+    let (host, routed, bridged) = (Host::new(), Pod::new("routed"), Pod::new("bridged"));
+    host.add(&routed, &conf(&host, "ptp"));
+    host.add(&bridged, &conf(&host, "bridge"));
+    let listed = host.ns.run(|| Command::new("nft").args(["list", "ruleset"]).output()).unwrap().unwrap();
+    let listed = String::from_utf8(listed.stdout).unwrap();
+    for word in ["pod_targets", "masquerade4", "vmap @masquerade6", "fully-random"] {
+        assert!(listed.contains(word), "{word}: {listed}");
+    }
+    let other = Host::new();
+    let mut child = other
+        .ns
+        .run(|| Command::new("nft").args(["-f", "-"]).stdin(Stdio::piped()).stderr(Stdio::piped()).spawn())
+        .unwrap()
+        .unwrap();
+    std::io::Write::write_all(&mut child.stdin.take().unwrap(), listed.as_bytes()).unwrap();
+    let read = child.wait_with_output().unwrap();
+    assert!(read.status.success(), "{}\n{listed}", String::from_utf8_lossy(&read.stderr));
+    let again = other.ns.run(|| Command::new("nft").args(["list", "ruleset"]).output()).unwrap().unwrap();
+    assert_eq!(String::from_utf8(again.stdout).unwrap(), listed);
+}

@@ -78,6 +78,7 @@ fn lies(
         ),
         ("advertisement in disguise", with_options(&advertisement(own, ll, (gateway6, own)))),
         ("the peer's address is mine, is it not?", probe(own, peer6)),
+        ("the same in disguise", with_options(&probe(own, peer6))),
         ("router advertisement", router(own, ll)),
         ("router advertisement in disguise", with_options(&router(own, ll))),
         ("redirect", redirect((peer.0, own), (ll, link_local(peer.0)), (ll, v6("2001:db8::1")))),

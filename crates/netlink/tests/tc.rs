@@ -1,5 +1,4 @@
 //! Queues: what is set is what the kernel has.
-#![expect(clippy::unwrap_used, reason = "tests")]
 
 use heddle_netlink::link::{self, Change, VethEnd};
 use heddle_netlink::tc::{self, TokenBucket};

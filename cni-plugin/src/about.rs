@@ -42,17 +42,20 @@ and a network where it looks for networks, as /etc/cni/net.d/10-heddle.conflist 
 
 mode          ptp (default: every pod for itself, routed), bridge, ipvlan; each takes the keys of the reference
               plugin of that name
-any mode      mtu, ipMasq, dns, and the keys of the reference plugin tuning: sysctl, promisc, allmulti, txQLen
+any mode      mtu, dns, and the keys of the reference plugin tuning: sysctl, promisc, allmulti, txQLen
+ptp, bridge   ipMasq
 ipam.type     host-local or heddle-ipam: built in; any other but dhcp: that plugin is run, from CNI_PATH
 capabilities  portMappings, bandwidth, ips, mac, ipRanges, dns
 
-To try it without a runtime, as root, with one plugin of the list and the list's name and cniVersion in net.json:
+To try it without a runtime, as root:
 
-  ip netns add try
+  echo '{ "cniVersion": "1.0.0", "name": "try", "type": "heddle",
+          "ipam": { "type": "host-local", "subnet": "10.99.0.0/24" } }' > net.json
   export CNI_CONTAINERID=try CNI_NETNS=/var/run/netns/try CNI_IFNAME=eth0 CNI_PATH=/opt/cni/bin
-  CNI_COMMAND=ADD heddle < net.json
-  ip netns exec try ip address
-  CNI_COMMAND=DEL heddle < net.json && ip netns del try
+  ip netns add try
+  CNI_COMMAND=ADD /opt/cni/bin/heddle < net.json
+  ip netns exec try ping -c 1 10.99.0.1
+  CNI_COMMAND=DEL /opt/cni/bin/heddle < net.json && ip netns del try
 
 docs/cni.md says what of the specification is built, and what the error codes mean; docs/ptp.md, docs/bridge.md and
 docs/ipvlan.md, what the modes do; docs/capabilities.md, what a runtime can ask for."#;

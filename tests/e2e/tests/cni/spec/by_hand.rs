@@ -49,6 +49,17 @@ fn the_configuration_that_it_shows_works() {
     conf["ipam"]["dataDir"] = host.data_dir().to_str().unwrap().into();
     assert_eq!(host.add(&pod, &conf).ips(), ["10.244.1.2", "fd00:10:244:1::2"]);
     host.del(&pod, &conf);
+    // And the one to try it with.
+    let from = help.find("echo '").unwrap() + 6;
+    let to = from + help[from..].find("' > net.json").unwrap();
+    let mut conf: Value = serde_json::from_str(&help[from..to]).unwrap();
+    conf["ipam"]["dataDir"] = host.data_dir().to_str().unwrap().into();
+    assert_eq!(host.add(&pod, &conf).ips(), ["10.99.0.2"]);
+    let mut ping = Command::new("ping");
+    ping.args(["-c", "1", "10.99.0.1"]);
+    let output = pod.ns.run(|| ping.output()).unwrap().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    host.del(&pod, &conf);
 }
 
 #[test]

@@ -16,7 +16,19 @@ use nix::errno::Errno;
 ///
 /// `None`: `/proc` does not show everything to us, so nothing can be said.
 pub(crate) fn living(inodes: &BTreeSet<u64>) -> Option<BTreeMap<u64, Option<u64>>> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
+    if hides_processes(&mounts) {
+        return None;
+    }
     living_in(Path::new("/proc"), inodes).ok()
+}
+
+/// Whether `/proc` is mounted so that it leaves out other users' processes without a word (proc(5), `hidepid`).
+fn hides_processes(mounts: &str) -> bool {
+    mounts.lines().filter(|line| line.split(' ').nth(4) == Some("/proc")).any(|line| {
+        line.split([' ', ','])
+            .any(|option| option.strip_prefix("hidepid=").is_some_and(|value| !matches!(value, "0" | "off")))
+    })
 }
 
 fn living_in(proc: &Path, inodes: &BTreeSet<u64>) -> io::Result<BTreeMap<u64, Option<u64>>> {
@@ -197,6 +209,21 @@ mod tests {
         assert_eq!(seen(inode), Some(Some(cookie)));
         drop(mounted);
         assert_ne!(seen(inode), Some(Some(cookie)));
+    }
+
+    #[test]
+    fn a_proc_that_hides_processes_says_nothing_of_them() {
+        let line = |options: &str| {
+            format!(
+                "23 28 0:21 / /sys rw - sysfs sysfs rw,hidepid=2\n24 28 0:22 / /proc rw,nosuid - proc proc {options}\n"
+            )
+        };
+        for options in ["rw", "rw,hidepid=0", "rw,hidepid=off", "rw,gid=4"] {
+            assert!(!hides_processes(&line(options)), "{options}");
+        }
+        for options in ["rw,hidepid=2", "rw,gid=4,hidepid=invisible", "hidepid=ptraceable", "rw,hidepid=1"] {
+            assert!(hides_processes(&line(options)), "{options}");
+        }
     }
 
     #[test]

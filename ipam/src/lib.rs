@@ -12,7 +12,7 @@
 //! | `.heddle/` | ours; the reference plugin reads these files too (it looks for a container's id in every file below its directory), but finds no container in them |
 //! | `.heddle/boot` | the boot that our leases belong to |
 //! | `.heddle/<hash>` | a note: which addresses an interface holds, so that nobody has to read all leases, and in which network namespace it is |
-//! | `.heddle/turns`, `.heddle/turn` | who works on which interface; how far a large range was read |
+//! | `.heddle/turns`, `.heddle/surveyed` | who works on which interface; how far a large range was read |
 //!
 //! The directory's own time of modification says whether all leases in it are noted (docs/decisions/0006).
 //!

@@ -16,7 +16,7 @@ const AT_MOST: usize = 1024;
 /// How many leases a call looks at that got an address while hardly any other was free.
 const AHEAD: usize = 32;
 /// Where the last turn of a large range ended.
-const TURN: &str = "turn";
+const SURVEYED: &str = "surveyed";
 
 /// An interface whose network namespace is gone.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,13 +58,13 @@ impl Locked<'_> {
         let total = leased.len();
         if total > AT_MOST {
             let turn =
-                read_at(self.ours(), TURN).ok().flatten().and_then(|bytes| String::from_utf8(bytes).ok());
-            let turn: Option<IpAddr> = turn.and_then(|text| text.parse().ok());
-            let begin = turn.map_or(0, |turn| leased.partition_point(|ip| *ip <= turn));
+                read_at(self.ours(), SURVEYED).ok().flatten().and_then(|bytes| String::from_utf8(bytes).ok());
+            let before: Option<IpAddr> = before.and_then(|text| text.parse().ok());
+            let begin = before.map_or(0, |before| leased.partition_point(|ip| *ip <= before));
             leased.rotate_left(begin);
             leased.truncate(AT_MOST);
             if let Some(last) = leased.last() {
-                self.write_ours(TURN, last.to_string().as_bytes())?;
+                self.write_ours(SURVEYED, last.to_string().as_bytes())?;
             }
         }
         let mut survey = self.look_at(&leased, around)?;

@@ -112,7 +112,7 @@ impl Bench {
             .chain(names(self.path(".heddle")))
             .filter(|n| {
                 !n.starts_with("last_reserved_ip.")
-                    && !["lock", ".heddle", "boot", "turn"].contains(&n.as_str())
+                    && !["lock", ".heddle", "boot", "turns", "surveyed"].contains(&n.as_str())
             })
             .collect()
     }

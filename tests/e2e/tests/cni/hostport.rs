@@ -431,6 +431,26 @@ fn what_has_no_owner_is_collected() {
     host.add(&gone, &port(2));
     let lost_host = host.add(&lost, &port(3)).json["interfaces"][0]["name"].as_str().unwrap().to_owned();
     std::fs::remove_file(host.data_dir().with_file_name("run").join("ports").join(lost_host)).unwrap();
+    // Of this one there is nothing but its record.
+    let bare = Pod::new("bare");
+    let ips = host.add(&bare, &port(5)).ips();
+    link::delete_by_name(&mut bare.socket(), "eth0").unwrap();
+    for lease in host.leases() {
+        let path = lease.split_once(' ').unwrap().1;
+        if ips.iter().any(|ip| path.ends_with(&format!("/{ip}"))) {
+            std::fs::remove_file(path).unwrap();
+        }
+    }
+    let mut nft = Nft::open_in(&host.ns).unwrap();
+    let mut batch = Batch::new();
+    for set in SETS {
+        for entry in nft.entries(Family::Inet, "heddle", set).unwrap().unwrap() {
+            if entry.comment.contains(" bare ") {
+                batch.delete_elements(Family::Inet, "heddle", set, &[entry.key]);
+            }
+        }
+    }
+    nft.commit(&batch).unwrap();
     let mut collect = conf.clone();
     collect["cni.dev/valid-attachments"] = json!([{"containerID": "kept", "ifname": "eth0"}]);
     let answer = host.call(&kept, "GC", &collect);

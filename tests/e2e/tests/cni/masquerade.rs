@@ -2,6 +2,7 @@
 
 use heddle_netlink::link;
 use heddle_netlink::nft::{Batch, Family, Nft};
+use heddle_netlink::sysctl::{self, Key};
 use serde_json::{Value, json};
 
 use super::around::{Around, BEYOND, HOST, NEIGHBOUR, SECOND, Server, tcp, udp};
@@ -48,9 +49,19 @@ fn assert_is_the_hosts(seen: &str, family: usize) {
 
 #[test]
 fn others_see_the_node_and_pods_see_each_other() {
-    for mode in ["ptp", "bridge"] {
+    // Also where bridged packets go through the rules of IP.
+    for (mode, filtered) in [("ptp", false), ("bridge", false), ("bridge", true)] {
         let (host, one, two) = (Host::new(), Pod::new("one"), Pod::new("two"));
         let around = Around::of(&host);
+        let call = ["bridge-nf-call-iptables", "bridge-nf-call-ip6tables"];
+        let call = call.map(|name| (Key::new(["net", "bridge", name]), if filtered { "1" } else { "0" }));
+        match sysctl::write_in(&host.ns, &call) {
+            Err(_) if filtered => {
+                heddle_lab::skip("br_netfilter is not there");
+                continue;
+            }
+            _ => {}
+        }
         let conf = conf(&host, mode);
         let own = host.add(&one, &conf).ips();
         let other = host.add(&two, &conf).ips();

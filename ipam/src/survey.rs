@@ -57,7 +57,7 @@ impl Locked<'_> {
         leased.retain(|ip| set.range_of(*ip).is_some());
         let total = leased.len();
         if total > AT_MOST {
-            let turn =
+            let before =
                 read_at(self.ours(), SURVEYED).ok().flatten().and_then(|bytes| String::from_utf8(bytes).ok());
             let before: Option<IpAddr> = before.and_then(|text| text.parse().ok());
             let begin = before.map_or(0, |before| leased.partition_point(|ip| *ip <= before));

@@ -48,6 +48,8 @@ impl Surroundings for Machine<'_> {
                 Some(Errno::ENETUNREACH | Errno::EHOSTUNREACH | Errno::EINVAL | Errno::EACCES) => {
                     Ok(Use::None)
                 }
+                // A kernel without IPv6 has no use for its addresses.
+                Some(Errno::EOPNOTSUPP | Errno::EAFNOSUPPORT) => Ok(Use::None),
                 _ => Err(error.into()),
             },
         }

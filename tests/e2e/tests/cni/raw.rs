@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::Duration;
 
 use etherparse::PacketBuilder;
 use heddle_netlink::packet::Frames;
@@ -48,7 +49,9 @@ impl Ear {
         let open =
             || socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::EthAll);
         let socket = ns.run(open).unwrap().unwrap();
-        setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::seconds(10)).unwrap();
+        let patience = heddle_lab::patient(Duration::from_secs(10));
+        let patience = TimeVal::seconds(i64::try_from(patience.as_secs()).unwrap());
+        setsockopt(&socket, sockopt::ReceiveTimeout, &patience).unwrap();
         Self { socket, index: own.index as usize }
     }
 

@@ -37,6 +37,7 @@ pub fn render(outcomes: &[Outcome], version: &str) -> String {
     for row in rows.iter().filter(|row| row.theirs == "yes") {
         let _ = writeln!(page, "| {} | {} | {} | {} |", row.name, row.section, row.ours, row.theirs);
     }
+    page.push_str(OTHERWISE);
     page
 }
 
@@ -108,4 +109,19 @@ what a run shows; without `HEDDLE_CONFORMANCE=all` the reference plugins are ask
 A check is a sentence. `yes`: it is true. Else the cell says what happens instead; where the answer is that of one
 plugin only, its name stands before it. A number before a section's name is the specification's.
 
+";
+
+/// What no check asks for, because it is meant to be otherwise.
+const OTHERWISE: &str = "
+## What is otherwise on purpose
+
+| the reference plugins | here |
+|---|---|
+| ptp: the address has the prefix length of its range | `/32` and `/128`: the pod is alone on its link, and the result says so |
+| portmap: a host port is answered at 127.0.0.1 too, by `route_localnet` | at the node's own addresses only; 127.0.0.1 is `proxyd`'s, by its socket hook |
+| portmap: two pods may claim one host port, and the second gets it | refused, naming the pod that has it |
+| tuning: may change the interface's Ethernet address behind any plugin | use the capability `mac`: behind mode ptp, the host would go on sending to the old address, which CHECK says |
+| unknown capabilities are ignored | what asks for something that a pod would not have (`aliases`, `deviceID`) is refused |
+| host-local leases loopback, multicast and link-local IPv6 addresses | such ranges are refused |
+| ADD works with standard output closed | refused: nobody would hear of the interface |
 ";

@@ -52,6 +52,12 @@ pub const CHECKS: &[Check] = &[
     Check {
         section: "conventions: portMappings",
         parts: WIRED,
+        name: "a port is reached from the node and from another pod over IPv6",
+        run: from_here6,
+    },
+    Check {
+        section: "conventions: portMappings",
+        parts: WIRED,
         name: "a port is reached by the pod itself by the node's address (hairpin)",
         run: hairpin,
     },
@@ -172,6 +178,16 @@ fn from_a_pod(stage: &Stage) -> Result<()> {
     let other = Pod::new("other");
     stage.add(&other, &stage.list())?;
     tcp(&other.ns, at(HOST4, PORT)).map(drop).map_err(Into::into)
+}
+
+fn from_here6(stage: &Stage) -> Result<()> {
+    let _outside = stage.outside();
+    let _server = published(stage, stage.dual(), "tcp", 1)?;
+    tcp(&stage.host.ns, at(HOST6, PORT)).context("from the node")?;
+    let other = Pod::new("other");
+    stage.add(&other, &stage.dual())?;
+    stage.await_addresses(&[&other])?;
+    tcp(&other.ns, at(HOST6, PORT)).map(drop).context("from another pod")
 }
 
 fn hairpin(stage: &Stage) -> Result<()> {

@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 
 use serde_json::json;
 
-use super::bench::{Bench, PORT, ask, at_once, conflist, figure};
+use super::bench::{BRIDGE, Bench, PORT, ask, at_once, conflist, figure};
 
 /// Every `step`th pod asks every `step`th one.
 fn talk(pods: &[Pod], step: usize) -> Result<()> {
@@ -85,5 +85,39 @@ fn interfaces_left_to_the_namespace_go_with_it() -> Result<()> {
         at_once(&ids, |id| bench.containerd.stop(id).and_then(|()| bench.containerd.remove(id)))?;
         assert_eq!(bench.leases()?, Vec::<String>::new());
     }
+    bench.assert_no_leak()
+}
+
+/// A configuration as they were written years ago: one version of the specification that knows no lists of addresses.
+#[test]
+fn a_bridge_of_an_old_configuration() -> Result<()> {
+    let list = json!({
+        "cniVersion": "0.2.0",
+        "name": "myplugin",
+        "plugins": [{
+            "type": "heddle",
+            "bridge": BRIDGE,
+            "isGateway": true,
+            "ipam": {
+                "type": "host-local",
+                "subnet": "10.244.1.0/24",
+                "gateway": "10.244.1.1",
+                "routes": [{ "dst": "1.1.1.1/32", "gw": "10.244.1.254" }],
+            },
+            "capabilities": { "portMappings": true },
+        }],
+    });
+    let Some(bench) = Bench::with(&list, |_| Ok(()))? else { return Ok(()) };
+    let plans: Vec<_> = (0..5).map(|n| Plan::new(format!("pod-{n}"))).collect();
+    let pods = at_once(&plans, |plan| bench.pod(plan))?;
+    for pod in &pods {
+        assert_eq!(pod.ips.len(), 1, "{pod:?}");
+        let routes = pod.place.run("ip route")?;
+        assert!(routes.contains("1.1.1.1 via 10.244.1.254 dev eth0"), "{routes}");
+    }
+    talk(&pods, 1)?;
+    let ids: Vec<_> = pods.into_iter().map(|pod| pod.id).collect();
+    at_once(&ids, |id| bench.containerd.stop(id).and_then(|()| bench.containerd.remove(id)))?;
+    assert_eq!(bench.leases()?, Vec::<String>::new());
     bench.assert_no_leak()
 }

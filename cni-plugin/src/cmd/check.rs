@@ -171,7 +171,12 @@ fn wiring(
 pub fn routes(pod: &mut Socket, far: &Link, conf: &Conf, previous: &Success) -> Result<(), Failure> {
     let present = route::list(pod, &Filter { link: Some(far.index), ..Filter::default() })?;
     let configured = conf.ipam.pool().map(|pool| pool.routes.as_slice());
-    let is_ours = |route: &&Route| configured.is_none_or(|own| own.iter().any(|own| own.dst == route.dst));
+    // That of isDefaultGateway stands in no list.
+    let by_bridge = matches!(&conf.mode, Mode::Bridge(bridge) if bridge.is_default_gateway);
+    let is_ours = |route: &&Route| {
+        configured.is_none_or(|own| own.iter().any(|own| own.dst == route.dst))
+            || by_bridge && route.dst.prefix() == 0
+    };
     for wanted in previous.routes.iter().filter(is_ours) {
         let fits = |gateway: Option<IpAddr>| wanted.gw.is_none() || wanted.gw == gateway;
         if !present.iter().any(|route| route.dst == wanted.dst && fits(route.gateway)) {

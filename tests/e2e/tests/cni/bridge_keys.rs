@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use heddle_netlink::bridge::{self, Of, Port};
 use heddle_netlink::link::{self, Change, Link, VethEnd};
 use heddle_netlink::nft::{Batch, Family, Nft};
+use heddle_netlink::route::{self, Filter};
 use heddle_netlink::{NetNs, Socket, addr, neigh};
 use serde_json::{Value, json};
 
@@ -296,7 +297,14 @@ fn a_default_route_that_is_configured_too_is_one_route_unless_it_goes_elsewhere(
 #[test]
 fn fault_024_check_sees_every_key_undone() {
     type Damage = fn(&Host, &Pod);
-    let cases: [(&str, Value, &str, Damage); 12] = [
+    let cases: [(&str, Value, &str, Damage); 13] = [
+        ("isDefaultGateway", json!(true), "no route to ::/0", |_, pod| {
+            let mut socket = pod.socket();
+            let main = Filter { table: Some(route::TABLE_MAIN), ..Filter::default() };
+            let routes = route::list(&mut socket, &main).unwrap();
+            let default = routes.iter().find(|route| route.dst.to_string() == "::/0").unwrap();
+            route::delete(&mut socket, default).unwrap();
+        }),
         ("hairpinMode", json!(true), "hairpinMode: ", |host, _| change_port(host, Port::default())),
         ("portIsolation", json!(true), "portIsolation: ", |host, _| change_port(host, Port::default())),
         ("hairpinMode", json!(false), "hairpinMode: ", |host, _| {

@@ -42,6 +42,7 @@ mod switch;
 mod tools;
 pub mod trace;
 pub mod traffic;
+pub mod usage;
 
 pub use bin::{bin, bin_dir};
 pub use builder::{Builder, Families};

@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::ffi::{c_int, c_long, c_void};
+use std::fs;
 use std::io::{self, Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus};
@@ -54,6 +55,8 @@ pub struct Traced {
     pub status: ExitStatus,
     pub stdout: Vec<u8>,
     pub stderr: Vec<u8>,
+    /// The most memory that it had at once, in KiB; 0 if it was killed.
+    pub peak: u64,
 }
 
 /// `struct ptrace_syscall_info`.
@@ -99,13 +102,14 @@ pub fn trace(command: &mut Command, input: &[u8], fate: impl FnMut(&Call) -> Fat
             let _ = kill(pid, Signal::SIGKILL);
         }
     });
-    let status = Follower { pid, fate, index: 0, looks: true, failing: HashMap::new() }.follow();
+    let ended_with = Follower { pid, fate, index: 0, looks: true, failing: HashMap::new(), peak: 0 }.follow();
     drop(ended);
     drop(watch.join());
-    collect(&mut child, status?)
+    let (status, peak) = ended_with?;
+    collect(&mut child, status, peak)
 }
 
-fn collect(child: &mut Child, status: ExitStatus) -> io::Result<Traced> {
+fn collect(child: &mut Child, status: ExitStatus, peak: u64) -> io::Result<Traced> {
     let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
     if let Some(pipe) = &mut child.stdout {
         pipe.read_to_end(&mut stdout)?;
@@ -113,7 +117,7 @@ fn collect(child: &mut Child, status: ExitStatus) -> io::Result<Traced> {
     if let Some(pipe) = &mut child.stderr {
         pipe.read_to_end(&mut stderr)?;
     }
-    Ok(Traced { status, stdout, stderr })
+    Ok(Traced { status, stdout, stderr, peak })
 }
 
 struct Follower<F> {
@@ -123,13 +127,17 @@ struct Follower<F> {
     looks: bool,
     /// What the call that a thread is in will be said to have come to.
     failing: HashMap<Pid, Errno>,
+    peak: u64,
 }
 
 impl<F: FnMut(&Call) -> Fate> Follower<F> {
-    fn follow(mut self) -> io::Result<ExitStatus> {
+    fn follow(mut self) -> io::Result<(ExitStatus, u64)> {
         // The stop after execve(2).
         wait(self.pid)?;
-        let options = libc::PTRACE_O_TRACESYSGOOD | libc::PTRACE_O_TRACECLONE | libc::PTRACE_O_EXITKILL;
+        let options = libc::PTRACE_O_TRACESYSGOOD
+            | libc::PTRACE_O_TRACECLONE
+            | libc::PTRACE_O_TRACEEXIT
+            | libc::PTRACE_O_EXITKILL;
         request(libc::PTRACE_SETOPTIONS, self.pid, 0, options as usize)?;
         let mut known = vec![self.pid];
         self.resume(self.pid, 0)?;
@@ -138,7 +146,7 @@ impl<F: FnMut(&Call) -> Fate> Follower<F> {
             let (thread, status) = wait(Pid::from_raw(-1))?;
             if !libc::WIFSTOPPED(status) {
                 if thread == self.pid {
-                    return Ok(ExitStatus::from_raw(status));
+                    return Ok((ExitStatus::from_raw(status), self.peak));
                 }
                 continue;
             }
@@ -147,6 +155,9 @@ impl<F: FnMut(&Call) -> Fate> Follower<F> {
                 self.at_call(thread)?;
                 self.resume(thread, 0)?;
             } else if status >> 16 != 0 {
+                if status >> 16 == libc::PTRACE_EVENT_EXIT {
+                    self.peak = self.peak.max(peak(thread));
+                }
                 self.resume(thread, 0)?;
             } else if !known.contains(&thread) {
                 // A thread begins with a SIGSTOP that nobody sent.
@@ -199,6 +210,13 @@ impl<F: FnMut(&Call) -> Fate> Follower<F> {
             other => other,
         }
     }
+}
+
+/// What the kernel says of a thread that is about to end.
+fn peak(thread: Pid) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{thread}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok()).unwrap_or(0)
 }
 
 /// Waits for a thread that this thread follows.
@@ -262,7 +280,7 @@ mod tests {
             calls += 1;
             Fate::Passes
         });
-        assert!(all.status.success() && all.stdout == b"words" && calls > 10, "{all:?}");
+        assert!(all.status.success() && all.stdout == b"words" && calls > 10 && all.peak > 100, "{all:?}");
         let refused = cat(|call| match call.number {
             libc::SYS_write if call.args[0] == 1 => Fate::Fails(Errno::ENOSPC),
             _ => Fate::Passes,

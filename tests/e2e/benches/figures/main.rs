@@ -52,7 +52,11 @@ const SECTIONS: &[Section] = &[
         about: "new TCP connections through a service, against connections to its backend",
         run: connections::run,
     },
-    Section { name: "cni", about: "ADD and DEL of heddle, against ptp with host-local", run: cni::run },
+    Section {
+        name: "cni",
+        about: "ADD and DEL of heddle, against ptp and bridge with host-local",
+        run: cni::run,
+    },
     Section {
         name: "programming",
         about: "1,000 and 10,000 services from manifests into the maps",

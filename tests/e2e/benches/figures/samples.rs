@@ -30,6 +30,10 @@ impl Samples {
         (middle(sorted.len().saturating_sub(1) / 2) + middle(sorted.len() / 2)) / 2.0
     }
 
+    pub fn mean(&self) -> f64 {
+        self.0.iter().sum::<f64>() / self.0.len() as f64
+    }
+
     /// Sample by sample of the same round.
     pub fn minus(&self, base: &Self) -> Self {
         Self(self.0.iter().zip(&base.0).map(|(sample, base)| sample - base).collect())

@@ -272,7 +272,9 @@ fn evict(records: &Records, nft: &mut Nft, holder: &Holder) -> Result<(), Failur
     if let Some(host) = &holder.host
         && link::by_name(&mut Socket::open()?, host)?.is_none()
     {
-        return withdraw_locked(records, nft, host);
+        withdraw_locked(records, nft, host)?;
+        // Without a record, as when somebody loads at boot the rules that he saved before.
+        return sweep(nft, host);
     }
     Err(Failure::new(
         code::PORT_TAKEN,

@@ -75,7 +75,7 @@ impl Record {
             let key = port::key(port.host_ip, number, port.host_port);
             entries.push((place, entry(key, port::data(port.address, port.port))));
             if self.masquerade_all {
-                let key = port::key(Some(port.address), number, port.host_port);
+                let key = port::key(Some(port.address), number, port.port);
                 entries.push((Place::Masquerade { v4 }, entry(key, Vec::new())));
             }
             if self.snat {

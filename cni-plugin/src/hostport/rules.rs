@@ -29,7 +29,7 @@ pub enum Place {
     /// From this pod to itself, likewise: with br_netfilter a frame that stays on its bridge is seen here without the
     /// device that it came in by.
     Itself { v4: bool },
-    /// To this pod by this port: every client's address is translated.
+    /// To this port of this pod: every client's address is translated.
     Masquerade { v4: bool },
 }
 

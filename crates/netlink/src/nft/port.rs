@@ -25,7 +25,6 @@ const FIB_DADDR: u32 = 2;
 const FIB_RESULT_ADDRTYPE: u32 = 3;
 const RTN_LOCAL: u32 = 2;
 const CT_STATUS: u32 = 2;
-const CT_PROTO_DST: u32 = 12;
 const IPS_DST_NAT: u32 = 1 << 5;
 
 /// A protocol and a port as a map's key.
@@ -181,18 +180,13 @@ pub fn from_address_to(v4: bool, set: &str) -> Vec<Expr> {
     exprs
 }
 
-/// `ip|ip6 daddr . meta l4proto . ct original proto-dst @SET`: where it goes now, and the port that the
-/// connection was opened to.
+/// `ip|ip6 daddr . meta l4proto . th dport @SET`: where it goes, after any translation. (By `ct original proto-dst`, the
+/// port that it was opened to, `nft` 1.0 cannot read back what it lists: that has no type.)
 pub fn to_address_by_port(v4: bool, set: &str) -> Vec<Expr> {
     let mut exprs = expr::nfproto(v4);
     let register = REG + width(v4);
     exprs.extend([destination(v4, REG), meta(META_L4PROTO, register)]);
-    exprs.push(build("ct", |a| {
-        const ORIGINAL: u8 = 0;
-        a.number(1, register + 1);
-        a.number(2, CT_PROTO_DST);
-        a.bytes(3, &[ORIGINAL]);
-    }));
+    exprs.push(payload(PAYLOAD_TRANSPORT, 2, 2, register + 1));
     exprs.push(Expr::Lookup { set: set.into(), invert: false });
     exprs
 }

@@ -308,7 +308,16 @@ fn a_port_that_is_taken_is_refused_by_name_and_nothing_changes() {
     // And the DEL that comes late takes nothing from the new one.
     host.del(&two, &wanted);
     assert!(udp(&around.neighbour, (HOST[0], 8080)).unwrap().starts_with("three "));
+
+    // The same of rules that were saved, and loaded after a boot that took everything else.
+    link::delete_by_name(&mut three.socket(), "eth0").unwrap();
+    std::fs::remove_dir_all(host.data_dir().with_file_name("run")).unwrap();
+    let four = Pod::new("four");
+    let ips = host.add(&four, &web(&conf)).ips();
+    let _four = servers(&four, "four", &ips);
+    assert!(udp(&around.neighbour, (HOST[0], 8080)).unwrap().starts_with("four "));
     host.del(&three, &web(&conf));
+    host.del(&four, &web(&conf));
     assert!(elements(&host).is_empty(), "{:?}", elements(&host));
 }
 
@@ -484,6 +493,50 @@ fn whose_address_is_translated_can_be_chosen() {
     host.add(&two, &web(&conf));
     assert!(!elements(&host).iter().any(|element| element.contains("hairpin")));
     host.del(&two, &web(&conf));
+}
+
+/// How people save their rules: a machine that could not read ours back would boot without its firewall.
+#[test]
+fn nft_reads_what_it_lists_of_host_ports() {
+    use std::process::{Command, Stdio};
+    let nft = |host: &Host, args: &'static [&'static str], input: &str| {
+        let mut command = Command::new("nft");
+        command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = host.ns.run(|| command.spawn()).unwrap().unwrap();
+        std::io::Write::write_all(&mut child.stdin.take().unwrap(), input.as_bytes()).unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success(), "{}\n{input}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let (host, other) = (Host::new(), Host::new());
+    let mut all = web(&conf(&host, "bridge"));
+    all["masqAll"] = json!(true);
+    let ports = all["runtimeConfig"]["portMappings"].as_array_mut().unwrap();
+    for (host_port, ip) in [(9090, "192.0.2.1"), (9091, "2001:db8:2::1")] {
+        ports.push(json!({"hostPort": host_port, "containerPort": 9, "protocol": "sctp", "hostIP": ip}));
+    }
+    host.add(&Pod::new("abc"), &all);
+    let listed = nft(&host, &["list", "ruleset"], "");
+    for set in SETS {
+        assert!(
+            listed.contains(set)
+                && !Nft::open_in(&host.ns)
+                    .unwrap()
+                    .entries(Family::Inet, "heddle", set)
+                    .unwrap()
+                    .unwrap()
+                    .is_empty(),
+            "{set}"
+        );
+    }
+    nft(&other, &["-f", "-"], &listed);
+    // Elements of a set come in no order.
+    let words = |text: &str| {
+        let mut words: Vec<_> = text.split([' ', '\t', '\n', ',']).map(str::to_owned).collect();
+        words.sort();
+        words
+    };
+    assert_eq!(words(&nft(&other, &["list", "ruleset"], "")), words(&listed));
 }
 
 /// The checksum of SCTP: CRC-32C (RFC 9260, appendix A).

@@ -120,6 +120,10 @@ impl Pair {
             }
             link::change(host, index, &Change { addr_gen: None, ..change })?;
         }
+        if !ipv6 {
+            // Without IPv6 there is nothing to listen with, and one file to write in place of three.
+            return set_ipv6(&self.host, "disable_ipv6", "1");
+        }
         for name in ["accept_ra", "autoconf", "accept_redirects"] {
             set_ipv6(&self.host, name, "0")?;
         }

@@ -123,7 +123,7 @@ fn wire(
             forwarding::ensure(has(true), has(false))?;
             let near = create(conf, ns, pair, (host, None), has(false))?;
             host.together(|host| ptp::wire_host(host, pair, near.index, allocations))?;
-            pod.together(|pod| ptp::wire_pod(pod, pair, allocations, &given.routes))?;
+            pod.together(|pod| ptp::wire_pod(pod, (pair, &near), allocations, &given.routes))?;
             let gateway6 = has(false).then_some(mode::GATEWAY6);
             finish(pair, ns, (host, gateway6), (pod, mode::address6(allocations)))?;
             equip::equip(conf, (ns, pair), (host, &near), pod)?;

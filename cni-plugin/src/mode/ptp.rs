@@ -16,7 +16,7 @@ use std::net::IpAddr;
 use heddle_ipam::{Pool, RangeSet};
 use heddle_netlink::Socket;
 use heddle_netlink::addr::{self, Addr, Scope};
-use heddle_netlink::link;
+use heddle_netlink::link::{self, Link};
 use heddle_netlink::neigh::{self, Neigh};
 use heddle_netlink::route::{self, PROTOCOL_POD, Route, TABLE_MAIN};
 use ipnetwork::IpNetwork;
@@ -86,14 +86,17 @@ pub fn wire_host(
     Ok(())
 }
 
-/// What the pod knows of the host. Its side is up afterwards.
+/// What the pod knows of the host. Its side is up afterwards. `near` is the host's side, which knows the other.
 pub fn wire_pod(
     socket: &mut Socket,
-    pair: &Pair,
+    (pair, near): (&Pair, &Link),
     allocations: &[Allocation],
     routes: &[Wanted],
 ) -> Result<(), Failure> {
-    let index = crate::veth::find(socket, &pair.pod)?.index;
+    let index = match near.peer {
+        Some(index) => index,
+        None => crate::veth::find(socket, &pair.pod)?.index,
+    };
     for allocation in allocations {
         let own = Addr { nodad: true, no_prefix_route: true, ..Addr::new(index, alone(allocation.ip.ip())) };
         addr::add(socket, &own)?;

@@ -56,11 +56,6 @@ impl Stage {
         Self { host: Host::new(), subject, bin, kept: Mutex::default() }
     }
 
-    /// Another host: configurations of `other` lead it to the same files.
-    pub fn with_files_of(other: &Self) -> Self {
-        Self::new(other.subject)
-    }
-
     pub fn ours(&self) -> bool {
         self.subject.who == Who::Ours
     }
@@ -302,7 +297,7 @@ impl Stage {
         self.raw(conf, &variables, conf.to_string().as_bytes())
     }
 
-    /// A result that a pod left with that came and went, so that what the first pod of a host leaves for all is there.
+    /// A pod comes and goes, so that what the first one of a host leaves for all is there.
     pub fn settle(&self, list: &List) -> Result<()> {
         let first = Pod::new("first");
         let result = self.add(&first, list)?;

@@ -22,6 +22,7 @@ mod ptp;
 mod raw;
 mod reference;
 mod spec;
+mod sctp;
 mod spoof;
 mod surroundings;
 mod tuning;

@@ -29,6 +29,8 @@ struct Raw {
     vlan_trunk: Option<Vec<Trunk>>,
     preserve_default_vlan: Option<bool>,
     macspoofchk: Option<bool>,
+    /// Ours.
+    ipspoofchk: Option<bool>,
     enabledad: bool,
     port_isolation: bool,
     disable_container_interface: bool,
@@ -64,6 +66,8 @@ pub struct Bridge {
     pub preserve_default_vlan: bool,
     /// Frames of a pod may come from any Ethernet address.
     pub any_mac: bool,
+    /// And any IP address, though it has some of ours.
+    pub any_ip: bool,
     /// An IPv6 address is used only if nobody else has it.
     pub detect_duplicates: bool,
     /// The pod's side stays down, and has no addresses.
@@ -110,6 +114,7 @@ impl Bridge {
             vlans: raw.vlans()?,
             preserve_default_vlan: raw.preserve_default_vlan.unwrap_or(true),
             any_mac: raw.macspoofchk == Some(false),
+            any_ip: raw.ipspoofchk == Some(false),
             detect_duplicates: raw.enabledad,
             disabled: raw.disable_container_interface,
             name,

@@ -57,7 +57,7 @@ pub fn bridged(wanted: &Bridge, pair: &Pair, without_addresses: bool) -> Bridged
     Bridged {
         mac: pair.pod_mac,
         any_mac: wanted.any_mac,
-        any_ip: without_addresses,
+        any_ip: without_addresses || wanted.any_ip,
         trunk: matches!(&wanted.vlans, Vlans::Trunk(ids) if !ids.is_empty()),
     }
 }

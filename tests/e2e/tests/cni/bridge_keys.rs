@@ -254,6 +254,25 @@ fn without_ipam_a_pod_brings_its_own_addresses() {
     assert_eq!(host.state(), before);
 }
 
+/// Pods with addresses that move (keepalived) or that route for others.
+#[test]
+fn with_ipspoofchk_off_a_pod_has_any_address_and_one_ethernet_address() {
+    let (host, one, two) = (Host::new(), Pod::new("one"), Pod::new("two"));
+    let conf = with(&host, "ipspoofchk", json!(false));
+    let result = host.add(&one, &conf).json;
+    host.add(&two, &conf);
+    let (mouth, ear) = (Mouth::of(&one.ns, "eth0"), Ear::at(&two.ns, "eth0"));
+    let ips = (ip("10.9.0.200"), ip("255.255.255.255"));
+    mouth.say(&datagram(BROADCAST, [2, 0, 0, 0, 0, 9], ips, (1, 1), b"of another"));
+    mouth.say(&datagram(BROADCAST, mouth.mac, ips, (1, 1), b"of the moving address"));
+    assert!(!ear.until(b"of the moving address").iter().any(|frame| frame.ends_with(b"of another")));
+    let whole = host.call(&one, "CHECK", &checked(&conf, &result));
+    assert!(whole.success, "{whole:?}");
+    host.del(&one, &conf);
+    host.del(&two, &conf);
+    assert!(!host.state().iter().any(|line| line.starts_with("element ")));
+}
+
 #[test]
 fn a_disabled_interface_is_there_and_down() {
     let (host, pod) = (Host::new(), Pod::new("abc"));

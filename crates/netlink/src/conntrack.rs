@@ -28,14 +28,17 @@ const CTA_IP_SRC: [u16; 2] = [1, 3];
 const CTA_PROTO_NUM: u16 = 1;
 const CTA_PROTO_DST_PORT: u16 = 3;
 const NLA_F_NESTED: u16 = 0x8000;
-/// `CTA_FILTER_F_CTA_PROTO_NUM`, `CTA_FILTER_F_CTA_PROTO_DST_PORT` (nf_internals.h).
-const FILTER_PROTO_AND_DST_PORT: u32 = 1 << 3 | 1 << 5;
+/// What of a tuple is compared (`CTA_FILTER_F_CTA_*` in net/netfilter/nf_internals.h).
+const COMPARE_PROTO: u32 = 1 << 3;
+const COMPARE_DST_PORT: u32 = 1 << 5;
 
 /// A flow as the kernel tracks it, as far as anybody here asks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Flow {
     /// Where its first packet was addressed to.
     pub destination: IpAddr,
+    /// The port that it was opened to.
+    pub port: u16,
     /// Who answers: another than `destination` if that was translated.
     pub replies_from: IpAddr,
     ipv4: bool,
@@ -60,19 +63,24 @@ impl Conntrack {
         ns.run(Self::open)?
     }
 
-    /// The flows of a family that were opened to this port. The kernel looks for them itself.
-    pub fn opened_to(&mut self, ipv4: bool, protocol: u8, port: u16) -> Result<Vec<Flow>> {
-        let mut by_port = Vec::new();
-        put_attribute(&mut by_port, CTA_PROTO_NUM, &[protocol]);
-        put_attribute(&mut by_port, CTA_PROTO_DST_PORT, &port.to_be_bytes());
+    /// The flows of a family that were opened to this port, or to any. The kernel looks for them itself, through its
+    /// whole table. (By addresses it would, too, but it takes IPv6 addresses that are equal for different ones.)
+    pub fn opened_to(&mut self, ipv4: bool, protocol: u8, port: Option<u16>) -> Result<Vec<Flow>> {
+        let mut wanted = Vec::new();
+        put_attribute(&mut wanted, CTA_PROTO_NUM, &[protocol]);
+        let mut compare = COMPARE_PROTO;
+        if let Some(port) = port {
+            put_attribute(&mut wanted, CTA_PROTO_DST_PORT, &port.to_be_bytes());
+            compare |= COMPARE_DST_PORT;
+        }
         let mut tuple = Vec::new();
-        put_attribute(&mut tuple, CTA_TUPLE_PROTO | NLA_F_NESTED, &by_port);
+        put_attribute(&mut tuple, CTA_TUPLE_PROTO | NLA_F_NESTED, &wanted);
         let mut filter = Vec::new();
-        put_attribute(&mut filter, CTA_FILTER_ORIG_FLAGS, &FILTER_PROTO_AND_DST_PORT.to_ne_bytes());
+        put_attribute(&mut filter, CTA_FILTER_ORIG_FLAGS, &compare.to_ne_bytes());
         let mut payload = header(ipv4);
         put_attribute(&mut payload, CTA_TUPLE_ORIG | NLA_F_NESTED, &tuple);
         put_attribute(&mut payload, CTA_FILTER | NLA_F_NESTED, &filter);
-        let object = format_args!("flows to port {port}");
+        let object = format_args!("tracked flows");
         self.socket.consistent("list", object, |socket| {
             let sequence = socket.send("list", object, GET, NLM_F_REQUEST | NLM_F_DUMP, &payload)?;
             let mut found = Vec::new();
@@ -116,8 +124,10 @@ fn parse(ipv4: bool, message: &[u8]) -> Option<Flow> {
     if let Some(zone) = find(message, CTA_ZONE) {
         put_attribute(&mut identity, CTA_ZONE, zone);
     }
+    let port = find(find(original, CTA_TUPLE_PROTO)?, CTA_PROTO_DST_PORT)?;
     Some(Flow {
         destination: address(original, CTA_IP_DST)?,
+        port: u16::from_be_bytes(port.try_into().ok()?),
         replies_from: address(find(message, CTA_TUPLE_REPLY)?, CTA_IP_SRC)?,
         ipv4,
         identity,

@@ -26,15 +26,19 @@ fn flows_of_one_port_are_forgotten_and_the_others_kept() {
     send("[::1]:5353", "[::1]:0");
 
     let mut tracked = Conntrack::open_in(&ns).unwrap();
-    let mut count = |ipv4, port| tracked.opened_to(ipv4, libc::IPPROTO_UDP as u8, port).unwrap().len();
+    let mut count = |ipv4, port| tracked.opened_to(ipv4, libc::IPPROTO_UDP as u8, Some(port)).unwrap().len();
     assert_eq!((count(true, 5353), count(true, 5354), count(false, 5353), count(true, 1)), (3, 1, 1, 0));
-    for flow in tracked.opened_to(true, libc::IPPROTO_UDP as u8, 5353).unwrap() {
+    let any = tracked.opened_to(true, libc::IPPROTO_UDP as u8, None).unwrap();
+    let mut ports: Vec<_> = any.iter().map(|flow| flow.port).collect();
+    ports.sort_unstable();
+    assert_eq!(ports, [5353, 5353, 5353, 5354]);
+    for flow in tracked.opened_to(true, libc::IPPROTO_UDP as u8, Some(5353)).unwrap() {
         assert_eq!(flow.destination.to_string(), "127.0.0.1");
         assert_eq!(flow.replies_from, flow.destination);
         tracked.forget(&flow).unwrap();
         assert!(tracked.forget(&flow).unwrap_err().not_found());
     }
-    let mut count = |ipv4, port| tracked.opened_to(ipv4, libc::IPPROTO_UDP as u8, port).unwrap().len();
+    let mut count = |ipv4, port| tracked.opened_to(ipv4, libc::IPPROTO_UDP as u8, Some(port)).unwrap().len();
     assert_eq!((count(true, 5353), count(true, 5354), count(false, 5353)), (0, 1, 1));
-    assert!(tracked.opened_to(true, libc::IPPROTO_TCP as u8, 5354).unwrap().is_empty());
+    assert!(tracked.opened_to(true, libc::IPPROTO_TCP as u8, Some(5354)).unwrap().is_empty());
 }

@@ -89,6 +89,8 @@ impl Contender {
         let mut command = Command::new(&self.program);
         command
             .env_clear()
+            // The reference looks for iptables.
+            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
             .env("CNI_COMMAND", verb.word())
             .env("CNI_CONTAINERID", &pod.id)
             .env("CNI_NETNS", format!("/proc/{}/fd/{}", std::process::id(), pod.ns.as_raw_fd()))

@@ -128,7 +128,7 @@ fn in_turn(contenders: &[Contender], rounds: usize) -> Result<(Vec<[Figures; 2]>
     for round in 0..=rounds {
         for step in 0..contenders.len() {
             let at = if round % 2 == 0 { step } else { contenders.len() - 1 - step };
-            let pod = Pod::new(format!("round-{round}"))?;
+            let pod = Pod::new(format!("round-{round}-{at}"))?;
             for (verb, figures) in Verb::BOTH.into_iter().zip(&mut figures[at]) {
                 // The first round warms up, and is looked at more closely.
                 if round == 0 {

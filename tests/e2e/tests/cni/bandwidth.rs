@@ -9,7 +9,10 @@ use serde_json::{Value, json};
 
 use super::bench::{Host, Pod};
 
-const RATE: u64 = 50_000_000;
+/// Bits per second; an emulated machine does not come to 50 million.
+fn rate() -> u64 {
+    50_000_000 / heddle_lab::patient(Duration::from_secs(1)).as_secs()
+}
 
 fn limited(host: &Host, mode: &str) -> Value {
     let mut conf = host.conf();
@@ -21,7 +24,7 @@ fn limited(host: &Host, mode: &str) -> Value {
     }
     // As containerd asks for it.
     conf["runtimeConfig"] = json!({"bandwidth": {
-        "ingressRate": RATE, "ingressBurst": u32::MAX, "egressRate": RATE, "egressBurst": u32::MAX}});
+        "ingressRate": rate(), "ingressBurst": u32::MAX, "egressRate": rate(), "egressBurst": u32::MAX}});
     conf
 }
 
@@ -59,6 +62,7 @@ fn holds(mode: &str) {
     let conf = limited(&host, mode);
     let mut without = conf.clone();
     without["runtimeConfig"] = Value::Null;
+    let limit = rate() as f64 / 1e6;
     let (own, other) = (host.add(&slow, &conf).ips(), host.add(&free, &without).ips());
     for family in 0..2 {
         for (what, from, to, address) in [
@@ -67,16 +71,18 @@ fn holds(mode: &str) {
         ] {
             // On a machine with other work a sender does not always come to its turn: more is always a fault, less
             // only if it is always less.
+            let mut most: f64 = 0.0;
             let enough = (0..5).any(|_| {
                 let rate = throughput(from, to, address);
-                assert!(rate <= 55.0, "{mode}, {what}, {address}: {rate:.1} Mbit/s");
-                rate >= 45.0
+                assert!(rate <= 1.1 * limit, "{mode}, {what}, {address}: {rate:.1} Mbit/s");
+                most = most.max(rate);
+                rate >= 0.9 * limit
             });
-            assert!(enough, "{mode}, {what}, {address}: less than 45 Mbit/s");
+            assert!(enough, "{mode}, {what}, {address}: at most {most:.1} Mbit/s");
         }
     }
     let unlimited = throughput(&host.ns, &free.ns, &other[0]);
-    assert!(unlimited > 200.0, "{mode}: a pod without limits: {unlimited:.1} Mbit/s");
+    assert!(unlimited > 4.0 * limit, "{mode}: a pod without limits: {unlimited:.1} Mbit/s");
 }
 
 #[test]
@@ -105,7 +111,7 @@ fn a_check_compares_and_a_delete_leaves_nothing() {
     {
         let index = link::by_name(&mut socket, device).unwrap().unwrap().index;
         let (rate, limit) = tc::token_bucket(&mut socket, index).unwrap().unwrap();
-        assert_eq!(rate, RATE / 8);
+        assert_eq!(rate, self::rate() / 8);
         let set = |socket: &mut _, rate| {
             tc::set_token_bucket(socket, index, &tc::TokenBucket { rate, burst: 65_536, limit }).unwrap();
         };

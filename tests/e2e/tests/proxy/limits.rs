@@ -1,5 +1,6 @@
 //! A pod with a bandwidth limit and a host port, on a node with proxyd: the limit holds for what the programs redirect
 //! too, and a host port is answered beside services.
+#![expect(clippy::unwrap_used, reason = "in a test a panic is the report")]
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
@@ -8,10 +9,14 @@ use std::time::{Duration, Instant};
 use heddle_lab::{Ask, Cluster, Lab, Place, Plan, Proto, Result, Service, patient};
 use serde_json::json;
 
-const RATE: u64 = 50_000_000;
 const NODE_PORT: u16 = 30_055;
 const HOST_PORT: u16 = 8055;
 const TARGET: u16 = 8056;
+
+/// Bits per second; an emulated machine does not come to 50 million.
+fn rate() -> u64 {
+    50_000_000 / patient(Duration::from_secs(1)).as_secs()
+}
 
 /// A node whose pods are limited, and published at a port of the node. (It can have one.)
 fn start() -> Result<Cluster> {
@@ -21,7 +26,7 @@ fn start() -> Result<Cluster> {
         node.run("mkdir /run/elsewhere")?;
         let ranges: Vec<_> = node.pod_ranges().iter().map(|range| json!([{ "subnet": range }])).collect();
         let plugin = json!({
-            "type": "heddle", "mtu": 1430, "ingressRate": RATE, "egressRate": RATE,
+            "type": "heddle", "mtu": 1430, "ingressRate": rate(), "egressRate": rate(),
             "runtimeConfig": {"portMappings": [
                 {"hostPort": HOST_PORT, "containerPort": TARGET, "protocol": "tcp"}]},
             "ipam": {
@@ -75,6 +80,7 @@ fn proxy_limits_hold_for_redirected_packets_and_host_ports_are_answered() -> Res
         .port("talk", Proto::Tcp, 81, 8080)
         .node_port(NODE_PORT + 1);
     cluster.publish(&service, &[backend.endpoint()])?;
+    let limit = rate() as f64 / 1e6;
     let node = cluster.node(1);
     let client = cluster.client();
     let talk = Ask::new((node.ip(true), NODE_PORT + 1));
@@ -88,10 +94,10 @@ fn proxy_limits_hold_for_redirected_packets_and_host_ports_are_answered() -> Res
                 let to = (node.ip(v4), port).into();
                 let enough = (0..5).any(|_| {
                     let rate = throughput(client, to, &listener, upload);
-                    assert!(rate <= 55.0, "{what} {to}, upload {upload}: {rate:.1} Mbit/s");
-                    rate >= 45.0
+                    assert!(rate <= 1.1 * limit, "{what} {to}, upload {upload}: {rate:.1} Mbit/s");
+                    rate >= 0.9 * limit
                 });
-                assert!(enough, "{what} {to}, upload {upload}: less than 45 Mbit/s");
+                assert!(enough, "{what} {to}, upload {upload}: less than {:.1} Mbit/s", 0.9 * limit);
             }
         }
     }

@@ -66,7 +66,10 @@ impl Suite {
         if self.ran.remove(&name) {
             self.passed -= 1;
         }
-        self.skipped.push(Skipped { name, reason });
+        // A test may say it of each of its parts.
+        if !self.skipped.iter().any(|skipped| skipped.name == name) {
+            self.skipped.push(Skipped { name, reason });
+        }
     }
 
     fn verdict(&self) -> String {

@@ -44,7 +44,7 @@ pub fn add(environment: &Environment, conf: &Conf, call: &Call) -> Result<Succes
 /// Takes back what a failed ADD did. The failure itself is what is told.
 fn take_back(environment: &Environment, call: &Call, pair: &Pair, host: &mut Socket) {
     let Ok(place) = Place::new(&call.object) else { return };
-    drop(hostport::withdraw(&place.run_dir, &pair.host));
+    drop(hostport::withdraw(&place.run_dir, pair));
     drop(heddle_bpf::detach_pod(&place.bpf_root, &pair.host));
     drop(pair.delete(host));
     drop(elements::dismiss(&pair.host, None));

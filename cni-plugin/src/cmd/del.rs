@@ -20,7 +20,7 @@ use heddle_spec::{Environment, Failure};
 /// With `call`, a delegate is told too; GC tells it once for all.
 pub fn del(environment: &Environment, place: &Place, call: Option<&Call>) -> Result<(), Failure> {
     let pair = Pair::new(&place.network, &environment.owner, place.mac.or(environment.mac));
-    let withdrawn = hostport::withdraw(&place.run_dir, &pair.host);
+    let withdrawn = hostport::withdraw(&place.run_dir, &pair);
     let detached = heddle_bpf::detach_pod(&place.bpf_root, &pair.host).map_err(Failure::kernel);
     // GC is for pods of which the runtime knows nothing any more, so nothing more will happen to them.
     let leave = place.deletion == Deletion::WithNamespace && call.is_some();

@@ -51,13 +51,15 @@ pub fn publish(
 }
 
 /// Withdraws all that a pod has published. Costs one look at the file system if that is nothing.
-pub fn withdraw(run_dir: &Path, host: &str) -> Result<(), Failure> {
-    if !Records::has(run_dir, host)? {
+pub fn withdraw(run_dir: &Path, pair: &Pair) -> Result<(), Failure> {
+    if !Records::has(run_dir, &pair.host)? {
         return Ok(());
     }
-    match Records::open_existing(run_dir, PATIENCE)? {
-        Some(records) => withdraw_locked(&records, &mut Nft::open()?, host),
-        None => Ok(()),
+    let Some(records) = Records::open_existing(run_dir, PATIENCE)? else { return Ok(()) };
+    match records.read(&pair.host)? {
+        // An interface of the same name that another network gave.
+        Some(record) if record.network != pair.network.as_str() => Ok(()),
+        _ => withdraw_locked(&records, &mut Nft::open()?, &pair.host),
     }
 }
 

@@ -467,6 +467,9 @@ fn what_has_no_owner_is_collected() {
     assert_eq!(elements(&host), wanted);
     let again = host.call(&kept, "GC", &collect);
     assert!(again.success, "{again:?}");
+    // A DEL for an interface of the same name in another network is not this one's.
+    host.del(&kept, &other);
+    assert_eq!(elements(&host), wanted);
     host.del(&kept, &port(1));
     host.del(&elsewhere, &other);
     assert!(elements(&host).is_empty());

@@ -6,9 +6,9 @@ use std::process::Command;
 
 use heddle_netlink::addr;
 use heddle_netlink::ipvlan::Mode;
-use heddle_netlink::link::{self, VethEnd};
+use heddle_netlink::link::{self, Change, VethEnd};
 use heddle_netlink::route::{self, Filter};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{BEYOND, Lan, ROUTER, by_name, connect, refused, set_up};
 use crate::bench::{Host, Pod};
@@ -187,4 +187,24 @@ fn the_reference_plugin_wires_a_pod_as_we_do() {
     assert_eq!(our_wiring, seen(&theirs));
     assert_eq!(our_answer.json["ips"], their_answer.json["ips"]);
     assert_eq!(our_answer.json["routes"], their_answer.json["routes"]);
+}
+
+#[test]
+fn the_configuration_of_the_documentation_works() {
+    let Some(lan) = Lan::new() else { return };
+    let mut socket = lan.host.socket();
+    let index = by_name(&mut socket, "lan0").index;
+    link::set_down(&mut socket, index).unwrap();
+    link::change(&mut socket, index, &Change { name: Some("eth0"), ..Change::default() }).unwrap();
+    link::set_up(&mut socket, index).unwrap();
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/ipvlan.md");
+    let page = std::fs::read_to_string(page).unwrap();
+    let block = page.split("```json").nth(1).unwrap().split("```").next().unwrap();
+    let mut conf: Value = serde_json::from_str(block).unwrap();
+    conf["runDir"] = json!(lan.run_dir());
+    conf["ipam"]["dataDir"] = json!(lan.host.data_dir());
+    let pod = Pod::new("one");
+    assert_eq!(lan.host.add(&pod, &conf).ips(), ["192.168.1.200"]);
+    lan.host.del(&pod, &conf);
+    lan.assert_gone(&pod);
 }

@@ -206,7 +206,8 @@ impl Host {
                 let name = path.file_name().unwrap().to_str().unwrap();
                 if path.is_dir() {
                     walk(&path, found);
-                } else if !name.starts_with("last_reserved_ip.") && !["lock", "boot", "turns"].contains(&name) {
+                } else if !name.starts_with("last_reserved_ip.") && !["lock", "boot", "turns"].contains(&name)
+                {
                     found.insert(format!("lease {}", path.display()));
                 }
             }

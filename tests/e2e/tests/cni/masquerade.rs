@@ -172,10 +172,10 @@ fn fault_062_after_a_flush_check_tells_and_the_next_add_restores_all_pods() {
         host.add(&new, &conf);
         let repaired = host.call(&old, "CHECK", &checked(&conf, &result));
         assert!(repaired.success, "{mode}: {repaired:?}");
-        for family in 0..2 {
-            let _server = Server::start(&around.neighbour, "neighbour", (NEIGHBOUR[family], PORT));
-            assert_is_the_hosts(&seen(&old, NEIGHBOUR[family]), family);
-            assert_is_the_hosts(&seen(&new, NEIGHBOUR[family]), family);
+        for (family, neighbour) in NEIGHBOUR.into_iter().enumerate() {
+            let _server = Server::start(&around.neighbour, "neighbour", (neighbour, PORT));
+            assert_is_the_hosts(&seen(&old, neighbour), family);
+            assert_is_the_hosts(&seen(&new, neighbour), family);
         }
         host.del(&new, &conf);
         let elements = |state: &std::collections::BTreeSet<String>| -> Vec<String> {
@@ -225,9 +225,9 @@ fn an_address_of_a_pod_that_was_never_taken_down_is_the_next_ones() {
     collect["cni.dev/valid-attachments"] = json!([{"containerID": "next", "ifname": "eth0"}]);
     let answer = host.call(&next, "GC", &collect);
     assert!(answer.success, "{answer:?}");
-    for family in 0..2 {
-        let _server = Server::start(&around.neighbour, "neighbour", (NEIGHBOUR[family], PORT));
-        assert_is_the_hosts(&seen(&next, NEIGHBOUR[family]), family);
+    for (family, neighbour) in NEIGHBOUR.into_iter().enumerate() {
+        let _server = Server::start(&around.neighbour, "neighbour", (neighbour, PORT));
+        assert_is_the_hosts(&seen(&next, neighbour), family);
     }
 }
 

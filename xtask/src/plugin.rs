@@ -25,7 +25,7 @@ const DYNAMIC: [(u32, &str); 2] = [(2, "a dynamic section"), (3, "an interpreter
 
 /// Builds the plugins into `dir`.
 pub fn build(dir: &Path) -> Result<()> {
-    let target = host()?;
+    let target = target()?;
     let mut cargo = cargo::cargo();
     // With a target that is named, the flags are for the programs and not for procedural macros.
     cargo.args(["build", "--profile", PROFILE, "--target", &target, "--bins"]);
@@ -47,14 +47,30 @@ pub fn build(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The compiler's own target.
-fn host() -> Result<String> {
-    let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
-    let output = Command::new(rustc).arg("-vV").output().context("cannot start rustc")?;
-    let text = String::from_utf8_lossy(&output.stdout);
+/// The compiler's own machine, with musl if there is a standard library for it (`rustup target add`): before `main`, the
+/// GNU library asks the processor some forty times what it can do, and in a virtual machine each answer takes as
+/// long as a system call on a file.
+fn target() -> Result<String> {
+    let host = ask(&["-vV"])?;
     let host =
-        text.lines().find_map(|line| line.strip_prefix("host: ")).context("rustc -vV names no host")?;
+        host.lines().find_map(|line| line.strip_prefix("host: ")).context("rustc -vV names no host")?;
+    let musl = host.replace("-gnu", "-musl");
+    let library = ask(&["--print", "target-libdir", "--target", &musl])?;
+    if Path::new(library.trim()).is_dir() {
+        return Ok(musl);
+    }
+    println!(
+        "no standard library for {musl} (rustup target add {musl}): the plugins start slower in virtual machines"
+    );
     Ok(host.to_owned())
+}
+
+/// What the compiler says of itself.
+fn ask(what: &[&str]) -> Result<String> {
+    let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+    let output = Command::new(rustc).args(what).output().context("cannot start rustc")?;
+    ensure!(output.status.success(), "rustc {}: {}", what.join(" "), String::from_utf8_lossy(&output.stderr));
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// Refuses an ELF file (64 bits, little-endian) that asks for anything at run time.

@@ -17,7 +17,7 @@ use crate::{Error, Result, Socket};
 /// `NSFS_MAGIC` (include/uapi/linux/magic.h): the file system of namespaces.
 const NSFS: FsType = FsType(0x6e73_6673);
 /// `NS_GET_NSTYPE` (ioctl_nsfs(2)).
-const NS_GET_NSTYPE: libc::c_ulong = 0xb703;
+const NS_GET_NSTYPE: libc::Ioctl = 0xb703;
 
 /// A network namespace, kept alive by an open file.
 ///

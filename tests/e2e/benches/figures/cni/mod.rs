@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use heddle_lab::{bin_dir, usage};
 use heddle_netlink::link::{self, VethEnd};
-use heddle_netlink::{NetNs, Socket};
+use heddle_netlink::{NetNs, Socket, Watch};
 use serde_json::json;
 
 use crate::samples::Samples;
@@ -28,6 +28,7 @@ const AT_ONCE: usize = 16;
 /// Pods of each plugin in the crowd.
 const CROWD: usize = 96;
 const LEASES: u32 = 10_000;
+const PATIENCE: Duration = Duration::from_secs(120);
 
 pub fn run() -> Result<()> {
     for program in [bin_dir().join("heddle"), Path::new(REFERENCE).join("ptp")] {
@@ -125,6 +126,8 @@ struct Figures {
 fn in_turn(contenders: &[Contender], rounds: usize) -> Result<(Vec<[Figures; 2]>, Samples)> {
     let mut figures: Vec<[Figures; 2]> = contenders.iter().map(|_| Default::default()).collect();
     let mut bare = Samples::default();
+    // They stay until all is measured: while the kernel deletes a namespace, everybody else waits for its lock.
+    let mut pods = Vec::new();
     for round in 0..=rounds {
         for step in 0..contenders.len() {
             let at = if round % 2 == 0 { step } else { contenders.len() - 1 - step };
@@ -139,14 +142,34 @@ fn in_turn(contenders: &[Contender], rounds: usize) -> Result<(Vec<[Figures; 2]>
                 figures.wall.push(used.wall.as_secs_f64() * 1e3);
                 figures.cpu.push(used.cpu.as_secs_f64() * 1e3);
             }
+            pods.push(pod);
         }
-        bare.push(delete_bare()?.as_secs_f64() * 1e3);
+        let pod = Pod::new("bare".into())?;
+        bare.push(delete_bare(&pod)?.as_secs_f64() * 1e3);
+        pods.push(pod);
     }
+    settle(pods)?;
     Ok((figures, bare))
 }
 
-fn delete_bare() -> Result<Duration> {
-    let pod = Pod::new("bare".into())?;
+/// Waits until the kernel has deleted the namespaces of `pods`, which it does in the order in which they go.
+fn settle(pods: Vec<Pod>) -> Result<()> {
+    let last = Pod::new("last".into())?;
+    let mut socket = Socket::open()?;
+    let near = VethEnd { name: "canary", ..VethEnd::default() };
+    link::create_veth(
+        &mut socket,
+        &near,
+        &VethEnd { name: "eth0", ns: Some(&last.ns), ..VethEnd::default() },
+    )?;
+    drop(pods);
+    drop(last);
+    let gone = Watch::open()?.until(PATIENCE, || Ok(link::by_name(&mut socket, "canary")?.is_none()))?;
+    ensure!(gone, "the kernel does not delete namespaces");
+    Ok(())
+}
+
+fn delete_bare(pod: &Pod) -> Result<Duration> {
     let mut socket = Socket::open()?;
     let near = VethEnd { name: "bare", ..VethEnd::default() };
     link::create_veth(
@@ -239,6 +262,7 @@ fn crowd(contender: &Contender) -> Result<[f64; 2]> {
         })?;
         *rate = CROWD as f64 / start.elapsed().as_secs_f64();
     }
+    settle(pods)?;
     Ok(rates)
 }
 

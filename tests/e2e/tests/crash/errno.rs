@@ -14,9 +14,11 @@ const ERRNOS: [Errno; 7] =
     [Errno::ENOSPC, Errno::EIO, Errno::EROFS, Errno::EMFILE, Errno::EDQUOT, Errno::ENOMEM, Errno::EINTR];
 
 /// Calls that cannot fail, or only of a program that is wrong about itself: the ends of threads and processes, signal
-/// handling, what the C library tells the kernel of its threads, giving memory back; brk(2) has no errors.
-const NEVER_FAIL: [libc::c_long; 19] = [
+/// handling, what the C library tells the kernel of its threads, giving memory back; brk(2) has no errors, and close(2)
+/// lets the descriptor go whatever it says.
+const NEVER_FAIL: [libc::c_long; 20] = [
     libc::SYS_brk,
+    libc::SYS_close,
     libc::SYS_exit,
     libc::SYS_exit_group,
     libc::SYS_rt_sigaction,

@@ -35,7 +35,8 @@ impl Spec {
     }
 }
 
-fn start(source: impl Source, store: &store::Store) {
+/// Registers a source with the store and starts it on the current tokio runtime; it ends with it.
+pub fn start(source: impl Source, store: &store::Store) {
     let slice = store.source(source.name());
     tokio::spawn(source.run(slice));
 }

@@ -10,6 +10,7 @@
 pub mod addr;
 pub mod cluster;
 pub mod diff;
+pub mod host_port;
 pub mod node;
 pub mod problem;
 pub mod resolve;
@@ -23,6 +24,7 @@ pub use cluster::{
     TrafficPolicy,
 };
 pub use diff::{Effect, Part, Plan, Step, diff};
+pub use host_port::HostPort;
 pub use node::{Mac, Node, NodeName, OverlayTable, RemoteNode};
 pub use problem::{Object, Problem, What};
 pub use service::{Backend, BackendState, Frontend, ServiceNode, ServiceTable};

@@ -10,7 +10,9 @@ use std::future::poll_fn;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
 
+use crate::addr::FrontendAddr;
 use crate::cluster::{Endpoints, EndpointsName, Service, ServiceName};
+use crate::host_port::HostPort;
 use crate::node::{Node, NodeName};
 use crate::problem::{Object, Problem, What};
 
@@ -23,6 +25,8 @@ pub struct Slice {
     pub nodes: BTreeMap<NodeName, Arc<Node>>,
     pub services: BTreeMap<ServiceName, Arc<Service>>,
     pub endpoints: BTreeMap<EndpointsName, Arc<Endpoints>>,
+    /// What pods of this node publish, by where it is met on loopback.
+    pub host_ports: BTreeMap<FrontendAddr, Arc<HostPort>>,
     /// What it could not read.
     pub problems: BTreeSet<Problem>,
 }
@@ -36,6 +40,7 @@ pub struct Snapshot {
     pub nodes: BTreeMap<NodeName, Arc<Node>>,
     pub services: BTreeMap<ServiceName, Arc<Service>>,
     pub endpoints: BTreeMap<EndpointsName, Arc<Endpoints>>,
+    pub host_ports: BTreeMap<FrontendAddr, Arc<HostPort>>,
     pub problems: BTreeSet<Problem>,
 }
 
@@ -156,12 +161,13 @@ impl State {
         let all = &mut next;
         let mut owners = BTreeMap::new();
         for source in &self.sources {
-            let Slice { nodes, services, endpoints, problems } = &source.slice;
+            let Slice { nodes, services, endpoints, host_ports, problems } = &source.slice;
             all.problems.extend(problems.iter().cloned());
             let mut merge = Merge { source: &source.name, owners: &mut owners, problems: &mut all.problems };
             merge.add(&mut all.nodes, nodes, Object::Node);
             merge.add(&mut all.services, services, Object::Service);
             merge.add(&mut all.endpoints, endpoints, Object::Endpoints);
+            merge.add(&mut all.host_ports, host_ports, Object::Frontend);
         }
         self.current = Arc::new(next);
         for waker in std::mem::take(&mut self.waiting).into_values() {

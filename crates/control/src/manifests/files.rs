@@ -9,10 +9,10 @@ use std::sync::Arc;
 
 use heddle_model::{Object as About, Problem, Slice, What};
 
-use super::directory::{Directory, Identity};
-use super::watch::Changes;
+use crate::directory::{Directory, Identity};
 use crate::kubernetes::{self, Key, Object, Value};
 use crate::tree::{self, At, Error};
+use crate::watch::Changes;
 
 /// All manifests of a directory.
 #[derive(Debug)]
@@ -40,7 +40,7 @@ impl Files {
 
     /// Reads what changed. `busy` names files that are being written: they keep their state until later.
     pub fn scan(&mut self, directory: &Directory, changes: &Changes, busy: impl Fn(&str) -> bool) {
-        let names = match directory.names() {
+        let names = match directory.names(manifest_name) {
             Ok(names) => names,
             Err(error) => return self.unreadable(&error),
         };
@@ -142,6 +142,14 @@ impl Files {
             line => format!("{}:{line}:{}", path.display(), at.column),
         })
     }
+}
+
+/// The name of a manifest (`*.yaml`, `*.yml`, `*.json`, not hidden), or `None`.
+fn manifest_name(name: &OsStr) -> Option<&str> {
+    let name = name.to_str()?;
+    let (stem, extension) = name.rsplit_once('.')?;
+    (matches!(extension, "yaml" | "yml" | "json") && !stem.is_empty() && !name.starts_with('.'))
+        .then_some(name)
 }
 
 fn parse(name: &str, bytes: &[u8]) -> Result<Vec<Object>, Error> {

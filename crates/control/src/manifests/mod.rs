@@ -11,11 +11,9 @@
 //! - The source says "synced" when every file there could be read once: a daemon that starts while a file is
 //!   broken does not take that file's services down.
 
-mod directory;
 mod files;
 #[cfg(test)]
 mod tests;
-mod watch;
 
 use std::convert::Infallible;
 use std::io;
@@ -25,10 +23,10 @@ use std::time::Duration;
 use heddle_model::store;
 use nix::errno::Errno;
 
+use crate::directory::Directory;
 use crate::source::Source;
-use directory::Directory;
+use crate::watch::{self, Changes, Watch};
 use files::Files;
-use watch::{Changes, Watch};
 
 /// How often the directory is looked at when nothing is heard: some file systems tell inotify nothing.
 const LOOK: Duration = Duration::from_secs(10);

@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use crate::addr::FrontendAddr;
+use crate::addr::{FrontendAddr, ProtoMatch};
 use crate::cluster::{Service, ServiceName, ServicePort, TrafficPolicy};
 use crate::node::{NodeName, vtep_mac};
 use crate::problem::{Object, Problem, What};
-use crate::service::{Frontend, ServiceNode, ServiceTable};
+use crate::service::{Backend, BackendState, Frontend, ServiceNode, ServiceTable};
 use crate::store::Snapshot;
 use crate::subnet::hostile;
 
@@ -33,6 +33,7 @@ pub fn services(snapshot: &Snapshot, local: &NodeName, vni: u32) -> (ServiceTabl
     for service in by_age {
         resolver.service(service);
     }
+    resolver.host_ports();
     let Resolver { frontends, problems, .. } = resolver;
     let nodes = nodes.accepted.iter().map(|(name, node)| {
         let table = ServiceNode {
@@ -95,6 +96,27 @@ impl Resolver<'_> {
                 // The policy for clients from outside belongs here, once it is built.
                 self.frontend(service, port, &pool, at, TrafficPolicy::Cluster);
             }
+        }
+    }
+
+    /// What this node's own pods publish, for its own processes. No service can have a loopback address.
+    fn host_ports(&mut self) {
+        for (at, published) in &self.snapshot.host_ports {
+            let ProtoMatch::Proto(proto) = at.proto else { continue };
+            let address = published.address;
+            if let Some(kind) = hostile(address) {
+                self.problems.insert(Problem::new(Object::Frontend(*at), What::Hostile { address, kind }));
+                continue;
+            }
+            let backend = Backend {
+                ip: address,
+                port: published.port,
+                proto,
+                node: Some(self.local.clone()),
+                state: BackendState::Active,
+            };
+            let name = format!("hostport/{}", published.owner);
+            self.frontends.insert(*at, Frontend { name, backends: [backend].into(), external: false });
         }
     }
 

@@ -59,6 +59,42 @@ fn list(service: &str, part: &str, endpoints: Vec<Endpoint>) -> Endpoints {
     }
 }
 
+/// A host port is a frontend on loopback, with one backend, here; whatever services there are.
+#[test]
+fn host_ports_are_met_on_loopback_and_lead_to_this_node() {
+    let mut all = snapshot(
+        vec![node("n1", 1, &["192.168.77.1"], &["10.244.1.0/24"])],
+        vec![service("web", 1, &["127.0.0.1"], 8080, None)],
+        Vec::new(),
+    );
+    for (address, port) in [("10.244.1.9", 80), ("fd00::9", 81), ("127.0.0.1", 82)] {
+        let published = HostPort { owner: "hdl9:net/abc".into(), address: ip(address), port };
+        let at = host_port::loopback(ip(address), 8000 + port, Protocol::Udp);
+        all.host_ports.insert(at, Arc::new(published));
+    }
+    let (table, problems) = services(&all, &name("n1"), VNI);
+    let found: Vec<String> = table
+        .frontends
+        .iter()
+        .map(|(at, frontend)| {
+            let [backend] = &frontend.backends.iter().collect::<Vec<_>>()[..] else { panic!("{frontend:?}") };
+            assert_eq!((&backend.node, frontend.external), (&Some(name("n1")), false));
+            format!("{at} {} {}:{}", frontend.name, backend.ip, backend.port)
+        })
+        .collect();
+    let wanted = [
+        "127.0.0.1:8080/udp hostport/hdl9:net/abc 10.244.1.9:80",
+        "[::1]:8081/udp hostport/hdl9:net/abc fd00::9:81",
+    ];
+    assert_eq!(found, wanted);
+    let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
+    let wanted = [
+        "service default/web: address 127.0.0.1 refused: loopback (127.0.0.0/8)",
+        "frontend 127.0.0.1:8082/udp: address 127.0.0.1 refused: loopback (127.0.0.0/8)",
+    ];
+    assert_eq!(problems, wanted);
+}
+
 fn snapshot(nodes: Vec<Node>, services: Vec<Service>, endpoints: Vec<Endpoints>) -> Snapshot {
     Snapshot {
         nodes: nodes.into_iter().map(|node| (node.name.clone(), Arc::new(node))).collect(),

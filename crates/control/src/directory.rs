@@ -32,6 +32,13 @@ pub struct Identity {
     changed: (i64, i64),
 }
 
+impl Identity {
+    /// When the content was written, in seconds and nanoseconds.
+    pub const fn modified(&self) -> (i64, i64) {
+        self.modified
+    }
+}
+
 impl From<&FileStat> for Identity {
     fn from(stat: &FileStat) -> Self {
         Self {
@@ -64,19 +71,19 @@ impl Directory {
         }
     }
 
-    /// The names of manifests: `*.yaml`, `*.yml`, `*.json`, not hidden. Names that are no UTF-8 are left out.
-    pub fn names(&self) -> io::Result<BTreeSet<String>> {
+    /// The names that `wanted` gives back, all in UTF-8.
+    pub fn names(&self, wanted: fn(&OsStr) -> Option<&str>) -> io::Result<BTreeSet<String>> {
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let mut dir = Dir::from_fd(openat(&self.fd, ".", flags, Mode::empty())?)?;
         let mut names = BTreeSet::new();
         for entry in dir.iter() {
             let name = entry?.file_name().to_bytes().to_vec();
-            if let Some(name) = manifest_name(OsStr::from_bytes(&name)) {
+            if let Some(name) = wanted(OsStr::from_bytes(&name)) {
                 names.insert(name.to_owned());
             }
         }
         if names.len() > MOST {
-            return Err(io::Error::other(format!("more than {MOST} manifests")));
+            return Err(io::Error::other(format!("more than {MOST} files")));
         }
         Ok(names)
     }
@@ -118,12 +125,4 @@ impl Directory {
             _ => Err(io::Error::other("not a regular file")),
         }
     }
-}
-
-/// The name of a manifest, or `None`.
-pub fn manifest_name(name: &OsStr) -> Option<&str> {
-    let name = name.to_str()?;
-    let (stem, extension) = name.rsplit_once('.')?;
-    (matches!(extension, "yaml" | "yml" | "json") && !stem.is_empty() && !name.starts_with('.'))
-        .then_some(name)
 }

@@ -5,13 +5,14 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use heddle_control::HostPorts;
 use heddle_daemon::Failure;
 use heddle_daemon::run_dir::Instance;
 use heddle_daemon::signal::Stop;
 use heddle_model::NodeName;
 use heddle_model::store::Store;
-use heddle_netlink::Socket;
 use heddle_netlink::monitor::Monitor;
+use heddle_netlink::{NetNs, Socket};
 use heddle_reconcile::{Pace, Runner, Status};
 use tokio::sync::{Notify, watch};
 use tokio::time::sleep;
@@ -69,6 +70,9 @@ async fn serve<D: Dataplane + Debug>(
     for source in &cli.source {
         source.start(&store);
     }
+    // What is published here and may be used here: a record of another network namespace is none of ours.
+    let netns = NetNs::current().and_then(|netns| netns.cookie()).ok();
+    heddle_control::source::start(HostPorts::new(&cli.common.run_dir, netns), &store);
     let wake = Arc::new(Notify::new());
     // Listening begins before the first look: nothing can happen in between.
     let monitor = Monitor::open()?;

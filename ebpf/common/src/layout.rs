@@ -26,6 +26,15 @@ impl Addr {
         self.0[0] == 0 && self.0[1] == 0 && self.0[2] == 0xffff_u32.to_be()
     }
 
+    /// 127.0.0.0/8 or ::1.
+    #[inline(always)]
+    pub const fn is_loopback(&self) -> bool {
+        if self.is_v4() {
+            return u32::from_be(self.0[3]) >> 24 == 127;
+        }
+        self.0[0] == 0 && self.0[1] == 0 && self.0[2] == 0 && self.0[3] == 1_u32.to_be()
+    }
+
     /// The IPv4 address in network byte order; meaningless unless [`is_v4`](Self::is_v4).
     #[inline(always)]
     pub const fn as_v4(&self) -> u32 {
@@ -45,7 +54,7 @@ impl Addr {
 pub struct FrontendKey {
     /// [`Addr::ANY4`] or [`Addr::ANY6`]: a node port.
     pub addr: Addr,
-    /// 0: the node's own network.
+    /// 0: the node's own network; [`NET_LOOPBACK`].
     pub net: u32,
     /// Network byte order.
     pub port: u16,
@@ -53,6 +62,10 @@ pub struct FrontendKey {
     pub proto: u8,
     pub zero: u8,
 }
+
+/// Of frontends on 127.0.0.1 and ::1: met by sockets of the node's own network namespace only, as these addresses are
+/// everybody's own. No packet is ever looked up in this network.
+pub const NET_LOOPBACK: u32 = u32::MAX;
 
 /// What happens there. Copied whole before it is used: the kernel reuses an element at once for another
 /// key, so that what was copied can be half of each. [`Frontend::sum`] tells: a value whose `check` is
@@ -567,5 +580,17 @@ mod tests {
     fn mapped_addresses_are_told_from_native_ones() {
         assert!(Addr::v4(0x0100_007f).is_v4());
         assert!(!Addr::ANY6.is_v4() && Addr::ANY4.is_v4());
+    }
+
+    #[test]
+    fn loopback_is_one_address_or_a_whole_network() {
+        let v4 = |octets| Addr::v4(u32::from_ne_bytes(octets));
+        let v6 = |first: u32, last: u32| Addr([first.to_be(), 0, 0, last.to_be()]);
+        assert!(
+            v4([127, 0, 0, 1]).is_loopback() && v4([127, 255, 0, 9]).is_loopback() && v6(0, 1).is_loopback()
+        );
+        for other in [v4([126, 0, 0, 127]), v4([128, 0, 0, 1]), Addr::ANY4, Addr::ANY6, v6(1, 1), v6(0, 2)] {
+            assert!(!other.is_loopback(), "{other:?}");
+        }
     }
 }

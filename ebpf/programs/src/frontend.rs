@@ -4,8 +4,8 @@ use core::ffi::c_void;
 
 use aya_ebpf::helpers::generated::bpf_loop;
 use heddle_ebpf_common::{
-    Addr, BACKEND_ACTIVE, BACKEND_FREE, Backend, Frontend, FrontendKey, NODE_ADDR_UNDERLAY, NODE_DOWN,
-    NODE_SELF, NodeAddr, RING_BLOCK, Tuple,
+    Addr, BACKEND_ACTIVE, BACKEND_FREE, Backend, Frontend, FrontendKey, NET_LOOPBACK, NODE_ADDR_UNDERLAY,
+    NODE_DOWN, NODE_SELF, NodeAddr, RING_BLOCK, Tuple,
 };
 
 use crate::maps::{BACKENDS, FRONTENDS, NODE_ADDRS, NODES, RING};
@@ -61,6 +61,12 @@ pub fn find(addr: &Addr, port: u16, proto: u8, nodes: Nodes, copy: &mut Frontend
     }
     key.addr = if addr.is_v4() { Addr::ANY4 } else { Addr::ANY6 };
     exact(&key, copy)
+}
+
+/// Copies the frontend of a loopback address, for a socket of the node itself. False: there is none.
+#[inline(always)]
+pub fn find_loopback(addr: &Addr, port: u16, proto: u8, copy: &mut Frontend) -> bool {
+    exact(&FrontendKey { addr: *addr, net: NET_LOOPBACK, port, proto, zero: 0 }, copy)
 }
 
 /// The frontend that a packet is for.

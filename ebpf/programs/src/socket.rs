@@ -20,6 +20,7 @@ use crate::time::random;
 
 const ALLOW: i32 = 1;
 const DENY: i32 = 0;
+const EADDRNOTAVAIL: i32 = 99;
 const ECONNREFUSED: i32 = 111;
 const TCP: u32 = 6;
 const UDP: u32 = 17;
@@ -31,6 +32,10 @@ const OTHER: u32 = 4;
 trait Family {
     fn addr(ctx: *mut bpf_sock_addr) -> Addr;
     fn set_addr(ctx: *mut bpf_sock_addr, addr: &Addr);
+    /// The address that the socket is bound to.
+    fn bound(ctx: *mut bpf_sock_addr) -> Addr;
+    /// The source that a datagram is to have. In `sendmsg` only.
+    fn source(ctx: *mut bpf_sock_addr) -> Addr;
 }
 
 struct V4;
@@ -48,21 +53,25 @@ impl Family for V4 {
         // SAFETY: the kernel's context.
         unsafe { (&raw mut (*ctx).user_ip4).write_volatile(addr.as_v4()) }
     }
+
+    #[inline(always)]
+    fn bound(ctx: *mut bpf_sock_addr) -> Addr {
+        // SAFETY: the kernel's context and its socket, which is always there.
+        Addr::v4(unsafe { (&raw const (*(*ctx).__bindgen_anon_1.sk).src_ip4).read_volatile() })
+    }
+
+    #[inline(always)]
+    fn source(ctx: *mut bpf_sock_addr) -> Addr {
+        // SAFETY: the kernel's context.
+        Addr::v4(unsafe { (&raw const (*ctx).msg_src_ip4).read_volatile() })
+    }
 }
 
 impl Family for V6 {
     #[inline(always)]
     fn addr(ctx: *mut bpf_sock_addr) -> Addr {
-        // SAFETY: the kernel's context; volatile, else two words are loaded at once.
-        unsafe {
-            let words = (&raw const (*ctx).user_ip6).cast::<u32>();
-            Addr([
-                words.read_volatile(),
-                words.add(1).read_volatile(),
-                words.add(2).read_volatile(),
-                words.add(3).read_volatile(),
-            ])
-        }
+        // SAFETY: the kernel's context.
+        unsafe { words((&raw const (*ctx).user_ip6).cast()) }
     }
 
     #[inline(always)]
@@ -75,6 +84,35 @@ impl Family for V6 {
             words.add(2).write_volatile(addr.0[2]);
             words.add(3).write_volatile(addr.0[3]);
         }
+    }
+
+    #[inline(always)]
+    fn bound(ctx: *mut bpf_sock_addr) -> Addr {
+        // SAFETY: the kernel's context and its socket, which is always there.
+        unsafe { words((&raw const (*(*ctx).__bindgen_anon_1.sk).src_ip6).cast()) }
+    }
+
+    #[inline(always)]
+    fn source(ctx: *mut bpf_sock_addr) -> Addr {
+        // SAFETY: the kernel's context.
+        unsafe { words((&raw const (*ctx).msg_src_ip6).cast()) }
+    }
+}
+
+/// An IPv6 address, word by word.
+///
+/// # Safety
+/// Four words of a context or socket of the kernel's.
+#[inline(always)]
+unsafe fn words(at: *const u32) -> Addr {
+    // SAFETY: the caller's; volatile, else two words are loaded at once.
+    unsafe {
+        Addr([
+            at.read_volatile(),
+            at.add(1).read_volatile(),
+            at.add(2).read_volatile(),
+            at.add(3).read_volatile(),
+        ])
     }
 }
 
@@ -108,9 +146,32 @@ fn cookie(ctx: *mut bpf_sock_addr) -> u64 {
 #[inline(always)]
 fn refuse() -> i32 {
     count(Counter::RejectNoBackend);
+    fail(ECONNREFUSED)
+}
+
+#[inline(always)]
+fn fail(errno: i32) -> i32 {
     // SAFETY: a number.
-    unsafe { bpf_set_retval(-ECONNREFUSED) };
+    unsafe { bpf_set_retval(-errno) };
     DENY
+}
+
+/// Whether the socket is in the node's own network namespace. `None`: that one is not known.
+#[inline(always)]
+fn is_of_node(ctx: *mut bpf_sock_addr) -> Option<bool> {
+    let host = config()?.host_netns;
+    // SAFETY: the kernel's context.
+    (host != 0).then(|| unsafe { bpf_get_netns_cookie(ctx.cast()) } == host)
+}
+
+/// Copies the frontend that a socket asks for. False: there is none, and nothing is done.
+#[inline(always)]
+fn find(ctx: *mut bpf_sock_addr, addr: &Addr, port: u16, proto: u8, copy: &mut Frontend) -> bool {
+    if addr.is_loopback() {
+        // A pod's loopback is its own.
+        return is_of_node(ctx) == Some(true) && frontend::find_loopback(addr, port, proto, copy);
+    }
+    frontend::find(addr, port, proto, Nodes::All, copy)
 }
 
 #[inline(always)]
@@ -154,9 +215,7 @@ fn is_left_to_pod(ctx: *mut bpf_sock_addr, backend: &Backend) -> bool {
     }
     let outside = backend.node == 0
         || frontend::node_addr(&backend.addr).is_some_and(|addr| addr.kind == NODE_ADDR_UNDERLAY);
-    let host = config().map_or(0, |config| config.host_netns);
-    // SAFETY: the kernel's context.
-    outside && host != 0 && unsafe { bpf_get_netns_cookie(ctx.cast()) } != host
+    outside && is_of_node(ctx) == Some(false)
 }
 
 #[inline(always)]
@@ -164,8 +223,12 @@ fn connect<F: Family>(ctx: *mut bpf_sock_addr) -> i32 {
     let Some(proto) = proto(ctx) else { return ALLOW };
     let (addr, port) = (F::addr(ctx), port(ctx));
     let mut found = Frontend::default();
-    if !frontend::find(&addr, port, proto, Nodes::All, &mut found) {
+    if !find(ctx, &addr, port, proto, &mut found) {
         return ALLOW;
+    }
+    if addr.is_loopback() && F::bound(ctx).is_loopback() {
+        // What has a loopback address as its source never leaves the node.
+        return fail(EADDRNOTAVAIL);
     }
     let Some((_, backend)) = choose(&found, addr.is_v4()) else { return refuse() };
     if is_left_to_pod(ctx, backend) {
@@ -203,8 +266,11 @@ fn sendmsg<F: Family>(ctx: *mut bpf_sock_addr) -> i32 {
     let (addr, port) = (F::addr(ctx), port(ctx));
     let proto = UDP as u8;
     let mut found = Frontend::default();
-    if !frontend::find(&addr, port, proto, Nodes::All, &mut found) {
+    if !find(ctx, &addr, port, proto, &mut found) {
         return ALLOW;
+    }
+    if addr.is_loopback() && F::source(ctx).is_loopback() {
+        return fail(EADDRNOTAVAIL);
     }
     let cookie = cookie(ctx);
     let key = SockKey { cookie, addr, port, proto, zero: [0; 5] };

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use heddle_ebpf_common::{Addr, FrontendKey, Name};
+use heddle_ebpf_common::{Addr, FrontendKey, NET_LOOPBACK, Name};
 use heddle_model::{FrontendAddr, NetId, PortMatch, ProtoMatch, Protocol};
 use ipnetwork::IpNetwork;
 
@@ -33,7 +33,8 @@ pub fn ip(addr: Addr) -> IpAddr {
 }
 
 /// The key of a frontend in the node's own network, on one port of one protocol that the programs know.
-/// `None`: the programs cannot hold it.
+/// A loopback address is in a network of its own, in which no packet is ever looked up. `None`: the programs cannot
+/// hold it.
 pub fn key(at: &FrontendAddr) -> Option<FrontendKey> {
     let FrontendAddr {
         net: NetId(0),
@@ -48,7 +49,8 @@ pub fn key(at: &FrontendAddr) -> Option<FrontendKey> {
     if port == 0 || matches!(ip, IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some()) {
         return None;
     }
-    Some(FrontendKey { addr: addr(ip), net: 0, port: port.to_be(), proto: proto.number(), zero: 0 })
+    let net = if ip.is_loopback() { NET_LOOPBACK } else { 0 };
+    Some(FrontendKey { addr: addr(ip), net, port: port.to_be(), proto: proto.number(), zero: 0 })
 }
 
 /// The frontend of a key. `None`: the key is none of ours.

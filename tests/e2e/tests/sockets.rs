@@ -15,7 +15,7 @@ use std::{env, fs, thread};
 use heddle_bpf::{Attached, Datapath, Maps, Pins, Sizes};
 use heddle_ebpf_common::{
     Addr, BACKEND_ACTIVE, BACKEND_DOWN, Backend, Config, Counter, FRONTEND_EXTERNAL, Frontend, FrontendKey,
-    NODE_ADDR_UNDERLAY, NODE_SELF, NODE_UP, Node, NodeAddr,
+    NET_LOOPBACK, NODE_ADDR_UNDERLAY, NODE_SELF, NODE_UP, Node, NodeAddr,
 };
 use heddle_netlink::{NetNs, Socket, link};
 use nix::mount::{MsFlags, mount, umount};
@@ -43,6 +43,13 @@ fn socket_hooks() {
         let mut socket = Socket::open().unwrap();
         let lo = link::by_name(&mut socket, "lo").unwrap().unwrap().index;
         link::set_up(&mut socket, lo).unwrap();
+        for pod in ["10.244.1.9/32", "fd00:10:244:1::9/128"] {
+            heddle_netlink::addr::add(
+                &mut socket,
+                &heddle_netlink::addr::Addr::new(lo, pod.parse().unwrap()),
+            )
+            .unwrap();
+        }
         unshare(CloneFlags::CLONE_NEWNS).unwrap();
         mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).unwrap();
         mount(Some("bpf"), BPF_ROOT, Some("bpf"), MsFlags::empty(), None::<&str>).unwrap();
@@ -93,7 +100,9 @@ fn child() {
         world.two_services_of_one_socket(local);
         world.nobody(local);
         world.node_port(local);
+        world.loopback(local);
     }
+    world.loopback_mapped();
     world.mapped();
 }
 
@@ -120,6 +129,11 @@ fn service(local: IpAddr, n: u8, port: u16) -> SocketAddr {
         [0xfd00, 0x10, 0x96, 0, 0, 0, 0, n.into()].into()
     };
     SocketAddr::new(ip, port)
+}
+
+/// An address of this machine's that is not loopback.
+fn pod_address(local: IpAddr) -> IpAddr {
+    if local.is_ipv4() { [10, 244, 1, 9].into() } else { "fd00:10:244:1::9".parse().unwrap() }
 }
 
 /// A server that tells its own port to whoever connects.
@@ -210,7 +224,8 @@ impl World {
     }
 
     fn key(at: SocketAddr, proto: u8) -> FrontendKey {
-        FrontendKey { addr: addr(at.ip()), net: 0, port: at.port().to_be(), proto, zero: 0 }
+        let net = if at.ip().is_loopback() { NET_LOOPBACK } else { 0 };
+        FrontendKey { addr: addr(at.ip()), net, port: at.port().to_be(), proto, zero: 0 }
     }
 
     fn set_state(&mut self, index: u32, state: u8) {
@@ -326,6 +341,63 @@ impl World {
             assert_eq!(ask_tcp(node).unwrap(), (server.port(), node));
         }
         assert!(ask_tcp(service(local, 8, 30080)).is_err(), "no node's address");
+    }
+
+    /// Which network namespace is the node's; 0: that is not known.
+    fn node_is(&mut self, host_netns: u64) {
+        self.maps.config.set(0, Config { host_netns, ..Config::default() }, 0).unwrap();
+    }
+
+    /// A frontend on loopback is for sockets of the node's own network namespace, whatever listens there itself.
+    fn loopback(&mut self, local: IpAddr) {
+        let own = Socket::open().unwrap().namespace_cookie().unwrap();
+        let (at, pod) = (SocketAddr::new(local, 8080), pod_address(local));
+        let (stream, datagram) = (tcp_server(pod), udp_server(pod));
+        self.serve(Self::key(at, TCP), &[stream]);
+        self.serve(Self::key(at, UDP), &[datagram]);
+        // What no frontend is for stays.
+        let (there, _) = (tcp_server(local), self.node_is(own));
+        assert_eq!(ask_tcp(there).unwrap(), (there.port(), there));
+
+        let any = if local.is_ipv4() { "0.0.0.0" } else { "::" }.parse().unwrap();
+        assert_eq!(ask_tcp(at).unwrap(), (stream.port(), at));
+        assert_eq!(ask_udp(&udp_socket(any), at).unwrap(), (datagram.port(), at));
+        let connected = udp_socket(any);
+        connected.connect(at).unwrap();
+        connected.send(b"?").unwrap();
+        assert_eq!(connected.recv_from(&mut [0; 2]).unwrap(), (2, at));
+
+        // From a loopback address there is no way to a pod: told at once.
+        let bound = udp_socket(local);
+        assert_eq!(ask_udp(&bound, at).unwrap_err().kind(), ErrorKind::AddrNotAvailable);
+        assert_eq!(bound.connect(at).unwrap_err().kind(), ErrorKind::AddrNotAvailable);
+
+        // Elsewhere, or where the node's is not known, loopback is what it always was.
+        for node in [own + 1, 0] {
+            self.node_is(node);
+            assert_eq!(ask_tcp(at).unwrap_err().kind(), ErrorKind::ConnectionRefused, "node {node}");
+            let listener = TcpListener::bind(at).unwrap();
+            let stream = TcpStream::connect(at).unwrap();
+            assert_eq!(listener.accept().unwrap().1, stream.local_addr().unwrap());
+            let ear = UdpSocket::bind(at).unwrap();
+            udp_socket(any).send_to(b"?", at).unwrap();
+            ear.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+            assert_eq!(ear.recv(&mut [0; 9]).unwrap(), 1);
+        }
+    }
+
+    /// An IPv6 socket that asks for ::ffff:127.0.0.1.
+    fn loopback_mapped(&mut self) {
+        let own = Socket::open().unwrap().namespace_cookie().unwrap();
+        let local: IpAddr = "127.0.0.1".parse().unwrap();
+        let at = SocketAddr::new(local, 8081);
+        let mapped = SocketAddr::new("::ffff:127.0.0.1".parse().unwrap(), 8081);
+        let server = tcp_server(pod_address(local));
+        self.serve(Self::key(at, TCP), &[server]);
+        self.node_is(own);
+        assert_eq!(ask_tcp(mapped).unwrap(), (server.port(), mapped));
+        self.node_is(0);
+        assert!(ask_tcp(mapped).is_err());
     }
 
     /// An IPv6 socket that talks to an IPv4 service by its mapped address, as dual-stack programs do.

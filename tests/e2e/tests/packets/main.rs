@@ -7,6 +7,7 @@ mod frames;
 mod from_pod;
 mod host;
 mod laws;
+mod loopback;
 mod malformed;
 mod outside;
 mod reject;

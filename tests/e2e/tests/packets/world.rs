@@ -68,6 +68,10 @@ impl Family {
         (self.ip([10, 96, 0, i], [0xfd00, 0x10, 0x96, 0, 0, 0, 0, i.into()]), port).into()
     }
 
+    pub fn loopback(self, port: u16) -> SocketAddr {
+        (self.ip([127, 0, 0, 1], [0, 0, 0, 0, 0, 0, 0, 1]), port).into()
+    }
+
     pub fn is_v4(self) -> bool {
         self == Self::V4
     }

@@ -6,6 +6,7 @@
 mod bridged;
 mod churn;
 mod everywhere;
+mod host_ports;
 mod large;
 mod life;
 mod limits;

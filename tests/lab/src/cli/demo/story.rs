@@ -288,15 +288,15 @@ fn kill_proxyd(show: &mut Show, stage: &mut Stage) -> Result<()> {
     Ok(())
 }
 
-/// What may stay: directories, lock files, and the note which address was given last, so that it is not given
-/// again at once. A lease has the name of an address.
+/// What may stay: directories, lock files (`turns` is one), and the note which address was given last, so that it is not
+/// given again at once. A lease has the name of an address.
 fn stays(change: &str) -> bool {
     let path = change.split_once(" files: ").map(|(_, path)| path).unwrap_or_default();
     let ours = ["/run/heddle/", "/var/lib/heddle/", "/var/lib/cni/"].iter().any(|dir| path.starts_with(dir));
     let name = path.rsplit('/').next().unwrap_or_default();
     ours && (name.is_empty()
         || name.ends_with("lock")
-        || ["last_reserved_ip", "boot"].iter().any(|n| name.starts_with(n)))
+        || ["last_reserved_ip", "boot", "turns"].iter().any(|n| name.starts_with(n)))
 }
 
 fn end(show: &mut Show, mut stage: Stage, before: &Snapshot) -> Result<()> {

@@ -30,7 +30,11 @@ impl Removal {
 }
 
 /// Deletes what the pod with this host side has. `mark`: what was written on the device, if it was there.
-pub fn dismiss(device: &str, mark: Option<&Mark>) -> Result<(), Failure> {
+///
+/// Returns the socket, if one was needed, to be closed when there is nothing else to wait for: net/netfilter/nf_tables_api.c
+/// lets nobody close a socket of its kind until what was deleted is freed, some 15 ms later. The deletion of a device
+/// takes as long, and the two go on side by side.
+pub fn withdraw(device: &str, mark: Option<&Mark>) -> Result<Option<Nft>, Failure> {
     if let Some(mark) = mark.filter(|mark| mark.holdings.is_some()) {
         let mut batch = Batch::new();
         guard::held(device, mark)
@@ -38,15 +42,25 @@ pub fn dismiss(device: &str, mark: Option<&Mark>) -> Result<(), Failure> {
             .chain(&masquerade::held(mark))
             .for_each(|one| one.add_to(&mut batch));
         if batch.is_empty() {
-            return Ok(());
+            return Ok(None);
         }
-        match Nft::open()?.commit(&batch) {
+        let mut nft = Nft::open()?;
+        match nft.commit(&batch) {
             // Somebody deleted a part of it.
             Err(error) if error.not_found() => {}
-            other => return Ok(other?),
+            Err(error) => return Err(error.into()),
+            Ok(()) => return Ok(Some(nft)),
         }
     }
-    delete_where(|owner| owner == device)
+    let mut nft = Nft::open()?;
+    let found = all(&mut nft)?;
+    delete(&mut nft, found.into_iter().filter(|(owner, _)| owner == device))?;
+    Ok(Some(nft))
+}
+
+/// Deletes what a device of this name has, whatever was written on it.
+pub fn dismiss(device: &str) -> Result<(), Failure> {
+    withdraw(device, None).map(drop)
 }
 
 /// Deletes what is left of pods whose devices are gone, of any network: nobody can use it any more.
@@ -60,12 +74,6 @@ pub fn collect() -> Result<(), Failure> {
         delete(&mut nft, found.into_iter().filter(|(owner, _)| !devices.contains(owner)))?;
     }
     masquerade::sweep()
-}
-
-fn delete_where(dead: impl Fn(&str) -> bool) -> Result<(), Failure> {
-    let mut nft = Nft::open()?;
-    let found = all(&mut nft)?;
-    delete(&mut nft, found.into_iter().filter(|(owner, _)| dead(owner)))
 }
 
 fn all(nft: &mut Nft) -> Result<Vec<(String, Removal)>, Failure> {

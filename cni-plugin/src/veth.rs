@@ -92,7 +92,7 @@ impl Pair {
         match near {
             Some(near) => {
                 link::delete(host, near.index)?;
-                elements::dismiss(&self.host, None)
+                elements::dismiss(&self.host)
             }
             None => Ok(()),
         }
@@ -181,34 +181,36 @@ impl Pair {
         Ok(link::change(host, index, &Change { alias: Some(mark.as_str()), ..Change::default() })?)
     }
 
-    /// Deletes the pair, if it is there and ours.
-    pub fn delete(&self, host: &mut Socket) -> Result<Deleted, Failure> {
+    /// Deletes the pair, if it is there and ours. `before` is called with what is written on it when it is found.
+    pub fn delete(&self, host: &mut Socket, before: impl FnOnce(Option<&Mark>)) -> Result<Deleted, Failure> {
         let Some(near) = link::by_name(host, &self.host)? else { return Ok(Deleted::Nothing) };
         let mark = self.mark(&near);
         if near.alias.is_some() && mark.is_none() {
             return Ok(Deleted::Foreign);
         }
+        before(mark.as_ref());
         match link::delete(host, near.index) {
             // The namespace died in between, and the pair with it.
             Err(error) if !error.not_found() => Err(error.into()),
-            _ => Ok(Deleted::Pair(mark)),
+            _ => Ok(Deleted::Pair),
         }
     }
 
     /// Leaves the pair, if it is there and ours, to the pod's namespace, which is about to go: it is down, and with that
     /// its addresses, routes and neighbours are gone. It counts as incomplete from now on, so that another ADD, or
     /// GC, clears it away.
-    pub fn leave(&self, host: &mut Socket) -> Result<Deleted, Failure> {
+    pub fn leave(&self, host: &mut Socket, before: impl FnOnce(Option<&Mark>)) -> Result<Deleted, Failure> {
         let Some(near) = link::by_name(host, &self.host)? else { return Ok(Deleted::Nothing) };
         let mark = self.mark(&near);
         if near.alias.is_some() && mark.is_none() {
             return Ok(Deleted::Foreign);
         }
+        before(mark.as_ref());
         let left = Mark::begin(&self.network, &self.owner)?;
         let change = Change { up: Some(false), alias: Some(&left), ..Change::default() };
         match link::change(host, near.index, &change) {
             Err(error) if !error.not_found() => Err(error.into()),
-            _ => Ok(Deleted::Pair(mark)),
+            _ => Ok(Deleted::Pair),
         }
     }
 
@@ -232,8 +234,7 @@ impl Pair {
 #[derive(Debug)]
 pub enum Deleted {
     Nothing,
-    /// The pair, and what was written on it.
-    Pair(Option<Mark>),
+    Pair,
     /// A device of its name that is another network's.
     Foreign,
 }

@@ -46,8 +46,8 @@ fn take_back(environment: &Environment, call: &Call, pair: &Pair, host: &mut Soc
     let Ok(place) = Place::new(&call.object) else { return };
     drop(hostport::withdraw(&place.run_dir, pair));
     drop(heddle_bpf::detach_pod(&place.bpf_root, &pair.host));
-    drop(pair.delete(host));
-    drop(elements::dismiss(&pair.host, None));
+    drop(pair.delete(host, |_| ()));
+    drop(elements::dismiss(&pair.host));
     drop(addresses::give_back(environment, &place, Some(call)));
 }
 

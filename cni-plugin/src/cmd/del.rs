@@ -9,6 +9,7 @@ use heddle_netlink::{NetNs, Socket, link};
 
 use crate::addresses;
 use crate::conf::{Deletion, Place};
+use crate::mark::Mark;
 use crate::mode::ipvlan;
 use crate::veth::{Deleted, Pair};
 use crate::{elements, hostport};
@@ -24,28 +25,39 @@ pub fn del(environment: &Environment, place: &Place, call: Option<&Call>) -> Res
     let detached = heddle_bpf::detach_pod(&place.bpf_root, &pair.host).map_err(Failure::kernel);
     // GC is for pods of which the runtime knows nothing any more, so nothing more will happen to them.
     let leave = place.deletion == Deletion::WithNamespace && call.is_some();
-    let deleted = delete_pair(environment, &pair, leave);
-    // With the pair its mark is gone, which says what to look for; without it everything is looked through.
-    let dismissed = match &deleted {
-        Ok(Deleted::Foreign) => Ok(()),
-        Ok(Deleted::Pair(mark)) => elements::dismiss(&pair.host, mark.as_ref()),
-        Ok(Deleted::Nothing) | Err(_) => elements::dismiss(&pair.host, None),
-    };
+    let mut dismissed = Ok(None);
+    let deleted = delete_pair(environment, &pair, leave, |mark| {
+        // Before the pair, whose mark says what to look for. Closed at the end.
+        dismissed = elements::withdraw(&pair.host, mark);
+    });
+    if matches!(deleted, Ok(Deleted::Nothing) | Err(_)) {
+        // Without the mark everything is looked through.
+        dismissed = dismissed.and_then(|_| elements::withdraw(&pair.host, None));
+    }
     let unshared = match &deleted {
         // It is of another mode, then.
-        Ok(Deleted::Pair(_)) => Ok(()),
+        Ok(Deleted::Pair) => Ok(()),
         _ => ipvlan::del(environment, place),
     };
-    withdrawn.and(detached).and(deleted.map(drop)).and(dismissed).and(unshared)?;
+    let _socket = withdrawn
+        .and(detached)
+        .and(deleted.map(drop))
+        .and(dismissed)
+        .and_then(|nft| unshared.map(|()| nft))?;
     // The address last, and only if all else is gone: it must not be another's while packets can still reach
     // this pod, and GC knows by it that there is something left.
     addresses::give_back(environment, place, call)
 }
 
-fn delete_pair(environment: &Environment, pair: &Pair, leave: bool) -> Result<Deleted, Failure> {
+fn delete_pair(
+    environment: &Environment,
+    pair: &Pair,
+    leave: bool,
+    before: impl FnOnce(Option<&Mark>),
+) -> Result<Deleted, Failure> {
     let mut host = Socket::open()?;
-    let near = if leave { pair.leave(&mut host)? } else { pair.delete(&mut host)? };
-    if matches!(near, Deleted::Pair(_)) {
+    let near = if leave { pair.leave(&mut host, before)? } else { pair.delete(&mut host, before)? };
+    if matches!(near, Deleted::Pair) {
         return Ok(near);
     }
     // Somebody renamed or moved the host side: the pod's side is still where it was.

@@ -149,15 +149,14 @@ fn wire(
             let bridged = bridge::bridged(wanted, pair, allocations.is_empty());
             guard::admit(&pair.host, &bridged, &mode::ips(allocations))?;
             bridge::wire_host(host, near.index, wanted, &ready)?;
-            pod.together(|pod| bridge::wire_pod(pod, pair, (wanted, &ready), allocations, &routes))?;
+            pod.together(|pod| bridge::wire_pod(pod, pair, wanted, allocations, &routes))?;
             if wanted.detect_duplicates {
                 bridge::await_unique(pod, &mut ns.visit(Watch::open)??, pair)?;
             }
             if !wanted.disabled {
                 finish(pair, ns, (host, None), (pod, mode::address6(allocations)))?;
                 if !allocations.is_empty() {
-                    let eth = veth::find(pod, &pair.pod)?;
-                    bridge::announce(ns, eth.index, pair.pod_mac, &mode::ips(allocations))?;
+                    bridge::announce(ns, pod, pair, &ready, allocations)?;
                 }
             }
             equip::equip(conf, (ns, pair), (host, &near), pod)?;

@@ -9,7 +9,7 @@ use heddle_netlink::addr::{self, Addr, Scope};
 use heddle_netlink::fdb::{self, Fdb};
 use heddle_netlink::link::{self, AddrGen, Bridge, Change, Link, Operational, VethEnd};
 use heddle_netlink::neigh::{self, Neigh};
-use heddle_netlink::route::{self, Filter, Kind, PROTOCOL_HEDDLE, Route};
+use heddle_netlink::route::{self, Filter, Kind, PROTOCOL_HEDDLE, Route, TABLE_LOCAL};
 use heddle_netlink::sysctl::{self, Key};
 use heddle_netlink::vxlan::{self, Vxlan};
 use heddle_netlink::{NetNs, Socket, Watch};
@@ -141,7 +141,7 @@ fn addresses_carry_scope_and_flags() {
 
 #[test]
 fn routes_are_read_back_as_they_were_written() {
-    let (_ns, mut socket) = namespace();
+    let (ns, mut socket) = namespace();
     let (near, far) = pair(&mut socket);
     addr::add(&mut socket, &Addr::new(near.index, net("10.1.0.1/32"))).unwrap();
     addr::add(&mut socket, &Addr { nodad: true, ..Addr::new(near.index, net("fd00::1/128")) }).unwrap();
@@ -181,6 +181,14 @@ fn routes_are_read_back_as_they_were_written() {
     assert_eq!(table.len(), 1);
     assert!(route::list(&mut socket, &Filter { table: Some(4711), ..ours }).unwrap().is_empty());
 
+    // A worker of the kernel makes an IPv6 address one of the host's own.
+    let mut watch = ns.run(Watch::open).unwrap().unwrap();
+    let local = Filter { table: Some(TABLE_LOCAL), ..Filter::default() };
+    let own = net("fd00::1/128");
+    let there = watch.until(Duration::from_secs(10), || {
+        Ok(route::list(&mut socket, &local)?.iter().any(|route| route.dst == own))
+    });
+    assert!(there.unwrap());
     let chosen = route::lookup(&mut socket, ip("10.2.0.77")).unwrap();
     assert_eq!((chosen.link, chosen.src), (Some(near.index), Some(ip("10.1.0.1"))));
     for (dst, wanted, kind) in [

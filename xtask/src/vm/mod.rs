@@ -96,6 +96,7 @@ fn chosen(kernel: &str) -> Vec<String> {
         "bridge::the_owners_",
         "bridge::both_families_",
         "bridge::a_pod_on_a_bridge_",
+        "bridge_keys::an_address_that_is_anothers_",
         "masquerade::others_see_",
         "hostport::ptp_a_port_is_reached_",
         "bandwidth::a_check_compares_",

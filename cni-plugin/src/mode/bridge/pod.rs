@@ -1,16 +1,14 @@
-//! The pod's side of mode `bridge`: addresses, routes, neighbours.
+//! The pod's side of mode `bridge`: addresses and routes.
 
 use std::net::IpAddr;
 use std::time::Duration;
 
 use heddle_netlink::addr::{self, Addr};
 use heddle_netlink::link;
-use heddle_netlink::neigh::{self, Neigh};
 use heddle_netlink::route;
 use heddle_netlink::{Socket, Watch};
 use ipnetwork::IpNetwork;
 
-use super::Ready;
 use crate::addresses::Allocation;
 use crate::conf::Bridge;
 use crate::mode::{has_family, ptp};
@@ -24,7 +22,7 @@ const DETECTION: Duration = Duration::from_secs(10);
 pub fn wire_pod(
     socket: &mut Socket,
     pair: &Pair,
-    (wanted, ready): (&Bridge, &Ready),
+    wanted: &Bridge,
     allocations: &[Allocation],
     routes: &[Wanted],
 ) -> Result<(), Failure> {
@@ -37,11 +35,6 @@ pub fn wire_pod(
         addr::add(socket, &own)?;
     }
     link::set_up(socket, index)?;
-    if let Some(mac) = ready.gateway.as_ref().and_then(|gateway| gateway.mac) {
-        for gateway in allocations.iter().filter_map(|allocation| allocation.gateway) {
-            neigh::replace(socket, &Neigh::new(index, gateway, mac))?;
-        }
-    }
     for wanted in routes {
         let v4 = wanted.dst.is_ipv4();
         if !has_family(allocations, v4) {

@@ -38,7 +38,7 @@ pub fn serve(call: &Call) -> Result<Option<Value>, Failure> {
 }
 
 fn add(environment: &Environment, call: &Call) -> Result<Value, Failure> {
-    network(call)?;
+    Network::of(&call.object)?;
     let previous = conf::previous(&call.object, call.version)?;
     let path = environment.netns.as_deref().unwrap_or(Path::new(""));
     let mut socket = Socket::open_in(&open_namespace(path)?)?;
@@ -84,7 +84,7 @@ fn del(environment: &Environment) -> Result<(), Failure> {
 }
 
 fn check(environment: &Environment, call: &Call) -> Result<(), Failure> {
-    network(call)?;
+    Network::of(&call.object)?;
     let different = |what: String| Failure::new(code::KERNEL, what);
     let previous = conf::previous(&call.object, call.version)?.unwrap_or_default();
     let ns = open_namespace(environment.netns.as_deref().unwrap_or(Path::new("")))?;
@@ -105,8 +105,4 @@ fn check(environment: &Environment, call: &Call) -> Result<(), Failure> {
 fn device(socket: &mut Socket) -> Result<link::Link, Failure> {
     link::by_name(socket, DEVICE)?
         .ok_or_else(|| Failure::new(code::KERNEL, format!("the namespace has no interface {DEVICE}")))
-}
-
-fn network(call: &Call) -> Result<Network, Failure> {
-    conf::network(&call.object)
 }

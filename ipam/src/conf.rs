@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use heddle_ipam::{Config, DEFAULT_DATA_DIR, Pool, RangeConfig};
-use heddle_spec::{Failure, Network, Version, code, json};
+use heddle_spec::{Failure, Network, Version, invalid, json};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -52,25 +52,13 @@ pub struct Place {
     pub data_dir: PathBuf,
 }
 
-fn invalid(key: &str, reason: impl std::fmt::Display) -> Failure {
-    Failure::new(code::INVALID_CONFIG, format!("{key}: {reason}"))
-}
-
-fn network(object: &Map<String, Value>) -> Result<Network, Failure> {
-    match object.get("name") {
-        Some(Value::String(name)) => Network::new(name).map_err(|error| invalid("name", error)),
-        Some(_) => Err(invalid("name", "it is not a string")),
-        None => Err(invalid("name", "it is missing")),
-    }
-}
-
 impl Conf {
     /// Checks a configuration.
     ///
     /// # Errors
     /// Code 7, naming the key.
     pub fn new(object: &Map<String, Value>, version: Version) -> Result<Self, Failure> {
-        let network = network(object)?;
+        let network = Network::of(object)?;
         // What the caller's own keys hold must not keep us from reading ours.
         let ours = ["ipam", "args", "runtimeConfig"];
         let keys = object.iter().filter(|(key, _)| ours.contains(&key.as_str()));
@@ -108,7 +96,7 @@ impl Place {
     pub fn new(object: &Map<String, Value>) -> Result<Self, Failure> {
         let data_dir = object.get("ipam").and_then(|ipam| ipam.get("dataDir")).and_then(Value::as_str);
         let data_dir = data_dir.filter(|path| path.starts_with('/')).unwrap_or(DEFAULT_DATA_DIR);
-        Ok(Self { network: network(object)?, data_dir: data_dir.into() })
+        Ok(Self { network: Network::of(object)?, data_dir: data_dir.into() })
     }
 }
 

@@ -32,7 +32,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::mode::ptp;
-use heddle_spec::{Dns, Failure, Network, Success, Version, code, json};
+use heddle_spec::{Dns, Failure, Network, Success, Version, code, invalid, json};
 
 /// The smallest MTU that IPv4 works with (RFC 791), and IPv6 (RFC 8200).
 const LEAST_MTU: (u32, u32) = (68, 1280);
@@ -106,25 +106,13 @@ pub struct Place {
 const DEFAULT_BPF_ROOT: &str = "/sys/fs/bpf";
 const DEFAULT_RUN_DIR: &str = "/run/heddle";
 
-fn invalid(key: &str, reason: impl std::fmt::Display) -> Failure {
-    Failure::new(code::INVALID_CONFIG, format!("{key}: {reason}"))
-}
-
-pub fn network(object: &Map<String, Value>) -> Result<Network, Failure> {
-    match object.get("name") {
-        Some(Value::String(name)) => Network::new(name).map_err(|error| invalid("name", error)),
-        Some(_) => Err(invalid("name", "it is not a string")),
-        None => Err(invalid("name", "it is missing")),
-    }
-}
-
 impl Conf {
     /// Checks a configuration for ADD.
     ///
     /// # Errors
     /// Code 7 for what makes no sense, code 2 for what makes sense and is not built; both name the key.
     pub fn new(object: &Map<String, Value>, version: Version) -> Result<Self, Failure> {
-        let network = network(object)?;
+        let network = Network::of(object)?;
         let raw: Raw = json::typed(Value::Object(object.clone()))?;
         let mode = raw.mode(object)?;
         let runtime = Runtime::read(object)?;
@@ -239,7 +227,7 @@ impl Place {
         };
         let data_dir = object.get("ipam").and_then(|ipam| ipam.get("dataDir"));
         Ok(Self {
-            network: network(object)?,
+            network: Network::of(object)?,
             data_dir: text(data_dir, heddle_ipam::DEFAULT_DATA_DIR).into(),
             delegate: Ipam::delegate_of(object),
             mac: Runtime::mac_of(object),

@@ -73,6 +73,11 @@ impl Failure {
     }
 }
 
+/// What is at `key` of the configuration makes no sense.
+pub fn invalid(key: &str, reason: impl std::fmt::Display) -> Failure {
+    Failure::new(code::INVALID_CONFIG, format!("{key}: {reason}"))
+}
+
 impl From<heddle_netlink::Error> for Failure {
     fn from(error: heddle_netlink::Error) -> Self {
         Self::kernel(error)

@@ -19,7 +19,7 @@ mod version;
 pub use attachments::valid_attachments;
 pub use dns::Dns;
 pub use env::{Command, Environment};
-pub use error::{Failure, code};
+pub use error::{Failure, code, invalid};
 pub use name::{InvalidName, Network, Owner};
 pub use result::{Interface, Ip, Success};
 pub use route::Route;

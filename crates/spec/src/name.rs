@@ -2,6 +2,10 @@
 
 use std::fmt;
 
+use serde_json::{Map, Value};
+
+use crate::{Failure, invalid};
+
 /// A name that came from outside and is none.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{what} {value:?} is not valid: {reason}")]
@@ -28,6 +32,18 @@ impl Network {
     pub fn new(name: &str) -> Result<Self> {
         check("network name", name)?;
         Ok(Self(name.to_owned()))
+    }
+
+    /// The name in a network configuration.
+    ///
+    /// # Errors
+    /// Code 7.
+    pub fn of(object: &Map<String, Value>) -> std::result::Result<Self, Failure> {
+        match object.get("name") {
+            Some(Value::String(name)) => Self::new(name).map_err(|error| invalid("name", error)),
+            Some(_) => Err(invalid("name", "it is not a string")),
+            None => Err(invalid("name", "it is missing")),
+        }
     }
 
     pub fn as_str(&self) -> &str {

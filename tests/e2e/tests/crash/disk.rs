@@ -1,16 +1,17 @@
 //! The data directory on file systems that are full, read-only, or poor.
 
 use std::fs;
+use std::ops::Deref;
 use std::path::Path;
 use std::thread;
 
 use heddle_lab::trace::{Call, Fate};
 use nix::errno::Errno;
 use nix::libc;
-use nix::mount::{MsFlags, mount, umount};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 
-use super::bench::Pod;
+use super::bench::{Host, Pod};
 use super::sweep::sweep;
 use super::world::World;
 
@@ -32,9 +33,28 @@ fn tmpfs(on: &Path, flags: MsFlags, options: &str) {
     mount(Some("tmpfs"), on, Some("tmpfs"), flags, Some(options)).unwrap();
 }
 
-/// A data directory that is a file system of its own, with these options.
-fn world_on_tmpfs(options: &str) -> World {
-    World::prepared(|host| tmpfs(&host.data_dir(), MsFlags::empty(), options), |host| host.conf())
+/// A world whose data directory is a file system of its own: unmounted before the directory is to go.
+struct Mounted(World);
+
+impl Deref for Mounted {
+    type Target = World;
+
+    fn deref(&self) -> &World {
+        &self.0
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        // One may lie on another.
+        while umount2(&self.0.host.data_dir(), MntFlags::MNT_DETACH).is_ok() {}
+    }
+}
+
+/// A data directory on a tmpfs with these options.
+fn world_on_tmpfs(options: &str) -> Mounted {
+    let prepare = |host: &Host| tmpfs(&host.data_dir(), MsFlags::empty(), options);
+    Mounted(World::prepared(prepare, |host| host.conf()))
 }
 
 #[test]
@@ -119,7 +139,7 @@ fn fault_054_a_data_dir_without_an_inode_left() {
 #[test]
 fn fault_054_a_data_dir_on_overlayfs() {
     with_mounts(|| {
-        let world = World::prepared(
+        let world = Mounted(World::prepared(
             |host| {
                 let dir = host.data_dir();
                 tmpfs(&dir, MsFlags::empty(), "");
@@ -135,12 +155,11 @@ fn fault_054_a_data_dir_on_overlayfs() {
                     .unwrap();
             },
             |host| host.conf(),
-        );
+        ));
         world.host.add(&world.pod, &world.conf);
         world.assert_no_address_twice("on overlayfs");
         world.host.del(&world.pod, &world.conf);
         world.assert_clean("on overlayfs");
-        umount(&world.host.data_dir()).unwrap();
     });
 }
 

@@ -9,6 +9,8 @@ use crate::Result;
 use crate::wire::attributes;
 
 const SET_MAP: u32 = 8;
+/// `NFT_DATA_VERDICT`.
+const DATA_VERDICT: u32 = 0xffff_ff00;
 /// Elements a message: an attribute holds 64 KiB, an element with a long comment 400 bytes.
 const ELEMENTS: usize = 128;
 /// Longest comment that libnftnl reads (`NFTNL_UDATA_COMMENT_MAXLEN`), with its final zero.
@@ -21,13 +23,17 @@ pub enum MapData {
     Ipv4Port,
     /// An IPv6 address and a port.
     Ipv6Port,
+    /// A chain to go on in ([`Goto`](super::Goto)).
+    Verdict,
 }
 
 impl MapData {
-    const fn kind_and_length(self) -> (u32, u32) {
+    /// The kernel knows how long a verdict is.
+    const fn kind_and_length(self) -> (u32, Option<u32>) {
         match self {
-            Self::Ipv4Port => (7 << 6 | 13, 8),
-            Self::Ipv6Port => (8 << 6 | 13, 20),
+            Self::Ipv4Port => (7 << 6 | 13, Some(8)),
+            Self::Ipv6Port => (8 << 6 | 13, Some(20)),
+            Self::Verdict => (DATA_VERDICT, None),
         }
     }
 }
@@ -57,7 +63,9 @@ impl Batch {
             a.number(5, length);
             let (kind, length) = data.kind_and_length();
             a.number(6, kind);
-            a.number(7, length);
+            if let Some(length) = length {
+                a.number(7, length);
+            }
             a.number(10, id);
         });
     }

@@ -1,6 +1,6 @@
 //! A static rule set: what it is to be, whether it is there, and how it comes there.
 
-use super::{Base, Batch, Family, Nft, Rule, SetKey};
+use super::{Base, Batch, Family, MapData, Nft, Rule, SetKey};
 use crate::Result;
 
 /// Chains of one table, with the sets that their rules look into. Elements are not part of it.
@@ -48,7 +48,7 @@ impl Nft {
         batch.add_table(family, table);
         for set in &ruleset.sets {
             if set.verdicts {
-                batch.add_verdict_map(family, table, set.name, set.key);
+                batch.add_map(family, table, set.name, set.key, MapData::Verdict);
             } else {
                 batch.add_set(family, table, set.name, set.key);
             }

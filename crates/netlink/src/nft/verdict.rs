@@ -4,11 +4,8 @@ use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 
 use super::expr::{self, Expr, Side};
 use super::map::user_data;
-use super::{Batch, Family, SetKey, msg};
+use super::{Batch, Family, msg};
 
-const SET_MAP: u32 = 8;
-/// `NFT_DATA_VERDICT`.
-const DATA_VERDICT: u32 = 0xffff_ff00;
 const NFT_GOTO: i32 = -4;
 /// Elements a message: an attribute holds 64 KiB, an element with comment and chain at most 400 bytes.
 const ELEMENTS: usize = 128;
@@ -23,23 +20,6 @@ pub struct Goto {
 }
 
 impl Batch {
-    /// Creates a verdict map if it is not there.
-    pub fn add_verdict_map(&mut self, family: Family, table: &str, map: &str, key: SetKey) {
-        self.sets += 1;
-        let id = self.sets;
-        let object = format!("map {family} {table} {map}");
-        self.push((msg::NEWSET, NLM_F_CREATE, "add"), family, object, |a| {
-            a.text(1, table);
-            a.text(2, map);
-            a.number(3, SET_MAP);
-            let (kind, length) = key.kind_and_length();
-            a.number(4, kind);
-            a.number(5, length);
-            a.number(6, DATA_VERDICT);
-            a.number(10, id);
-        });
-    }
-
     /// Adds elements to a verdict map. That none of them is there yet is part of the transaction (`EEXIST`).
     pub fn add_gotos(&mut self, family: Family, table: &str, map: &str, gotos: &[Goto]) {
         for part in gotos.chunks(ELEMENTS) {

@@ -47,7 +47,7 @@ impl Dataplane for Fake {
                 can
             });
             for frontend in table.frontends.values_mut() {
-                frontend.backends.retain(|backend| backend.state == BackendState::Active);
+                Arc::make_mut(frontend).backends.retain(|backend| backend.state == BackendState::Active);
             }
         }
         (table, lacks)

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use heddle_model::{
     Created, Endpoint, EndpointPort, Endpoints, EndpointsName, Families, Node, NodeName, Protocol, Service,
-    ServiceName, ServicePort, ServiceTable, Slice, Store, TrafficPolicy, resolve, store,
+    ServiceName, ServicePort, ServiceTable, Slice, Store, resolve, store,
 };
 use heddle_reconcile::fault::{Faulty, USUAL};
 use heddle_reconcile::{Pace, Runner, Status};
@@ -80,6 +80,7 @@ fn node(n: u8) -> Node {
         created: Created(0),
         addresses: vec![[192, 168, 77, n].into()],
         pod_ranges: vec![format!("10.244.{n}.0/24").parse().unwrap()],
+        ..Node::default()
     }
 }
 
@@ -96,17 +97,14 @@ fn service(n: u8, udp: bool, v6: bool) -> Service {
             proto: if udp { Protocol::Udp } else { Protocol::Tcp },
             node_port: Some(30000 + u16::from(n)),
         }],
-        internal_policy: TrafficPolicy::Cluster,
-        not_built: Vec::new(),
+        ..Service::default()
     }
 }
 
 fn endpoints(n: u8, udp: bool, ends: &[(u8, u8, bool)]) -> Endpoints {
     let end = |(node, host, serving): &(u8, u8, bool)| Endpoint {
-        ip: [10, 244, *node, *host].into(),
-        node: None,
         serving: *serving,
-        terminating: false,
+        ..Endpoint::new([10, 244, *node, *host].into())
     };
     Endpoints {
         name: EndpointsName { service: ServiceName::new("default", format!("s{n}")), part: "e".into() },

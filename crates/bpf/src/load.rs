@@ -9,8 +9,8 @@ use aya::EbpfLoader;
 use aya::maps::{MapData, MapType};
 use aya::programs::{Program, ProgramError};
 use heddle_ebpf_common::{
-    Addr, Backend, ChoiceKey, Config, Counter, Flow, FragKey, FragPorts, Frontend, FrontendKey, Name, Node,
-    NodeAddr, RingBlock, SockChoice, SockKey, SockPeer, Tuple,
+    Addr, Affinity, AffinityKey, Backend, ChoiceKey, Config, Counter, Flow, FragKey, FragPorts, Frontend,
+    FrontendKey, KnownAddr, Name, Node, RingBlock, SockChoice, SockKey, SockPeer, SourceKey, Tuple,
 };
 
 use crate::pins::{entries, remove_file};
@@ -24,14 +24,18 @@ pub struct Sizes {
     pub ring: u32,
     pub backends: u32,
     pub nodes: u32,
-    /// Addresses of nodes, and as many pod ranges.
-    pub node_addrs: u32,
+    /// Addresses of nodes and services; pod ranges.
+    pub addrs: u32,
     /// Backends of this node that other nodes may choose, a service each.
     pub choices: u32,
     /// Entries of unanswered flows; a flow has two.
     pub ct_new: u32,
     /// Entries of answered flows; a flow has two. Full: new flows are refused.
     pub ct: u32,
+    /// Clients that session affinity remembers; beyond that the oldest are forgotten.
+    pub affinity: u32,
+    /// Ranges of addresses that services allow, all together.
+    pub sources: u32,
     /// Translated sockets; beyond that the oldest ones show the backend's address.
     pub sockets: u32,
 }
@@ -43,10 +47,12 @@ impl Default for Sizes {
             ring: 1 << 17,
             backends: 1 << 17,
             nodes: 1 << 13,
-            node_addrs: 1 << 15,
+            addrs: 1 << 15,
             choices: 1 << 17,
             ct_new: 1 << 16,
             ct: 1 << 18,
+            affinity: 1 << 16,
+            sources: 1 << 14,
             sockets: 1 << 16,
         }
     }
@@ -62,17 +68,20 @@ struct Spec {
 
 impl Sizes {
     /// What a pinned map must be like to be adopted.
-    fn specs(&self) -> [Spec; 17] {
+    fn specs(&self) -> [Spec; 19] {
         use MapType::{Array, Hash, LpmTrie, LruHash, PerCpuArray};
         let spec = |name, kind, key, value, max_entries| Spec { name, kind, key, value, max_entries };
         let lpm_key = size_of::<aya::maps::lpm_trie::Key<Addr>>();
+        let source_key = size_of::<aya::maps::lpm_trie::Key<SourceKey>>();
         [
             spec("frontends", Hash, size_of::<FrontendKey>(), size_of::<Frontend>(), self.frontends),
             spec("ring", Array, 4, size_of::<RingBlock>(), self.ring),
             spec("backends", Array, 4, size_of::<Backend>(), self.backends),
             spec("nodes", Array, 4, size_of::<Node>(), self.nodes),
-            spec("node_addrs", Hash, size_of::<Addr>(), size_of::<NodeAddr>(), self.node_addrs),
-            spec("ranges", LpmTrie, lpm_key, 4, self.node_addrs),
+            spec("addrs", Hash, size_of::<Addr>(), size_of::<KnownAddr>(), self.addrs),
+            spec("ranges", LpmTrie, lpm_key, 4, self.addrs),
+            spec("affinity", LruHash, size_of::<AffinityKey>(), size_of::<Affinity>(), self.affinity),
+            spec("sources", LpmTrie, source_key, 4, self.sources),
             spec("choices", Hash, size_of::<ChoiceKey>(), 4, self.choices),
             spec("ct_new", LruHash, size_of::<Tuple>(), size_of::<Flow>(), self.ct_new),
             spec("ct", Hash, size_of::<Tuple>(), size_of::<Flow>(), self.ct),

@@ -6,8 +6,8 @@ use std::path::Path;
 use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray};
 use heddle_ebpf_common::{
-    Addr, Backend, ChoiceKey, Config, Counter, Flow, Frontend, FrontendKey, Name, Node, NodeAddr, RING_BLOCK,
-    RingBlock, SockChoice, SockKey, SockPeer, Tuple,
+    Addr, Affinity, AffinityKey, Backend, ChoiceKey, Config, Counter, Flow, Frontend, FrontendKey, KnownAddr,
+    Name, Node, RING_BLOCK, RingBlock, SockChoice, SockKey, SockPeer, SourceKey, Tuple,
 };
 
 use crate::{Error, Pins, Result, sys};
@@ -36,10 +36,12 @@ typed_maps! {
     ring: Array<RingBlock> as Array,
     backends: Array<Backend> as Array,
     nodes: Array<Node> as Array,
-    node_addrs: HashMap<Addr, NodeAddr> as HashMap,
+    addrs: HashMap<Addr, KnownAddr> as HashMap,
     /// Pod ranges of the nodes (prefix length counts from the first bit of the mapped form: an IPv4 /24 is
     /// 120) -> index into `nodes`.
     ranges: LpmTrie<Addr, u32> as LpmTrie,
+    affinity: HashMap<AffinityKey, Affinity> as LruHashMap,
+    sources: LpmTrie<SourceKey, u32> as LpmTrie,
     choices: HashMap<ChoiceKey, u32> as HashMap,
     ct_new: HashMap<Tuple, Flow> as LruHashMap,
     ct: HashMap<Tuple, Flow> as HashMap,

@@ -16,10 +16,12 @@ const SMALL: Sizes = Sizes {
     ring: 64,
     backends: 64,
     nodes: 64,
-    node_addrs: 64,
+    addrs: 64,
     choices: 64,
     ct_new: 64,
     ct: 64,
+    affinity: 64,
+    sources: 64,
     sockets: 64,
 };
 

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 
+use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
 use crate::addr::Protocol;
@@ -25,7 +26,7 @@ impl Default for Created {
 }
 
 /// A service's name, unique in the cluster.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ServiceName {
     pub namespace: String,
     pub name: String,
@@ -60,8 +61,17 @@ pub enum TrafficPolicy {
     Local,
 }
 
+/// A wish to be answered from near by (`spec.trafficDistribution`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Distribution {
+    /// `PreferClose` and `PreferSameZone`.
+    SameZone,
+    /// `PreferSameNode`.
+    SameNode,
+}
+
 /// A service: addresses and ports that its endpoints answer for.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Service {
     pub name: ServiceName,
     pub created: Created,
@@ -70,8 +80,23 @@ pub struct Service {
     /// The families that its node ports answer on.
     pub families: Families,
     pub ports: Vec<ServicePort>,
-    /// For clients in the cluster.
+    /// For clients in the cluster, at `addresses`.
     pub internal_policy: TrafficPolicy,
+    /// For clients from outside: at node ports, external and load-balancer addresses.
+    pub external_policy: TrafficPolicy,
+    /// Addresses that its owner claims (`spec.externalIPs`); believed only where the configuration allows it.
+    pub external_ips: BTreeSet<IpAddr>,
+    /// Addresses that a load balancer has given it and does not answer itself (`ipMode: VIP`).
+    pub balancer_ips: BTreeSet<IpAddr>,
+    /// Who may use `balancer_ips`. `None`: everybody.
+    pub source_ranges: Option<BTreeSet<IpNetwork>>,
+    /// Session affinity by client address, in seconds.
+    pub affinity: Option<u32>,
+    pub distribution: Option<Distribution>,
+    /// Endpoints that are not ready take part.
+    pub publish_not_ready: bool,
+    /// Where a load balancer asks whether this node has endpoints of it.
+    pub health_check_port: Option<u16>,
     /// What the service asks for and no part of Heddle can do yet, with what happens instead.
     pub not_built: Vec<(String, String)>,
 }
@@ -129,4 +154,24 @@ pub struct Endpoint {
     pub serving: bool,
     /// It is about to end.
     pub terminating: bool,
+    /// The zone that it is in.
+    pub zone: Option<String>,
+    /// The zones and nodes whose clients it is meant for. Empty: no hint.
+    pub for_zones: BTreeSet<String>,
+    pub for_nodes: BTreeSet<NodeName>,
+}
+
+impl Endpoint {
+    /// One that serves, of no node, zone or hint.
+    pub const fn new(ip: IpAddr) -> Self {
+        Self {
+            ip,
+            node: None,
+            serving: true,
+            terminating: false,
+            zone: None,
+            for_zones: BTreeSet::new(),
+            for_nodes: BTreeSet::new(),
+        }
+    }
 }

@@ -1,6 +1,7 @@
 //! From what a node does to what it must do: the difference of two tables as an ordered plan.
 
 use std::fmt;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -53,7 +54,7 @@ pub enum Step {
     /// the frontend leads to them, and old ones are let go after.
     PutFrontend {
         at: FrontendAddr,
-        frontend: Frontend,
+        frontend: Arc<Frontend>,
         effect: Effect,
     },
     RemoveFrontend {

@@ -20,12 +20,12 @@ pub mod subnet;
 
 pub use addr::{FrontendAddr, NetId, PortMatch, ProtoMatch, Protocol};
 pub use cluster::{
-    Created, Endpoint, EndpointPort, Endpoints, EndpointsName, Families, Service, ServiceName, ServicePort,
-    TrafficPolicy,
+    Created, Distribution, Endpoint, EndpointPort, Endpoints, EndpointsName, Families, Service, ServiceName,
+    ServicePort, TrafficPolicy,
 };
 pub use diff::{Effect, Part, Plan, Step, diff};
 pub use host_port::HostPort;
 pub use node::{Mac, Node, NodeName, OverlayTable, RemoteNode};
 pub use problem::{Object, Problem, What};
-pub use service::{Backend, BackendState, Frontend, ServiceNode, ServiceTable};
+pub use service::{Backend, BackendState, Frontend, Outside, Refusal, ServiceNode, ServiceTable};
 pub use store::{Slice, Snapshot, Store};

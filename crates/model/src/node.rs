@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::cluster::Created;
 
 /// A node's name, as the cluster spells it.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct NodeName(pub String);
 
@@ -32,7 +32,7 @@ impl fmt::Display for Mac {
 }
 
 /// A node as the cluster describes it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Node {
     pub name: NodeName,
     pub created: Created,
@@ -40,6 +40,10 @@ pub struct Node {
     pub addresses: Vec<IpAddr>,
     /// The ranges that its pods take their addresses from, at most one a family.
     pub pod_ranges: Vec<IpNetwork>,
+    /// The zone that it is in.
+    pub zone: Option<String>,
+    /// The cluster says that it is not ready.
+    pub down: bool,
 }
 
 impl Node {

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
@@ -9,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::addr::{FrontendAddr, Protocol};
 use crate::node::{Mac, NodeName};
 
-/// Whether a backend may be chosen.
+/// Whether a backend may be chosen by clients in the cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum BackendState {
     /// Takes new flows.
@@ -31,22 +32,62 @@ pub struct Backend {
     pub state: BackendState,
 }
 
+/// What a client gets where nobody takes new flows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Refusal {
+    /// The client learns it at once: RST, ICMP port unreachable, ECONNREFUSED.
+    #[default]
+    Reject,
+    /// There are backends, but a traffic policy keeps this client from them: silence, as the API asks for. A
+    /// socket hook says EHOSTUNREACH.
+    Drop,
+}
+
+/// Who answers clients from outside the cluster.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Outside {
+    /// The backends that are active; every node chooses alike.
+    Cluster,
+    /// externalTrafficPolicy Local: only these, by address and port; all are on this node and among
+    /// [`Frontend::backends`].
+    Local { backends: BTreeSet<(IpAddr, u16)>, refusal: Refusal },
+}
+
 /// What happens at a [`FrontendAddr`].
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Frontend {
     /// `namespace/name:port`, for people; the datapath never reads it.
     pub name: String,
-    /// Every backend, in a fixed order. Empty or none active: new flows are rejected at once.
+    /// Every backend, in a fixed order. Those that are active take the new flows of clients in the cluster
+    /// (pods and nodes), at random.
     pub backends: BTreeSet<Backend>,
-    /// Reached from outside the cluster: every node must choose alike.
-    pub external: bool,
+    /// What clients in the cluster get if none is active.
+    pub refusal: Refusal,
+    /// `None`: not reached from outside.
+    pub outside: Option<Outside>,
+    /// Session affinity by client address: new flows of a client go where its last one went, unless that is
+    /// this many seconds ago.
+    pub affinity: Option<u32>,
+    /// `loadBalancerSourceRanges`: others are dropped. `None`: everybody may.
+    pub sources: Option<BTreeSet<IpNetwork>>,
+}
+
+impl Frontend {
+    /// Reached from outside the cluster.
+    pub const fn is_external(&self) -> bool {
+        self.outside.is_some()
+    }
 }
 
 /// What the datapath knows of a node, this one included.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServiceNode {
-    /// Its addresses in the underlay; node ports answer on them.
+    /// Its addresses in the underlay.
     pub addresses: BTreeSet<IpAddr>,
+    /// Those of them that node ports answer on.
+    pub node_ports: BTreeSet<IpAddr>,
+    /// Backends there take no new flows, wherever others are.
+    pub down: bool,
     /// Its addresses inside the overlay (one a family); the source of `snat` there.
     pub overlay: BTreeSet<IpAddr>,
     /// The Ethernet address of its VXLAN device. `None`: no overlay there, `tunnel` is impossible.
@@ -59,7 +100,7 @@ pub struct ServiceNode {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServiceTable {
     #[serde(with = "as_list")]
-    pub frontends: BTreeMap<FrontendAddr, Frontend>,
+    pub frontends: BTreeMap<FrontendAddr, Arc<Frontend>>,
     pub nodes: BTreeMap<NodeName, ServiceNode>,
     /// This node's name; one of the keys of `nodes` once the cluster knows it.
     pub local: Option<NodeName>,
@@ -67,11 +108,11 @@ pub struct ServiceTable {
 
 /// JSON keys are strings, and a frontend's address is not one: the map is written as a list of pairs.
 mod as_list {
-    use super::{BTreeMap, Frontend, FrontendAddr};
+    use super::{Arc, BTreeMap, Frontend, FrontendAddr};
     use serde::{Deserialize, Deserializer, Serializer};
 
     pub fn serialize<S: Serializer>(
-        map: &BTreeMap<FrontendAddr, Frontend>,
+        map: &BTreeMap<FrontendAddr, Arc<Frontend>>,
         to: S,
     ) -> Result<S::Ok, S::Error> {
         to.collect_seq(map)
@@ -79,7 +120,7 @@ mod as_list {
 
     pub fn deserialize<'de, D: Deserializer<'de>>(
         from: D,
-    ) -> Result<BTreeMap<FrontendAddr, Frontend>, D::Error> {
-        Ok(Vec::<(FrontendAddr, Frontend)>::deserialize(from)?.into_iter().collect())
+    ) -> Result<BTreeMap<FrontendAddr, Arc<Frontend>>, D::Error> {
+        Ok(Vec::<(FrontendAddr, Arc<Frontend>)>::deserialize(from)?.into_iter().collect())
     }
 }

@@ -227,12 +227,7 @@ mod tests {
     fn slice(names: &[&str], created: i64) -> Slice {
         let node = |name: &&str| {
             let name = NodeName((*name).to_owned());
-            let node = Node {
-                name: name.clone(),
-                created: Created(created),
-                addresses: Vec::new(),
-                pod_ranges: Vec::new(),
-            };
+            let node = Node { name: name.clone(), created: Created(created), ..Node::default() };
             (name, Arc::new(node))
         };
         Slice { nodes: names.iter().map(node).collect(), ..Slice::default() }

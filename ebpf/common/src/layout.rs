@@ -1,7 +1,7 @@
 //! Keys and values of the maps.
 
 /// The version of everything in this file; part of the directory in which the maps are pinned.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 /// An IPv6 address, or an IPv4 address in its mapped form (`::ffff:a.b.c.d`, RFC 4291 section
 /// 2.5.5.2), as four words in network byte order. Aligned so that it is copied and compared as two
@@ -80,14 +80,17 @@ pub struct Frontend {
     /// The dense list: active backends, chosen from at random by clients inside the cluster.
     pub ring: u32,
     pub ring_len: u32,
-    /// The Maglev table, on which all nodes agree; `maglev_len` is 0 for frontends that are not
-    /// reached from outside, and otherwise [`MAGLEV_SIZE`].
-    pub maglev: u32,
-    pub maglev_len: u32,
-    /// Names the service in `services` and scopes `choices`. Never 0. Local to this node.
+    /// For clients from outside, by a hash of theirs: a Maglev table, on which all nodes agree; or
+    /// ([`FRONTEND_LOCAL`]) the backends of this node. Empty for frontends that are not reached from outside.
+    pub outside: u32,
+    pub outside_len: u32,
+    /// Names the service in `services` and scopes `choices` and `affinity`. Never 0. Local to this node.
     pub service: u32,
     /// `FRONTEND_*`.
     pub flags: u32,
+    /// Session affinity in seconds, or 0.
+    pub affinity: u32,
+    pub zero: u32,
     /// [`Frontend::sum`].
     pub check: u64,
 }
@@ -102,8 +105,9 @@ impl Frontend {
             a1,
             pair(key.net, key.port as u32 | (key.proto as u32) << 16),
             pair(self.ring, self.ring_len),
-            pair(self.maglev, self.maglev_len),
+            pair(self.outside, self.outside_len),
             pair(self.service, self.flags),
+            self.affinity as u64,
         ])
     }
 
@@ -117,6 +121,14 @@ impl Frontend {
 
 /// Node ports and external addresses: reached from outside.
 pub const FRONTEND_EXTERNAL: u32 = 1 << 0;
+/// Clients from outside reach backends of this node only, and `outside` lists those: never another.
+pub const FRONTEND_LOCAL: u32 = 1 << 1;
+/// A client inside that finds no backend is dropped, not rejected.
+pub const FRONTEND_DROP: u32 = 1 << 2;
+/// The same for a client from outside.
+pub const FRONTEND_DROP_OUTSIDE: u32 = 1 << 3;
+/// Only clients that `sources` has under this service may pass.
+pub const FRONTEND_SOURCES: u32 = 1 << 4;
 
 /// An element of the array `ring`: indices into `backends`, some to an element. Slot `n` is
 /// `ring[n / RING_BLOCK].0[n % RING_BLOCK]`.
@@ -127,7 +139,7 @@ pub struct RingBlock(pub [u32; RING_BLOCK as usize]);
 /// Slots in an element of `ring`.
 pub const RING_BLOCK: u32 = 16;
 
-/// Slots of a Maglev table; prime (the paper's section 3.4 asks for it).
+/// Slots of a Maglev table of few backends; prime (the paper's section 3.4 asks for it).
 pub const MAGLEV_SIZE: u32 = 1021;
 
 /// An element of the array `backends`. Slot 0 is never used.
@@ -176,20 +188,35 @@ pub const NODE_DOWN: u32 = 2;
 /// The index of this node in `nodes`.
 pub const NODE_SELF: u32 = 1;
 
-/// The value of the hash `node_addrs` (key: [`Addr`]): whose address this is.
+/// The value of the hash `addrs` (key: [`Addr`]): what kind of address this is. What is not there is neither a
+/// node's nor a service's.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct NodeAddr {
-    /// Index into `nodes`.
+pub struct KnownAddr {
+    /// Index into `nodes`; 0 for an address of a service.
     pub node: u32,
-    /// `NODE_ADDR_*`.
+    /// `ADDR_*`, one or more.
     pub kind: u32,
 }
 
-/// An address in the underlay: node ports answer on it.
-pub const NODE_ADDR_UNDERLAY: u32 = 1;
+impl KnownAddr {
+    /// Whether it is of one of these kinds.
+    #[inline(always)]
+    pub const fn is(&self, kinds: u32) -> bool {
+        self.kind & kinds != 0
+    }
+}
+
+/// An address of a node in the underlay.
+pub const ADDR_NODE: u32 = 1 << 0;
 /// The address of a VXLAN device.
-pub const NODE_ADDR_OVERLAY: u32 = 2;
+pub const ADDR_OVERLAY: u32 = 1 << 1;
+/// With [`ADDR_NODE`]: node ports answer on it.
+pub const ADDR_NODE_PORTS: u32 = 1 << 2;
+/// A service's address inside the cluster: a port of it that no frontend has is rejected.
+pub const ADDR_CLUSTER_IP: u32 = 1 << 3;
+/// An external or load-balancer address of a service.
+pub const ADDR_EXTERNAL: u32 = 1 << 4;
 
 /// Key of the hash `choices`: finds the backend on *this* node that another node has chosen.
 #[repr(C)]
@@ -197,6 +224,49 @@ pub const NODE_ADDR_OVERLAY: u32 = 2;
 pub struct ChoiceKey {
     pub service: u32,
     pub hash: u32,
+}
+
+/// Key of the LRU hash `affinity`: a client of a service.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AffinityKey {
+    /// The client's address. For the socket hook, which knows none yet: the cookie of the client's network
+    /// namespace in the last two words of an address that no packet has (the first two are all ones).
+    pub client: Addr,
+    /// [`Frontend::service`].
+    pub service: u32,
+    pub zero: u32,
+}
+
+/// The value of `affinity`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Affinity {
+    /// Element of `backends` and its generation.
+    pub backend: u32,
+    pub generation: u32,
+    /// `bpf_ktime_get_ns` of the client's last new flow.
+    pub seen: u64,
+    /// [`Affinity::sum`].
+    pub check: u64,
+}
+
+impl Affinity {
+    #[inline(always)]
+    pub const fn sum(&self, key: &AffinityKey) -> u64 {
+        let [c0, c1] = key.client.words();
+        sum(&[c0, c1, key.service as u64, pair(self.backend, self.generation), self.seen])
+    }
+}
+
+/// The data of a key of the LPM trie `sources` (32 bits of `service`, then those of the address in its 16-byte
+/// form count): who may use a frontend with [`FRONTEND_SOURCES`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SourceKey {
+    /// [`Frontend::service`].
+    pub service: u32,
+    pub addr: [u32; 4],
 }
 
 /// The connection tuple of a packet as it is seen, before translation.
@@ -445,6 +515,8 @@ pub struct Config {
 
 pub const REMOTE_TUNNEL: u32 = 0;
 pub const REMOTE_SNAT: u32 = 1;
+/// As [`REMOTE_TUNNEL`], but the backend's node answers the client directly.
+pub const REMOTE_DSR: u32 = 2;
 
 /// FNV-1a over address, port and protocol of a backend, folded so that it is never 0. Both ends of a
 /// tunnel compute it; it finds the backend and proves nothing.
@@ -502,7 +574,10 @@ mod pod {
         Frontend,
         Backend,
         Node,
-        NodeAddr,
+        KnownAddr,
+        AffinityKey,
+        Affinity,
+        SourceKey,
         ChoiceKey,
         Tuple,
         Flow,
@@ -528,10 +603,13 @@ mod tests {
             assert_eq!(size_of::<$t>(), 0 $(+ size_of_val(&value.$f))*, stringify!($t));
         }} }
         sum!(FrontendKey: addr, net, port, proto, zero);
-        sum!(Frontend: ring, ring_len, maglev, maglev_len, service, flags, check);
+        sum!(Frontend: ring, ring_len, outside, outside_len, service, flags, affinity, zero, check);
+        sum!(AffinityKey: client, service, zero);
+        sum!(Affinity: backend, generation, seen, check);
+        sum!(SourceKey: service, addr);
         sum!(Backend: addr, generation, node, port, proto, state, hash);
         sum!(Node: state, mac, overlay, zero);
-        sum!(NodeAddr: node, kind);
+        sum!(KnownAddr: node, kind);
         sum!(ChoiceKey: service, hash);
         sum!(Tuple: src, dst, sport, dport, proto, zero);
         sum!(Flow: to, backend, generation, service, flags, node, ifindex, seen, check);

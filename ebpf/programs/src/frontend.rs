@@ -4,11 +4,11 @@ use core::ffi::c_void;
 
 use aya_ebpf::helpers::generated::bpf_loop;
 use heddle_ebpf_common::{
-    Addr, BACKEND_ACTIVE, BACKEND_FREE, Backend, Frontend, FrontendKey, NET_LOOPBACK, NODE_ADDR_UNDERLAY,
-    NODE_DOWN, NODE_SELF, NodeAddr, RING_BLOCK, Tuple,
+    Addr, BACKEND_ACTIVE, BACKEND_FREE, Backend, Frontend, FrontendKey, NET_LOOPBACK, ADDR_NODE_PORTS,
+    NODE_DOWN, NODE_SELF, KnownAddr, RING_BLOCK, Tuple,
 };
 
-use crate::maps::{BACKENDS, FRONTENDS, NODE_ADDRS, NODES, RING};
+use crate::maps::{BACKENDS, FRONTENDS, ADDRS, NODES, RING};
 
 /// Slots of a Maglev table tried after the first.
 const NEAR: u32 = 7;
@@ -33,10 +33,10 @@ fn exact(key: &FrontendKey, copy: &mut Frontend) -> bool {
 
 /// The address, if it is one of a node's.
 #[inline(always)]
-pub fn node_addr(addr: &Addr) -> Option<NodeAddr> {
+pub fn known(addr: &Addr) -> Option<KnownAddr> {
     // SAFETY: copied out. Both fields are written before the key is, and an address changes its node only
     // by way of being removed; a torn value names a node that is then checked by its own state.
-    unsafe { NODE_ADDRS.get(addr) }.copied()
+    unsafe { ADDRS.get(addr) }.copied()
 }
 
 /// Which of the nodes' addresses answer on node ports here.
@@ -55,8 +55,8 @@ pub fn find(addr: &Addr, port: u16, proto: u8, nodes: Nodes, copy: &mut Frontend
     if exact(&key, copy) {
         return true;
     }
-    let Some(owner) = node_addr(addr) else { return false };
-    if owner.kind != NODE_ADDR_UNDERLAY || (nodes == Nodes::Own && owner.node != NODE_SELF) {
+    let Some(owner) = known(addr) else { return false };
+    if !owner.is(ADDR_NODE_PORTS) || (nodes == Nodes::Own && owner.node != NODE_SELF) {
         return false;
     }
     key.addr = if addr.is_v4() { Addr::ANY4 } else { Addr::ANY6 };
@@ -171,7 +171,7 @@ pub fn from_ring(frontend: &Frontend, hash: u32, v4: bool, scope: Scope) -> u32 
 /// A backend out of the Maglev table, where there is one, else out of the dense list: 0 if there is none.
 #[inline(never)]
 pub fn from_maglev(frontend: &Frontend, hash: u32, v4: bool) -> u32 {
-    let index = Search::new(frontend.maglev, frontend.maglev_len, hash, v4, Scope::Cluster).run(NEAR);
+    let index = Search::new(frontend.outside, frontend.outside_len, hash, v4, Scope::Cluster).run(NEAR);
     if index != 0 { index } else { from_ring(frontend, hash, v4, Scope::Cluster) }
 }
 

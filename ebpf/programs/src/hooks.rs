@@ -4,11 +4,11 @@ use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use heddle_ebpf_common::{
     CT_ENTRY, CT_HOST, CT_TUNNEL, Config, Counter, FRONTEND_EXTERNAL, MESH_REPLY, MESH_REQUEST,
-    NODE_ADDR_UNDERLAY, NODE_SELF,
+    ADDR_NODE, ADDR_OVERLAY, NODE_SELF,
 };
 
 use crate::ct;
-use crate::frontend::{self, Nodes, node_addr};
+use crate::frontend::{self, Nodes, known};
 use crate::maps::{Kind, Work, config, has_flows, work};
 use crate::nat;
 use crate::out::{self, REPLY};
@@ -56,7 +56,7 @@ fn from_pod(skb: Skb, config: &Config) -> i32 {
     parse!(skb, packet);
     if packet.tuple.proto == UDP
         && packet.tuple.dport == config.vxlan_port.to_be()
-        && node_addr(&packet.tuple.dst).is_some()
+        && known(&packet.tuple.dst).is_some_and(|addr| addr.is(ADDR_NODE | ADDR_OVERLAY))
     {
         // Pods do not talk as nodes do.
         return skb.drop(Counter::DropSpoofed);
@@ -131,7 +131,7 @@ fn from_outside(skb: Skb, config: &Config) -> i32 {
     if packet.tuple.proto == UDP
         && packet.tuple.dport == config.vxlan_port.to_be()
         && config.vxlan_ifindex != 0
-        && node_addr(&packet.tuple.dst).is_some_and(|owner| owner.node == NODE_SELF)
+        && known(&packet.tuple.dst).is_some_and(|owner| owner.node == NODE_SELF)
     {
         return vxlan::check(skb, packet, config);
     }
@@ -201,8 +201,8 @@ fn mesh_request(skb: Skb, work: &mut Work, hash: u32, config: &Config) -> i32 {
     let Work { packet, found, fresh, frontend } = work;
     // The address that the client talked to tells which node it was. (Of a service's external address nothing
     // does; those are not sent by tunnel.)
-    let entry = match node_addr(&packet.tuple.dst) {
-        Some(owner) if owner.kind == NODE_ADDR_UNDERLAY && owner.node != NODE_SELF => owner.node,
+    let entry = match known(&packet.tuple.dst) {
+        Some(owner) if owner.is(ADDR_NODE) && owner.node != NODE_SELF => owner.node,
         _ => return skb.drop(Counter::DropUnknownTunnel),
     };
     let origin = Origin::Tunnel { entry, hash };

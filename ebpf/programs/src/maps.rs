@@ -5,8 +5,8 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::lpm_trie::LpmTrie;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
 use heddle_ebpf_common::{
-    Addr, Backend, ChoiceKey, Config, Counter, Flow, FragKey, FragPorts, Frontend, FrontendKey, Name, Node,
-    NodeAddr, RingBlock, SockChoice, SockKey, SockPeer, Tuple,
+    Addr, Affinity, AffinityKey, Backend, ChoiceKey, Config, Counter, Flow, FragKey, FragPorts, Frontend, FrontendKey, Name, Node,
+    KnownAddr, RingBlock, SockChoice, SockKey, SockPeer, SourceKey, Tuple,
 };
 
 use crate::packet::Packet;
@@ -25,9 +25,11 @@ maps! {
     "ring" RING: Array<RingBlock> = 1 << 17;
     "backends" BACKENDS: Array<Backend> = 1 << 17;
     "nodes" NODES: Array<Node> = 1 << 13;
-    "node_addrs" NODE_ADDRS: HashMap<Addr, NodeAddr> = 1 << 15;
+    "addrs" ADDRS: HashMap<Addr, KnownAddr> = 1 << 15;
     /// Whose pods live in an address range: index into `nodes`.
     "ranges" RANGES: LpmTrie<Addr, u32> = 1 << 15;
+    "affinity" AFFINITY: LruHashMap<AffinityKey, Affinity> = 1 << 16;
+    "sources" SOURCES: LpmTrie<SourceKey, u32> = 1 << 14;
     "choices" CHOICES: HashMap<ChoiceKey, u32> = 1 << 17;
     "ct_new" CT_NEW: LruHashMap<Tuple, Flow> = 1 << 16;
     "ct" CT: HashMap<Tuple, Flow> = 1 << 18;

@@ -3,7 +3,7 @@
 
 use heddle_ebpf_common::{
     Addr, BACKEND_ACTIVE, BACKEND_DRAINING, Backend, CT_ANSWERED, CT_ENTRY, CT_HOST, CT_TUNNEL, ChoiceKey,
-    Config, Counter, Flow, Frontend, HAIRPIN4, HAIRPIN6, NODE_ADDR_UNDERLAY, NODE_SELF, REMOTE_TUNNEL, Tuple,
+    Config, Counter, Flow, Frontend, HAIRPIN4, HAIRPIN6, ADDR_NODE, NODE_SELF, REMOTE_TUNNEL, Tuple,
 };
 
 use crate::ct::{self, Entry, Ports};
@@ -220,7 +220,7 @@ fn route(flow: &mut Flow, backend: &Backend, origin: Origin, v4: bool, config: &
     let frontend = flow.to;
     flow.to.dst = backend.addr;
     flow.to.dport = backend.port;
-    let host = frontend::node_addr(&backend.addr).is_some_and(|addr| addr.kind == NODE_ADDR_UNDERLAY);
+    let host = frontend::known(&backend.addr).is_some_and(|addr| addr.is(ADDR_NODE));
     if let Origin::Tunnel { entry, .. } = origin {
         flow.flags |= CT_TUNNEL;
         flow.node = entry;
@@ -245,7 +245,7 @@ fn route(flow: &mut Flow, backend: &Backend, origin: Origin, v4: bool, config: &
         && backend.node != 0
         && overlay
         // The other end learns from this address who asks; an external one says nothing.
-        && frontend::node_addr(&frontend.dst).is_some()
+        && frontend::known(&frontend.dst).is_some_and(|addr| addr.is(ADDR_NODE))
     {
         flow.flags |= CT_ENTRY;
         flow.node = backend.node;

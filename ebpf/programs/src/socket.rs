@@ -10,7 +10,7 @@ use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_set_retval};
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 use heddle_ebpf_common::{
-    Addr, BACKEND_ACTIVE, Backend, Counter, Frontend, NODE_ADDR_UNDERLAY, NODE_SELF, SockChoice, SockKey,
+    Addr, BACKEND_ACTIVE, Backend, Counter, Frontend, ADDR_NODE, NODE_SELF, SockChoice, SockKey,
     SockPeer,
 };
 
@@ -214,7 +214,7 @@ fn is_left_to_pod(ctx: *mut bpf_sock_addr, backend: &Backend) -> bool {
         return false;
     }
     let outside = backend.node == 0
-        || frontend::node_addr(&backend.addr).is_some_and(|addr| addr.kind == NODE_ADDR_UNDERLAY);
+        || frontend::known(&backend.addr).is_some_and(|addr| addr.is(ADDR_NODE));
     outside && is_of_node(ctx) == Some(false)
 }
 

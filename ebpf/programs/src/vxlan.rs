@@ -1,8 +1,8 @@
 //! VXLAN packets before the kernel unwraps them: only here is the sender to be seen.
 
-use heddle_ebpf_common::{Addr, Config, Counter, MESH_REPLY, MESH_REQUEST, NODE_ADDR_UNDERLAY, NODE_SELF};
+use heddle_ebpf_common::{Addr, Config, Counter, MESH_REPLY, MESH_REQUEST, ADDR_NODE, NODE_SELF};
 
-use crate::frontend::node_addr;
+use crate::frontend::known;
 use crate::maps::{RANGES, count};
 use crate::packet::Packet;
 use crate::skb::{ETH_LEN, ETH_P_IP, ETH_P_IPV6, PASS, Skb};
@@ -31,8 +31,8 @@ pub fn check(skb: Skb, packet: &Packet, config: &Config) -> i32 {
     if flags.to_ne_bytes()[0] & 0x08 == 0 || u32::from_be(vni) >> 8 != config.vni {
         return PASS;
     }
-    let sender = match node_addr(&packet.tuple.src) {
-        Some(owner) if owner.kind == NODE_ADDR_UNDERLAY && owner.node != NODE_SELF => owner.node,
+    let sender = match known(&packet.tuple.src) {
+        Some(owner) if owner.is(ADDR_NODE) && owner.node != NODE_SELF => owner.node,
         _ => return skb.drop(Counter::DropUnknownTunnel),
     };
     if allowed(skb, packet, sender) {
@@ -70,10 +70,10 @@ fn allowed(skb: Skb, packet: &Packet, sender: u32) -> bool {
     let mark = [inner.src[0], inner.src[1]];
     if mark == MESH_REQUEST {
         // An address of no node: an external one of a service, looked for when it is unwrapped.
-        return node_addr(&dst).is_none_or(|owner| owner.node == sender);
+        return known(&dst).is_none_or(|owner| owner.node == 0 || owner.node == sender);
     }
     if mark == MESH_REPLY {
-        return node_addr(&src).is_none_or(|owner| owner.node == NODE_SELF);
+        return known(&src).is_none_or(|owner| owner.node == 0 || owner.node == NODE_SELF);
     }
     owner(&src) == sender && owner(&dst) == NODE_SELF
 }
@@ -84,6 +84,6 @@ fn allowed(skb: Skb, packet: &Packet, sender: u32) -> bool {
 fn owner(addr: &Addr) -> u32 {
     match RANGES.get(Key::new(128, *addr)) {
         Some(node) => *node,
-        None => node_addr(addr).map_or(0, |owner| owner.node),
+        None => known(addr).map_or(0, |owner| owner.node),
     }
 }

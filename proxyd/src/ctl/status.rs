@@ -122,9 +122,9 @@ pub fn status(bpf_root: &Path) -> Result<Status, Error> {
 
 fn frontend(table: &ServiceTable, ways: Ways, at: &FrontendAddr, frontend: &Frontend) -> FrontendStatus {
     let name = Some(frontend.name.clone()).filter(|name| !name.is_empty());
-    let backend = |b| backend(b, ways.of(table, at, frontend.external, b));
+    let backend = |b| backend(b, ways.of(table, at, frontend.is_external(), b));
     let backends = frontend.backends.iter().map(backend).collect();
-    FrontendStatus { address: at.to_string(), name, external: frontend.external, backends }
+    FrontendStatus { address: at.to_string(), name, external: frontend.is_external(), backends }
 }
 
 /// The ways that lead from this node to others.
@@ -225,6 +225,10 @@ fn list(ips: &[IpAddr]) -> String {
 mod tests {
     use heddle_model::{Mac, Protocol, ServiceNode};
 
+    use std::sync::Arc;
+
+    use heddle_model::Outside;
+
     use super::*;
 
     fn example() -> Status {
@@ -232,7 +236,7 @@ mod tests {
             addresses: [[192, 168, 77, host].into()].into(),
             overlay: [[10, 244, host, 0].into()].into(),
             mac: mac.then_some(Mac([2, 0, 0, 0, 0, host])),
-            ranges: Default::default(),
+            ..ServiceNode::default()
         };
         let name = |n: u8| NodeName(format!("n{n}"));
         let backend = |host: u8, node: Option<u8>, state| Backend {
@@ -248,12 +252,17 @@ mod tests {
             backend(3, Some(3), BackendState::Active),
             backend(9, None, BackendState::Active),
         ];
-        let web = Frontend { name: "default/web:http".into(), backends: backends.into(), external: true };
-        let torn = Frontend { name: String::new(), backends: [].into(), external: false };
+        let web = Frontend {
+            name: "default/web:http".into(),
+            backends: backends.into(),
+            outside: Some(Outside::Cluster),
+            ..Frontend::default()
+        };
+        let torn = Frontend::default();
         let table = ServiceTable {
             frontends: [
-                (FrontendAddr::new([0, 0, 0, 0].into(), 30080, Protocol::Tcp), web),
-                (FrontendAddr::new([10, 96, 0, 1].into(), 80, Protocol::Tcp), torn),
+                (FrontendAddr::new([0, 0, 0, 0].into(), 30080, Protocol::Tcp), Arc::new(web)),
+                (FrontendAddr::new([10, 96, 0, 1].into(), 80, Protocol::Tcp), Arc::new(torn)),
             ]
             .into(),
             nodes: (1..=3).map(|n| (name(n), node(n, n < 3))).collect(),

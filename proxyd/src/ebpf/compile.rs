@@ -199,7 +199,7 @@ impl State {
         let active = states.values().filter(|state| **state == BACKEND_ACTIVE).count();
         let known = |member: &Member| old.as_ref().and_then(|old| old.members.get(member)).copied();
         let fresh = states.keys().filter(|member| known(member).is_none()).count();
-        let maglev_len = maglev_len(wanted.external, active);
+        let maglev_len = maglev_len(wanted.is_external(), active);
         let ring = (active as u32).next_multiple_of(RING_BLOCK) + maglev_len.next_multiple_of(RING_BLOCK);
         self.make_room(old.is_none(), fresh, ring, maps)?;
 
@@ -228,7 +228,7 @@ impl State {
             return Err(refused);
         }
         self.compile_service(old.as_ref(), &mut change);
-        change.entry.value.flags = if wanted.external { FRONTEND_EXTERNAL } else { 0 };
+        change.entry.value.flags = if wanted.is_external() { FRONTEND_EXTERNAL } else { 0 };
         change.entry.value = change.entry.value.sealed(key);
         Ok(change)
     }
@@ -330,12 +330,12 @@ impl State {
             .map(|(_, slot)| *slot)
             .collect();
         let is_active = |slot| active.contains(&slot);
-        let (ring, maglev) = lists(&change.entry.members, wanted.external, is_active);
+        let (ring, maglev) = lists(&change.entry.members, wanted.is_external(), is_active);
         let was = old.filter(|old| old.whole);
         let same = was.is_some_and(|old| {
             let external = old.value.flags & FRONTEND_EXTERNAL != 0;
             let awake = |slot| self.backends.get(&slot).is_some_and(|b| b.state == BACKEND_ACTIVE);
-            external == wanted.external && lists(&old.members, false, awake).0 == ring
+            external == wanted.is_external() && lists(&old.members, false, awake).0 == ring
         });
         if let (true, Some(old)) = (same, was) {
             change.entry.ring = old.ring;
@@ -361,7 +361,7 @@ impl State {
         let at = |extent: Option<Extent>| extent.map_or((0, 0), |e| (e.start, e.len));
         let value = &mut change.entry.value;
         (value.ring, value.ring_len) = at(change.entry.ring);
-        (value.maglev, value.maglev_len) = at(change.entry.maglev);
+        (value.outside, value.outside_len) = at(change.entry.maglev);
         Ok(())
     }
 

@@ -91,7 +91,7 @@ impl Kernel {
             services: names(self.entries("services")?),
             nodes,
             node_names: names(self.entries("node_names")?),
-            node_addrs: self.entries("node_addrs")?,
+            addrs: self.entries("addrs")?,
             ranges: ranges.filter_map(Result::transpose).collect::<Result<_, Error>>()?,
         })
     }
@@ -159,7 +159,7 @@ impl Maps for Kernel {
                 self.maps.nodes.set(*index, node, 0).map_err(failed("write", "nodes"))
             }
             Write::NodeName(index, name) => set!(self.node_names, index, name.as_deref().map(encode::name)),
-            Write::NodeAddr(addr, at) => set!(self.node_addrs, addr, at),
+            Write::KnownAddr(addr, at) => set!(self.addrs, addr, at),
             Write::Range(range, node) => set!(self.ranges, &range_key(range), node),
             Write::Grace => Ok(heddle_bpf::grace_period()?),
         }

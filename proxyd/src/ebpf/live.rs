@@ -1,11 +1,12 @@
 //! The dataplane over real maps, in a network namespace and a BPF file system of its own.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::{fs, process, thread};
 
 use heddle_model::{
-    Backend, BackendState, Effect, Frontend, FrontendAddr, Mac, NodeName, Part, Protocol, ServiceNode, Step,
-    diff,
+    Backend, BackendState, Effect, Frontend, FrontendAddr, Mac, NodeName, Outside, Part, Protocol,
+    ServiceNode, Step, diff,
 };
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
@@ -54,7 +55,7 @@ pub(crate) fn alone(name: &'static str, test: impl FnOnce(Options) + Send + 'sta
     }
 }
 
-fn frontend(name: &str, backends: u8, external: bool) -> Frontend {
+fn frontend(name: &str, backends: u8, external: bool) -> Arc<Frontend> {
     let backend = |host: u8| Backend {
         ip: [10, 244, host % 2 + 1, host].into(),
         port: 8080,
@@ -62,7 +63,12 @@ fn frontend(name: &str, backends: u8, external: bool) -> Frontend {
         node: Some(NodeName(format!("n{}", host % 2 + 1))),
         state: if host == 3 { BackendState::Draining } else { BackendState::Active },
     };
-    Frontend { name: name.into(), backends: (1..=backends).map(backend).collect(), external }
+    Arc::new(Frontend {
+        name: name.into(),
+        backends: (1..=backends).map(backend).collect(),
+        outside: external.then_some(Outside::Cluster),
+        ..Frontend::default()
+    })
 }
 
 fn table() -> ServiceTable {
@@ -75,6 +81,7 @@ fn table() -> ServiceTable {
             format!("fd00::{host}:0/112").parse().unwrap(),
         ]
         .into(),
+        ..ServiceNode::default()
     };
     let cluster = FrontendAddr::new([10, 96, 0, 1].into(), 80, Protocol::Tcp);
     let nodeport = FrontendAddr::new([0, 0, 0, 0].into(), 30080, Protocol::Tcp);

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 
-use heddle_ebpf_common::{Addr, NODE_SELF, NODE_UP, Node, NodeAddr};
+use heddle_ebpf_common::{Addr, KnownAddr, NODE_DOWN, NODE_SELF, NODE_UP, Node};
 use heddle_model::{NodeName, ServiceNode};
 use ipnetwork::IpNetwork;
 
@@ -28,7 +28,7 @@ impl State {
         };
         let old = self.nodes.get(name).cloned();
         let value = Node {
-            state: NODE_UP,
+            state: if wanted.down { NODE_DOWN } else { NODE_UP },
             mac: wanted.mac.map_or([0; 6], |mac| mac.0),
             overlay: u8::from(wanted.mac.is_some()),
             zero: 0,
@@ -47,15 +47,15 @@ impl State {
         if !named {
             writes.push(Write::NodeName(index, Some(name.0.clone())));
         }
-        let had = old.as_ref().map(|e| Self::node_addrs(&e.addresses, &e.overlay)).unwrap_or_default();
-        let has = Self::node_addrs(&wanted.addresses, &wanted.overlay);
+        let had = old.as_ref().map(|entry| Self::addrs(&entry.service_node())).unwrap_or_default();
+        let has = Self::addrs(wanted);
         for (addr, kind) in &has {
             if had.get(addr) != Some(kind) {
-                writes.push(Write::NodeAddr(*addr, Some(NodeAddr { node: index, kind: *kind })));
+                writes.push(Write::KnownAddr(*addr, Some(KnownAddr { node: index, kind: *kind })));
             }
         }
         let lost = had.keys().filter(|addr| !has.contains_key(*addr) && !self.belongs_to_other(addr, name));
-        writes.extend(lost.map(|addr| Write::NodeAddr(*addr, None)));
+        writes.extend(lost.map(|addr| Write::KnownAddr(*addr, None)));
         let had = old.map(|entry| entry.ranges).unwrap_or_default();
         let fresh = wanted.ranges.difference(&had);
         writes.extend(fresh.map(|range| Write::Range(*range, Some(index))));
@@ -68,6 +68,7 @@ impl State {
             index,
             value,
             addresses: wanted.addresses.clone(),
+            node_ports: wanted.node_ports.clone(),
             overlay: wanted.overlay.clone(),
             ranges: wanted.ranges.clone(),
         };
@@ -87,9 +88,9 @@ impl State {
     pub fn remove_node<M: Maps>(&mut self, name: &NodeName, maps: &mut M) -> Result<(), Refused<M::Error>> {
         let Some(entry) = self.nodes.get(name) else { return Ok(()) };
         let index = entry.index;
-        let addrs = Self::node_addrs(&entry.addresses, &entry.overlay);
+        let addrs = Self::addrs(&entry.service_node());
         let lost = addrs.into_keys().filter(|addr| !self.belongs_to_other(addr, name));
-        let mut writes: Vec<_> = lost.map(|addr| Write::NodeAddr(addr, None)).collect();
+        let mut writes: Vec<_> = lost.map(|addr| Write::KnownAddr(addr, None)).collect();
         let lost = entry.ranges.iter().filter(|range| !self.ranges_of_others(range, name));
         writes.extend(lost.map(|range| Write::Range(*range, None)));
         if index != NODE_SELF {

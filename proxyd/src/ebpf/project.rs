@@ -2,10 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use heddle_model::{
-    Backend, BackendState, Frontend, FrontendAddr, NodeName, PortMatch, ProtoMatch, Protocol, ServiceNode,
-    ServiceTable,
+    Backend, BackendState, Frontend, FrontendAddr, NodeName, Outside, PortMatch, ProtoMatch, Protocol,
+    ServiceNode, ServiceTable,
 };
 
 use super::encode;
@@ -31,9 +32,10 @@ pub fn project(desired: &ServiceTable) -> (ServiceTable, Vec<Unsupported>) {
         let wanted = Frontend {
             name: name(&frontend.name),
             backends: backends(at, frontend, known, &mut refuse),
-            external: frontend.external,
+            outside: frontend.outside.as_ref().map(|_| Outside::Cluster),
+            ..Frontend::default()
         };
-        frontends.insert(*at, wanted);
+        frontends.insert(*at, Arc::new(wanted));
     }
     (ServiceTable { frontends, nodes, local: desired.local.clone() }, unsupported)
 }
@@ -70,6 +72,7 @@ fn nodes(desired: &BTreeMap<NodeName, ServiceNode>) -> BTreeMap<NodeName, Servic
     nodes.retain(|name, _| !name.0.is_empty() && name.0.len() <= NAME_MAX && !name.0.contains('\0'));
     for node in nodes.values_mut() {
         node.addresses.retain(|ip| storable(ip) && taken.insert(*ip));
+        node.node_ports.retain(|ip| node.addresses.contains(ip));
         node.overlay.retain(|ip| storable(ip) && taken.insert(*ip));
         node.ranges
             .retain(|range| storable(&range.ip()) && range.ip() == range.network() && ranges.insert(*range));
@@ -133,9 +136,10 @@ mod tests {
             backend("fd00::1", 80, Protocol::Tcp, BackendState::Active),
             backend("10.244.1.5", 0, Protocol::Tcp, BackendState::Active),
         ];
-        let frontend = Frontend { name: "a/b:c".into(), backends: backends.into(), external: false };
+        let frontend = Frontend { name: "a/b:c".into(), backends: backends.into(), ..Frontend::default() };
         let sctp = FrontendAddr::new([10, 96, 0, 1].into(), 80, Protocol::Sctp);
         let other = FrontendAddr { net: NetId(7), ..at };
+        let frontend = Arc::new(frontend);
         let frontends = [(at, frontend.clone()), (sctp, frontend.clone()), (other, frontend)];
         let desired = ServiceTable { frontends: frontends.into(), ..Default::default() };
         let (held, unsupported) = project(&desired);
@@ -161,8 +165,7 @@ mod tests {
         let node = |overlay: &str| ServiceNode {
             addresses: [IpAddr::from([192, 168, 77, 1])].into(),
             overlay: [overlay.parse().unwrap()].into(),
-            mac: None,
-            ranges: BTreeSet::new(),
+            ..ServiceNode::default()
         };
         let nodes = [("a", node("10.244.1.0")), ("b", node("10.244.2.0"))];
         let nodes = nodes.map(|(name, node)| (NodeName(name.into()), node));

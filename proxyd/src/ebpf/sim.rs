@@ -4,12 +4,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 
 use heddle_ebpf_common::{
-    BACKEND_FREE, Backend, ChoiceKey, Frontend, FrontendKey, NODE_SELF, NODE_UP, Node, NodeAddr,
+    BACKEND_FREE, Backend, ChoiceKey, Frontend, FrontendKey, KnownAddr, NODE_SELF, NODE_UP, Node,
 };
 use heddle_model::{
-    self as model, BackendState, FrontendAddr, Mac, NodeName, Protocol, ServiceNode, ServiceTable,
+    self as model, BackendState, FrontendAddr, Mac, NodeName, Outside, Protocol, ServiceNode, ServiceTable,
 };
 use ipnetwork::IpNetwork;
 use proptest::prelude::*;
@@ -31,7 +32,7 @@ struct Sim {
     services: BTreeMap<u32, String>,
     nodes: BTreeMap<u32, Node>,
     node_names: BTreeMap<u32, String>,
-    node_addrs: BTreeMap<heddle_ebpf_common::Addr, NodeAddr>,
+    addrs: BTreeMap<heddle_ebpf_common::Addr, KnownAddr>,
     ranges: BTreeMap<IpNetwork, u32>,
     writes: usize,
     /// Which writes from now on fail, in turn; after the last none does.
@@ -64,7 +65,7 @@ impl Sim {
             services: self.services.iter().map(|(k, v)| (*k, v.clone())).collect(),
             nodes: (0..LIMITS.nodes).map(|n| self.nodes.get(&n).copied().unwrap_or_default()).collect(),
             node_names: self.node_names.iter().map(|(k, v)| (*k, v.clone())).collect(),
-            node_addrs: self.node_addrs.iter().map(|(k, v)| (*k, *v)).collect(),
+            addrs: self.addrs.iter().map(|(k, v)| (*k, *v)).collect(),
             ranges: self.ranges.iter().map(|(k, v)| (*k, *v)).collect(),
         }
     }
@@ -77,7 +78,7 @@ impl Sim {
     /// What must hold between any two writes.
     fn check(&mut self) {
         for (key, value) in &self.frontends {
-            let lists = [(value.ring, value.ring_len), (value.maglev, value.maglev_len)];
+            let lists = [(value.ring, value.ring_len), (value.outside, value.outside_len)];
             self.readers.insert((*key, lists));
         }
         for (slot, backend) in &self.backends {
@@ -137,7 +138,7 @@ impl Maps for Sim {
                 self.nodes.insert(*index, *node);
             }
             Write::NodeName(index, name) => set(&mut self.node_names, index, name),
-            Write::NodeAddr(addr, at) => set(&mut self.node_addrs, addr, at),
+            Write::KnownAddr(addr, at) => set(&mut self.addrs, addr, at),
             Write::Range(range, node) => set(&mut self.ranges, range, node),
             Write::Grace => self.readers.clear(),
         }
@@ -165,11 +166,12 @@ fn nodes() -> impl Strategy<Value = BTreeMap<NodeName, ServiceNode>> {
         overlay: [IpAddr::from([10, 244, range, 0])].into(),
         mac: overlay.then_some(Mac([2, 0, 0, 0, 0, host])),
         ranges: [format!("10.244.{range}.0/24").parse().unwrap()].into(),
+        ..ServiceNode::default()
     });
     prop::collection::btree_map((1u8..6).prop_map(|n| NodeName(format!("n{n}"))), node, 0..5)
 }
 
-fn frontend() -> impl Strategy<Value = (FrontendAddr, model::Frontend)> {
+fn frontend() -> impl Strategy<Value = (FrontendAddr, Arc<model::Frontend>)> {
     let state = prop_oneof![
         6 => Just(BackendState::Active),
         2 => Just(BackendState::Draining),
@@ -189,7 +191,9 @@ fn frontend() -> impl Strategy<Value = (FrontendAddr, model::Frontend)> {
     (at, prop::collection::btree_set(backend, 0..6), any::<bool>(), 0..3).prop_map(
         |(at, backends, external, n)| {
             let name = format!("default/web{n}:http");
-            (FrontendAddr::new(at, 80, Protocol::Tcp), model::Frontend { name, backends, external })
+            let outside = external.then_some(Outside::Cluster);
+            let frontend = model::Frontend { name, backends, outside, ..model::Frontend::default() };
+            (FrontendAddr::new(at, 80, Protocol::Tcp), Arc::new(frontend))
         },
     )
 }
@@ -288,8 +292,8 @@ proptest! {
                     match value % 6 {
                         0 => hit.ring = value,
                         1 => hit.ring_len = value,
-                        2 => hit.maglev = u32::MAX - value,
-                        3 => hit.maglev_len = value,
+                        2 => hit.outside = u32::MAX - value,
+                        3 => hit.outside_len = value,
                         4 => hit.service = value % 8,
                         _ => hit.flags = value,
                     }
@@ -338,14 +342,17 @@ impl Maps for Unchecked {
             Write::Choice(key, slot) => set(&mut self.0.choices, key, slot),
             Write::Ring(start, slots) => self.0.write_ring(*start, slots),
             Write::Frontend(key, value) => set(&mut self.0.frontends, key, value),
-            Write::Node(..) | Write::NodeName(..) | Write::NodeAddr(..) | Write::Range(..) | Write::Grace => {
-            }
+            Write::Node(..)
+            | Write::NodeName(..)
+            | Write::KnownAddr(..)
+            | Write::Range(..)
+            | Write::Grace => {}
         }
         Ok(())
     }
 }
 
-fn frontend_with(backends: usize, external: bool) -> model::Frontend {
+fn frontend_with(backends: usize, external: bool) -> Arc<model::Frontend> {
     let backend = |n: usize| model::Backend {
         ip: [10, 244, (n >> 8) as u8, n as u8].into(),
         port: 80,
@@ -353,7 +360,12 @@ fn frontend_with(backends: usize, external: bool) -> model::Frontend {
         node: None,
         state: BackendState::Active,
     };
-    model::Frontend { name: "a/b:c".into(), backends: (1..=backends).map(backend).collect(), external }
+    Arc::new(model::Frontend {
+        name: "a/b:c".into(),
+        backends: (1..=backends).map(backend).collect(),
+        outside: external.then_some(Outside::Cluster),
+        ..model::Frontend::default()
+    })
 }
 
 #[test]

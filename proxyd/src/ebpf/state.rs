@@ -7,13 +7,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use heddle_ebpf_common::{
-    Addr, BACKEND_ACTIVE, BACKEND_DOWN, BACKEND_DRAINING, BACKEND_FREE, Backend, ChoiceKey,
-    FRONTEND_EXTERNAL, Frontend, FrontendKey, MAGLEV_SIZE, NODE_ADDR_OVERLAY, NODE_ADDR_UNDERLAY, NODE_SELF,
-    NODE_UP, Node, choice_hash,
+    ADDR_NODE, ADDR_NODE_PORTS, ADDR_OVERLAY, Addr, BACKEND_ACTIVE, BACKEND_DOWN, BACKEND_DRAINING,
+    BACKEND_FREE, Backend, ChoiceKey, FRONTEND_EXTERNAL, Frontend, FrontendKey, MAGLEV_SIZE, NODE_DOWN,
+    NODE_FREE, NODE_SELF, Node, choice_hash,
 };
-use heddle_model::{self as model, BackendState, Mac, NodeName, Protocol, ServiceNode, ServiceTable};
+use heddle_model::{
+    self as model, BackendState, Mac, NodeName, Outside, Protocol, ServiceNode, ServiceTable,
+};
 use ipnetwork::IpNetwork;
 
 use super::encode;
@@ -21,6 +24,9 @@ use super::extents::{Extent, Extents};
 use super::maglev;
 use super::slots::Slots;
 use super::write::{Dump, Limits, Write};
+
+/// An address of a node on which node ports answer.
+const NODE_AND_PORTS: u32 = ADDR_NODE | ADDR_NODE_PORTS;
 
 /// A backend of one frontend. The order is the one in which rings name them, on every node alike.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -103,6 +109,7 @@ pub struct NodeEntry {
     pub index: u32,
     pub value: Node,
     pub addresses: BTreeSet<IpAddr>,
+    pub node_ports: BTreeSet<IpAddr>,
     pub overlay: BTreeSet<IpAddr>,
     pub ranges: BTreeSet<IpNetwork>,
 }
@@ -110,8 +117,14 @@ pub struct NodeEntry {
 impl NodeEntry {
     /// A node without anything.
     pub fn new(index: u32, value: Node) -> Self {
-        let nothing = BTreeSet::new();
-        Self { index, value, addresses: nothing.clone(), overlay: nothing, ranges: BTreeSet::new() }
+        Self {
+            index,
+            value,
+            addresses: BTreeSet::new(),
+            node_ports: BTreeSet::new(),
+            overlay: BTreeSet::new(),
+            ranges: BTreeSet::new(),
+        }
     }
 
     /// This node, as long as the cluster does not know it.
@@ -119,9 +132,11 @@ impl NodeEntry {
         Self::new(NODE_SELF, Node::default())
     }
 
-    fn service_node(&self) -> ServiceNode {
+    pub fn service_node(&self) -> ServiceNode {
         ServiceNode {
             addresses: self.addresses.clone(),
+            node_ports: self.node_ports.clone(),
+            down: self.value.state == NODE_DOWN,
             overlay: self.overlay.clone(),
             mac: (self.value.overlay == 1).then_some(Mac(self.value.mac)),
             ranges: self.ranges.clone(),
@@ -186,7 +201,7 @@ impl State {
         for (index, name) in &dump.node_names {
             let name = NodeName(name.clone());
             let value = dump.nodes.get(*index as usize).copied().unwrap_or_default();
-            let known = value.state == NODE_UP || *index == NODE_SELF;
+            let known = value.state != NODE_FREE || *index == NODE_SELF;
             if !known || self.nodes.contains_key(&name) {
                 self.owed.push(Write::NodeName(*index, None));
                 continue;
@@ -195,15 +210,19 @@ impl State {
             self.nodes.insert(name, NodeEntry::new(*index, value));
             self.last_node = self.last_node.max(*index);
         }
-        for (addr, at) in &dump.node_addrs {
+        for (addr, at) in &dump.addrs {
             let entry = by_index.get(&at.node).and_then(|name| self.nodes.get_mut(name));
             let fresh = match (entry, at.kind) {
-                (Some(entry), NODE_ADDR_UNDERLAY) => entry.addresses.insert(encode::ip(*addr)),
-                (Some(entry), NODE_ADDR_OVERLAY) => entry.overlay.insert(encode::ip(*addr)),
+                (Some(entry), ADDR_NODE) => entry.addresses.insert(encode::ip(*addr)),
+                (Some(entry), NODE_AND_PORTS) => {
+                    entry.node_ports.insert(encode::ip(*addr));
+                    entry.addresses.insert(encode::ip(*addr))
+                }
+                (Some(entry), ADDR_OVERLAY) => entry.overlay.insert(encode::ip(*addr)),
                 _ => false,
             };
             if !fresh {
-                self.owed.push(Write::NodeAddr(*addr, None));
+                self.owed.push(Write::KnownAddr(*addr, None));
             }
         }
         for (range, index) in &dump.ranges {
@@ -273,7 +292,7 @@ impl State {
             own.then_some(extent)
         };
         let dense = own(value.ring, value.ring_len);
-        let maglev = own(value.maglev, value.maglev_len);
+        let maglev = own(value.outside, value.outside_len);
         Entry {
             value: *value,
             name: String::new(),
@@ -372,11 +391,12 @@ impl State {
                     String::new()
                 },
                 backends: backends.collect(),
-                external: entry.value.flags & FRONTEND_EXTERNAL != 0,
+                outside: (entry.value.flags & FRONTEND_EXTERNAL != 0).then_some(Outside::Cluster),
+                ..model::Frontend::default()
             };
-            Some((encode::frontend_addr(key)?, frontend))
+            Some((encode::frontend_addr(key)?, Arc::new(frontend)))
         });
-        let known = self.nodes.iter().filter(|(_, entry)| entry.value.state == NODE_UP);
+        let known = self.nodes.iter().filter(|(_, entry)| entry.value.state != NODE_FREE);
         ServiceTable {
             frontends: frontends.collect(),
             nodes: known.map(|(name, entry)| (name.clone(), entry.service_node())).collect(),
@@ -384,10 +404,13 @@ impl State {
         }
     }
 
-    /// The addresses of a node as keys of `node_addrs`, with their kind.
-    pub fn node_addrs(addresses: &BTreeSet<IpAddr>, overlay: &BTreeSet<IpAddr>) -> BTreeMap<Addr, u32> {
-        let underlay = addresses.iter().map(|ip| (encode::addr(*ip), NODE_ADDR_UNDERLAY));
-        let overlay = overlay.iter().map(|ip| (encode::addr(*ip), NODE_ADDR_OVERLAY));
+    /// The addresses of a node as keys of `addrs`, with their kind.
+    pub fn addrs(node: &ServiceNode) -> BTreeMap<Addr, u32> {
+        let underlay = node.addresses.iter().map(|ip| {
+            let kind = if node.node_ports.contains(ip) { NODE_AND_PORTS } else { ADDR_NODE };
+            (encode::addr(*ip), kind)
+        });
+        let overlay = node.overlay.iter().map(|ip| (encode::addr(*ip), ADDR_OVERLAY));
         overlay.chain(underlay).collect()
     }
 }

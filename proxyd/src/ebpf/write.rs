@@ -1,6 +1,6 @@
 //! What can be written to the maps, and what can be read from them.
 
-use heddle_ebpf_common::{Addr, Backend, ChoiceKey, Frontend, FrontendKey, Node, NodeAddr};
+use heddle_ebpf_common::{Addr, Backend, ChoiceKey, Frontend, FrontendKey, KnownAddr, Node};
 use ipnetwork::IpNetwork;
 
 /// One write. `None` deletes; deleting what is not there succeeds.
@@ -14,7 +14,7 @@ pub enum Write {
     Frontend(FrontendKey, Option<Frontend>),
     Node(u32, Node),
     NodeName(u32, Option<String>),
-    NodeAddr(Addr, Option<NodeAddr>),
+    KnownAddr(Addr, Option<KnownAddr>),
     Range(IpNetwork, Option<u32>),
     /// Wait until every program that runs now has ended.
     Grace,
@@ -33,7 +33,7 @@ pub struct Dump {
     /// From index 0 up to the last that is in use.
     pub nodes: Vec<Node>,
     pub node_names: Vec<(u32, String)>,
-    pub node_addrs: Vec<(Addr, NodeAddr)>,
+    pub addrs: Vec<(Addr, KnownAddr)>,
     pub ranges: Vec<(IpNetwork, u32)>,
 }
 

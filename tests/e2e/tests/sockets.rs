@@ -14,8 +14,8 @@ use std::{env, fs, thread};
 
 use heddle_bpf::{Attached, Datapath, Maps, Pins, Sizes};
 use heddle_ebpf_common::{
-    Addr, BACKEND_ACTIVE, BACKEND_DOWN, Backend, Config, Counter, FRONTEND_EXTERNAL, Frontend, FrontendKey,
-    NET_LOOPBACK, NODE_ADDR_UNDERLAY, NODE_SELF, NODE_UP, Node, NodeAddr,
+    ADDR_NODE, ADDR_NODE_PORTS, Addr, BACKEND_ACTIVE, BACKEND_DOWN, Backend, Config, Counter,
+    FRONTEND_EXTERNAL, Frontend, FrontendKey, KnownAddr, NET_LOOPBACK, NODE_SELF, NODE_UP, Node,
 };
 use heddle_netlink::{NetNs, Socket, link};
 use nix::mount::{MsFlags, mount, umount};
@@ -58,10 +58,12 @@ fn socket_hooks() {
             ring: 64,
             backends: 64,
             nodes: 8,
-            node_addrs: 8,
+            addrs: 8,
             choices: 8,
             ct_new: 64,
             ct: 64,
+            affinity: 64,
+            sources: 64,
             sockets: 256,
         };
         let open = || Datapath::open(Pins::new(Path::new(BPF_ROOT)), &small).unwrap();
@@ -335,9 +337,9 @@ impl World {
         let key = FrontendKey { addr: any, net: 0, port: 30080u16.to_be(), proto: TCP, zero: 0 };
         self.serve(key, &[server]);
         for n in [6, 7] {
-            let owner = NodeAddr { node: n, kind: NODE_ADDR_UNDERLAY };
+            let owner = KnownAddr { node: n, kind: ADDR_NODE | ADDR_NODE_PORTS };
             let node = service(local, n as u8, 30080);
-            self.maps.node_addrs.insert(addr(node.ip()), owner, 0).unwrap();
+            self.maps.addrs.insert(addr(node.ip()), owner, 0).unwrap();
             assert_eq!(ask_tcp(node).unwrap(), (server.port(), node));
         }
         assert!(ask_tcp(service(local, 8, 30080)).is_err(), "no node's address");

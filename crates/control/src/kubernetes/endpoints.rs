@@ -37,7 +37,7 @@ pub fn slice(object: &Cursor<'_>) -> Result<(Key, Value), Error> {
         }
         let node = at.text_at("nodeName")?.map(|name| NodeName(name.to_owned()));
         let (serving, terminating) = conditions(&at)?;
-        endpoints.push(Endpoint { ip, node, serving, terminating });
+        endpoints.push(Endpoint { node, serving, terminating, ..Endpoint::new(ip) });
     }
     let service = ServiceName::new(&meta.namespace, service.unwrap_or_default());
     let name = EndpointsName { service, part: meta.name };
@@ -86,12 +86,8 @@ pub fn endpoints(object: &Cursor<'_>) -> Result<(Key, Value), Error> {
         for (field, serving) in [("addresses", true), ("notReadyAddresses", false)] {
             for at in subset.list(field)? {
                 let node = at.text_at("nodeName")?.map(|name| NodeName(name.to_owned()));
-                list.push(Endpoint {
-                    ip: at.need("ip")?.parse("IP address")?,
-                    node,
-                    serving,
-                    terminating: false,
-                });
+                let ip = at.need("ip")?.parse("IP address")?;
+                list.push(Endpoint { node, serving, ..Endpoint::new(ip) });
             }
         }
         let name = EndpointsName { service: meta.service_name(), part: format!("{}#{index}", meta.name) };

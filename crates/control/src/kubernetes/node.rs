@@ -27,7 +27,13 @@ pub fn node(object: &Cursor<'_>) -> Result<(Key, Value), Error> {
             pod_ranges.push(range_of(&range)?);
         }
     }
-    let node = Node { name: NodeName(meta.name.clone()), created: meta.created, addresses, pod_ranges };
+    let node = Node {
+        name: NodeName(meta.name.clone()),
+        created: meta.created,
+        addresses,
+        pod_ranges,
+        ..Node::default()
+    };
     Ok((Key::Node(meta.name), Value::Node(Arc::new(node))))
 }
 

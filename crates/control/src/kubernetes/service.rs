@@ -28,6 +28,7 @@ pub fn service(object: &Cursor<'_>) -> Result<(Key, Value), Error> {
         ports: ports(&spec, has_node_ports)?,
         internal_policy: policy(&spec, "internalTrafficPolicy")?,
         not_built: not_built(object, &spec, has_node_ports)?,
+        ..Service::default()
     };
     Ok((key, Value::Service(Arc::new(service))))
 }

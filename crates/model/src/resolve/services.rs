@@ -2,12 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
 use crate::addr::{FrontendAddr, ProtoMatch};
 use crate::cluster::{Service, ServiceName, ServicePort, TrafficPolicy};
 use crate::node::{NodeName, vtep_mac};
 use crate::problem::{Object, Problem, What};
-use crate::service::{Backend, BackendState, Frontend, ServiceNode, ServiceTable};
+use crate::service::{Backend, BackendState, Frontend, Outside, ServiceNode, ServiceTable};
 use crate::store::Snapshot;
 use crate::subnet::hostile;
 
@@ -42,6 +43,8 @@ pub fn services(snapshot: &Snapshot, local: &NodeName, vni: u32) -> (ServiceTabl
             overlay: node.ranges.iter().map(ipnetwork::IpNetwork::network).collect(),
             mac: (!node.ranges.is_empty()).then(|| vtep_mac(name, vni)),
             ranges: node.ranges.clone(),
+            node_ports: node.addresses.iter().copied().collect(),
+            down: false,
         };
         (name.clone(), table)
     });
@@ -65,7 +68,7 @@ struct Resolver<'a> {
     addresses: &'a BTreeMap<IpAddr, Object>,
     nodes: &'a Nodes,
     local: &'a NodeName,
-    frontends: BTreeMap<FrontendAddr, Frontend>,
+    frontends: BTreeMap<FrontendAddr, Arc<Frontend>>,
     owners: BTreeMap<FrontendAddr, ServiceName>,
     problems: BTreeSet<Problem>,
 }
@@ -116,7 +119,8 @@ impl Resolver<'_> {
                 state: BackendState::Active,
             };
             let name = format!("hostport/{}", published.owner);
-            self.frontends.insert(*at, Frontend { name, backends: [backend].into(), external: false });
+            let frontend = Frontend { name, backends: [backend].into(), ..Frontend::default() };
+            self.frontends.insert(*at, Arc::new(frontend));
         }
     }
 
@@ -151,7 +155,8 @@ impl Resolver<'_> {
         let label = if port.name.is_empty() { port.port.to_string() } else { port.name.clone() };
         let name = format!("{}:{label}", service.name);
         self.owners.insert(at, service.name.clone());
-        self.frontends.insert(at, Frontend { name, backends, external: at.is_node_port() });
+        let outside = at.is_node_port().then_some(Outside::Cluster);
+        self.frontends.insert(at, Arc::new(Frontend { name, backends, outside, ..Frontend::default() }));
     }
 
     fn problem(&mut self, service: &Service, what: What) {

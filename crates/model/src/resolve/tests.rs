@@ -27,6 +27,7 @@ fn node(text: &str, created: i64, addresses: &[&str], ranges: &[&str]) -> Node {
         created: Created(created),
         addresses: addresses.iter().map(|text| ip(text)).collect(),
         pod_ranges: ranges.iter().map(|text| text.parse().unwrap()).collect(),
+        ..Node::default()
     }
 }
 
@@ -41,14 +42,18 @@ fn service(text: &str, created: i64, addresses: &[&str], port: u16, node_port: O
         },
         addresses,
         ports: vec![ServicePort { name: String::new(), port, proto: Protocol::Tcp, node_port }],
-        internal_policy: TrafficPolicy::Cluster,
-        not_built: Vec::new(),
+        ..Service::default()
     }
 }
 
 /// `ready`, `ending` or `deaf`.
 fn endpoint(address: &str, node: Option<&str>, life: &str) -> Endpoint {
-    Endpoint { ip: ip(address), node: node.map(name), serving: life != "deaf", terminating: life == "ending" }
+    Endpoint {
+        node: node.map(name),
+        serving: life != "deaf",
+        terminating: life == "ending",
+        ..Endpoint::new(ip(address))
+    }
 }
 
 fn list(service: &str, part: &str, endpoints: Vec<Endpoint>) -> Endpoints {
@@ -78,7 +83,7 @@ fn host_ports_are_met_on_loopback_and_lead_to_this_node() {
         .iter()
         .map(|(at, frontend)| {
             let [backend] = &frontend.backends.iter().collect::<Vec<_>>()[..] else { panic!("{frontend:?}") };
-            assert_eq!((&backend.node, frontend.external), (&Some(name("n1")), false));
+            assert_eq!((&backend.node, frontend.is_external()), (&Some(name("n1")), false));
             format!("{at} {} {}:{}", frontend.name, backend.ip, backend.port)
         })
         .collect();
@@ -120,7 +125,7 @@ fn three_nodes() -> Vec<Node> {
 /// The table as lines: `frontend -> backend@node/state ...`.
 fn lines(snapshot: &Snapshot) -> Vec<String> {
     let (table, _) = services(snapshot, &name("n1"), VNI);
-    let line = |(at, frontend): (&FrontendAddr, &Frontend)| {
+    let line = |(at, frontend): (&FrontendAddr, &Arc<Frontend>)| {
         let backends: Vec<String> = frontend
             .backends
             .iter()

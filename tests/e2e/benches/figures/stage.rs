@@ -8,8 +8,8 @@ use anyhow::{Context, Result};
 use aya::programs::SchedClassifier;
 use heddle_bpf::{Datapath, Maps, Pins, Sizes, TcHook};
 use heddle_ebpf_common::{
-    Addr, BACKEND_ACTIVE, Backend, ChoiceKey, Config, FRONTEND_EXTERNAL, Flow, Frontend, FrontendKey,
-    MAGLEV_SIZE, NODE_ADDR_UNDERLAY, NODE_SELF, NODE_UP, Node as NodeValue, NodeAddr, REMOTE_TUNNEL,
+    ADDR_NODE, ADDR_NODE_PORTS, Addr, BACKEND_ACTIVE, Backend, ChoiceKey, Config, FRONTEND_EXTERNAL, Flow,
+    Frontend, FrontendKey, KnownAddr, MAGLEV_SIZE, NODE_SELF, NODE_UP, Node as NodeValue, REMOTE_TUNNEL,
     RING_BLOCK, Tuple, choice_hash,
 };
 use heddle_lab::{Node, Pod};
@@ -176,7 +176,7 @@ fn fill(maps: &mut Maps, devices: &Devices) -> Result<()> {
         maps.nodes.set(index, NodeValue { state: NODE_UP, mac, overlay: 1, zero: 0 }, 0)?;
         for v4 in [true, false] {
             let ip = addr(node_ip(v4, index));
-            maps.node_addrs.insert(ip, NodeAddr { node: index, kind: NODE_ADDR_UNDERLAY }, 0)?;
+            maps.addrs.insert(ip, KnownAddr { node: index, kind: ADDR_NODE | ADDR_NODE_PORTS }, 0)?;
             let (pod, len) = if v4 { (ip_of_range(index, v4), 24) } else { (ip_of_range(index, v4), 64) };
             maps.ranges.insert(&Maps::range_key(addr(pod), len), index, 0)?;
         }
@@ -200,8 +200,8 @@ fn fill(maps: &mut Maps, devices: &Devices) -> Result<()> {
             let frontend = Frontend {
                 ring: extent(maps, &slots)?,
                 ring_len: BACKENDS,
-                maglev: extent(maps, &maglev)?,
-                maglev_len: MAGLEV_SIZE,
+                outside: extent(maps, &maglev)?,
+                outside_len: MAGLEV_SIZE,
                 ..Frontend::default()
             };
             let any = if v4 { Addr::ANY4 } else { Addr::ANY6 };

@@ -9,9 +9,9 @@ use std::thread;
 
 use heddle_bpf::{Datapath, Maps, Pins, Sizes, TcHook, sys};
 use heddle_ebpf_common::{
-    Addr, BACKEND_ACTIVE, Backend, ChoiceKey, Config, Counter, FRONTEND_EXTERNAL, Flow, Frontend,
-    FrontendKey, NODE_ADDR_OVERLAY, NODE_ADDR_UNDERLAY, NODE_SELF, NODE_UP, Node, NodeAddr, RING_BLOCK,
-    Tuple, choice_hash,
+    ADDR_NODE, ADDR_NODE_PORTS, ADDR_OVERLAY, Addr, BACKEND_ACTIVE, Backend, ChoiceKey, Config, Counter,
+    FRONTEND_EXTERNAL, Flow, Frontend, FrontendKey, KnownAddr, NODE_SELF, NODE_UP, Node, RING_BLOCK, Tuple,
+    choice_hash,
 };
 use heddle_netlink::{NetNs, Socket, link, neigh, route, sysctl};
 use nix::mount::{MsFlags, mount};
@@ -194,10 +194,12 @@ fn build() -> World {
             ring: 1 << 12,
             backends: 1 << 10,
             nodes: 64,
-            node_addrs: 256,
+            addrs: 256,
             choices: 1 << 10,
             ct_new: 1 << 12,
             ct: 1 << 10,
+            affinity: 64,
+            sources: 64,
             sockets: 1 << 10,
         };
         // Another object than the embedded one: do the tests notice what was broken in it?
@@ -286,16 +288,16 @@ impl World {
             let keys: Vec<_> = maps.$map.keys().map(Result::unwrap).collect();
             for key in keys { maps.$map.remove(&key).unwrap(); }
         )* } }
-        clear!(frontends, choices, ct, ct_new, node_addrs, sock_rev, sock_udp);
+        clear!(frontends, choices, ct, ct_new, addrs, sock_rev, sock_udp);
         for n in [1u8, 2, 3] {
             let node = Node { state: NODE_UP, mac: vtep_mac(n), overlay: 1, zero: 0 };
             maps.nodes.set(n.into(), node, 0).unwrap();
             for family in BOTH {
-                let node_addr = |kind| NodeAddr { node: n.into(), kind };
+                let known = |kind| KnownAddr { node: n.into(), kind };
                 let underlay = addr(family.node(n, 0).ip());
-                maps.node_addrs.insert(underlay, node_addr(NODE_ADDR_UNDERLAY), 0).unwrap();
+                maps.addrs.insert(underlay, known(ADDR_NODE | ADDR_NODE_PORTS), 0).unwrap();
                 let overlay = addr(family.vtep(n, 0).ip());
-                maps.node_addrs.insert(overlay, node_addr(NODE_ADDR_OVERLAY), 0).unwrap();
+                maps.addrs.insert(overlay, known(ADDR_OVERLAY), 0).unwrap();
                 let key = Maps::range_key(overlay, if family.is_v4() { 24 } else { 64 });
                 maps.ranges.insert(&key, u32::from(n), 0).unwrap();
             }
@@ -360,8 +362,8 @@ impl World {
             let frontend = Frontend {
                 ring,
                 ring_len: indices.len() as u32,
-                maglev,
-                maglev_len: slots.len() as u32,
+                outside: maglev,
+                outside_len: slots.len() as u32,
                 service,
                 flags,
                 check: 0,

@@ -37,7 +37,7 @@ prop_compose! {
     {
         let range = |(ip, prefix): (IpAddr, u8)| IpNetwork::new(ip, if ip.is_ipv6() { prefix * 4 } else { prefix });
         let pod_ranges = ranges.into_iter().map(|range_| range(range_).unwrap()).collect();
-        Node { name: name(&format!("n{n}")), created: Created(created), addresses, pod_ranges }
+        Node { name: name(&format!("n{n}")), created: Created(created), addresses, pod_ranges, ..Node::default() }
     }
 }
 
@@ -59,7 +59,7 @@ prop_compose! {
                 .map(|(port, proto, node_port)| ServicePort { name: port.to_string(), port, proto, node_port })
                 .collect(),
             internal_policy: if local { TrafficPolicy::Local } else { TrafficPolicy::Cluster },
-            not_built: Vec::new(),
+            ..Service::default()
         }
     }
 }
@@ -76,7 +76,7 @@ prop_compose! {
                 .collect(),
             endpoints: endpoints.into_iter()
                 .map(|(ip, node, serving, terminating)| Endpoint {
-                    ip, serving, terminating, node: node.map(|n| name(&format!("n{n}"))),
+                    serving, terminating, node: node.map(|n| name(&format!("n{n}"))), ..Endpoint::new(ip)
                 })
                 .collect(),
         }

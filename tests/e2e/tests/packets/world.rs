@@ -366,7 +366,7 @@ impl World {
                 outside_len: slots.len() as u32,
                 service,
                 flags,
-                check: 0,
+                ..Frontend::default()
             };
             self.maps().frontends.insert(key, frontend.sealed(&key), 0).unwrap();
         }

@@ -20,6 +20,7 @@ mod settings;
 mod sim;
 mod slots;
 mod state;
+mod view;
 mod write;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -36,6 +37,7 @@ use kernel::Kernel;
 use nix::libc;
 pub use settings::Remote;
 use state::State;
+pub use view::{Load, View};
 
 use crate::dataplane::{Counters, Dataplane, Devices, Error, Outcome, Unsupported};
 
@@ -326,39 +328,6 @@ impl Dataplane for Ebpf {
 pub fn counters(maps: &heddle_bpf::Maps) -> Result<Counters, heddle_bpf::Error> {
     let read = |(counter, name): &(Counter, &str)| Ok((name.to_string(), maps.counter(*counter)?));
     Counter::ALL.iter().map(read).collect::<Result<_, _>>().map(Counters)
-}
-
-/// What is pinned below `bpf_root`, seen without a daemon and without loading or writing anything.
-#[derive(Debug)]
-pub struct View {
-    pub table: ServiceTable,
-    pub counters: Counters,
-    pub flows: FlowCounts,
-    pub config: Config,
-    pub links: Vec<heddle_bpf::PinnedLink>,
-}
-
-impl View {
-    /// Reads it. `None`: nothing is pinned there.
-    pub fn read(bpf_root: &Path) -> Result<Option<Self>, Error> {
-        let pins = Pins::new(bpf_root);
-        if !pins.exist()? {
-            return Ok(None);
-        }
-        let kernel = Kernel::open(&pins)?;
-        let table = State::read(&kernel.dump()?, kernel.limits).table();
-        let fail = |source| heddle_bpf::Error::Map { name: "config", source: Box::new(source) };
-        Ok(Some(Self {
-            table,
-            counters: counters(&kernel.maps)?,
-            flows: FlowCounts {
-                answered: kernel.maps.flows()?.len() as u64,
-                unanswered: kernel.maps.new_flows()?.len() as u64,
-            },
-            config: kernel.maps.config.get(&0, 0).map_err(fail)?,
-            links: pins.pinned_links()?,
-        }))
-    }
 }
 
 /// Detaches and unpins everything below `bpf_root`. True if there was something.

@@ -1,0 +1,147 @@
+//! What is pinned, seen without a daemon and without loading or writing anything.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io::ErrorKind;
+use std::net::IpAddr;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use heddle_bpf::{PinnedLink, Pins};
+use heddle_ebpf_common::{CT_ANSWERED, CT_REPLY, Config, Flow, Tuple};
+use heddle_model::{FrontendAddr, ServiceTable};
+use serde::Serialize;
+
+use super::kernel::Kernel;
+use super::state::State;
+use super::{FlowCounts, counters, encode};
+use crate::dataplane::{Counters, Error};
+
+/// A daemon that starts makes its pins one after the other, or puts new ones in the place of old ones; it is done
+/// within this time, unless it was killed half-way.
+const PINNING: Duration = Duration::from_secs(2);
+
+/// The state of the datapath.
+#[derive(Debug)]
+pub struct View {
+    pub table: ServiceTable,
+    /// What each backend of a frontend has to do; those without a flow are not named.
+    pub loads: BTreeMap<(FrontendAddr, IpAddr, u16), Load>,
+    /// Flows of backends that are gone.
+    pub stale: u64,
+    pub counters: Counters,
+    pub flows: FlowCounts,
+    pub config: Config,
+    pub links: Vec<PinnedLink>,
+}
+
+/// The flows of one backend through one frontend that are translated packet by packet. (What a socket hook has
+/// translated is a connection like any other, and none of ours.)
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Load {
+    /// Those that the backend has answered, and those that it has not.
+    pub answered: u64,
+    pub unanswered: u64,
+}
+
+impl Load {
+    pub const fn flows(&self) -> u64 {
+        self.answered + self.unanswered
+    }
+
+    pub const fn and(self, other: Self) -> Self {
+        Self { answered: self.answered + other.answered, unanswered: self.unanswered + other.unanswered }
+    }
+
+    const fn add(&mut self, flow: &Flow) {
+        // Either entry tells of its own direction; a flow is counted once.
+        if flow.flags & CT_REPLY == 0 {
+            if flow.flags & CT_ANSWERED != 0 {
+                self.answered += 1;
+            } else {
+                self.unanswered += 1;
+            }
+        }
+    }
+}
+
+impl View {
+    /// Reads it. `None`: nothing is pinned there. Waits a moment for a daemon that is just making its pins.
+    pub fn read(bpf_root: &Path) -> Result<Option<Self>, Error> {
+        let pins = Pins::new(bpf_root);
+        let deadline = Instant::now() + PINNING;
+        loop {
+            if !pins.exist()? {
+                return Ok(None);
+            }
+            match Self::read_once(&pins) {
+                Ok(view) => return Ok(Some(view)),
+                Err(error) if is_missing(error.as_ref()) => {
+                    if Instant::now() >= deadline {
+                        return Err(format!(
+                            "{} is half made: {error} (a daemon was killed while it began; the next one makes it \
+                             whole, `proxyd cleanup` removes it)",
+                            pins.dir().display()
+                        )
+                        .into());
+                    }
+                    std::thread::sleep(PINNING / 40);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn read_once(pins: &Pins) -> Result<Self, Error> {
+        let kernel = Kernel::open(pins)?;
+        // Before the table: a flow may end meanwhile, but none has a backend that the table does not know yet.
+        let (answered, unanswered) = (kernel.maps.flows()?, kernel.maps.new_flows()?);
+        let state = State::read(&kernel.dump()?, kernel.limits);
+        let (loads, stale) = loads(&state, answered.iter().chain(&unanswered));
+        let fail = |source| heddle_bpf::Error::Map { name: "config", source: Box::new(source) };
+        Ok(Self {
+            table: state.table(),
+            loads,
+            stale,
+            counters: counters(&kernel.maps)?,
+            flows: FlowCounts { answered: answered.len() as u64, unanswered: unanswered.len() as u64 },
+            config: kernel.maps.config.get(&0, 0).map_err(fail)?,
+            links: pins.pinned_links()?,
+        })
+    }
+}
+
+/// What backends have to do, by frontend and address, and how many flows are stale.
+fn loads<'a>(
+    state: &State,
+    entries: impl Iterator<Item = &'a (Tuple, Flow)>,
+) -> (BTreeMap<(FrontendAddr, IpAddr, u16), Load>, u64) {
+    let mut by_slot: HashMap<(u32, u32), Load> = HashMap::new();
+    // Slot 0: a pod's own connection that made way for a flow.
+    for (_, flow) in entries.filter(|(_, flow)| flow.backend != 0) {
+        by_slot.entry((flow.backend, flow.generation)).or_default().add(flow);
+    }
+    let mut loads = BTreeMap::new();
+    for (key, entry) in &state.frontends {
+        let Some(at) = encode::frontend_addr(key) else { continue };
+        for (member, slot) in &entry.members {
+            let generation = state.backends.get(slot).map_or(0, |backend| backend.generation);
+            if let Some(load) = by_slot.remove(&(*slot, generation)) {
+                loads.insert((at, member.ip, member.port), load);
+            }
+        }
+    }
+    (loads, by_slot.values().map(Load::flows).sum())
+}
+
+/// A pin was not there.
+fn is_missing(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == ErrorKind::NotFound) {
+            return true;
+        }
+        next = error.source();
+    }
+    false
+}

@@ -194,8 +194,14 @@ impl Serving {
         // From the address that was asked, over whichever device leads to the client.
         let from = to.map(|to| libc::in6_pktinfo { ipi6_ifindex: 0, ..to });
         let control: Vec<_> = from.iter().map(ControlMessage::Ipv6PacketInfo).collect();
-        sendmsg(self.udp.as_raw_fd(), &[IoSlice::new(&answer)], &control, MsgFlags::empty(), Some(&peer))?;
+        // Counted before: who has the answer sees it counted.
         self.answered.fetch_add(1, Ordering::Relaxed);
+        let to = Some(&peer);
+        let sent = sendmsg(self.udp.as_raw_fd(), &[IoSlice::new(&answer)], &control, MsgFlags::empty(), to);
+        if let Err(error) = sent {
+            self.answered.fetch_sub(1, Ordering::Relaxed);
+            return Err(error.into());
+        }
         Ok(())
     }
 }

@@ -10,7 +10,8 @@ use aya::maps::{MapData, MapType};
 use aya::programs::{Program, ProgramError};
 use heddle_ebpf_common::{
     Addr, Affinity, AffinityKey, Backend, ChoiceKey, Config, Counter, Flow, FragKey, FragPorts, Frontend,
-    FrontendKey, KnownAddr, Name, Node, RingBlock, SockChoice, SockKey, SockPeer, SourceKey, Tuple,
+    FrontendKey, KnownAddr, Name, Node, PORTS_LEN, RingBlock, SockChoice, SockKey, SockPeer, SourceKey,
+    Tuple,
 };
 
 use crate::pins::{entries, remove_file};
@@ -68,7 +69,7 @@ struct Spec {
 
 impl Sizes {
     /// What a pinned map must be like to be adopted.
-    fn specs(&self) -> [Spec; 19] {
+    fn specs(&self) -> [Spec; 20] {
         use MapType::{Array, Hash, LpmTrie, LruHash, PerCpuArray};
         let spec = |name, kind, key, value, max_entries| Spec { name, kind, key, value, max_entries };
         let lpm_key = size_of::<aya::maps::lpm_trie::Key<Addr>>();
@@ -79,6 +80,7 @@ impl Sizes {
             spec("backends", Array, 4, size_of::<Backend>(), self.backends),
             spec("nodes", Array, 4, size_of::<Node>(), self.nodes),
             spec("addrs", Hash, size_of::<Addr>(), size_of::<KnownAddr>(), self.addrs),
+            spec("ports", Array, 4, 8, PORTS_LEN),
             spec("ranges", LpmTrie, lpm_key, 4, self.addrs),
             spec("affinity", LruHash, size_of::<AffinityKey>(), size_of::<Affinity>(), self.affinity),
             spec("sources", LpmTrie, source_key, 4, self.sources),

@@ -37,6 +37,8 @@ typed_maps! {
     backends: Array<Backend> as Array,
     nodes: Array<Node> as Array,
     addrs: HashMap<Addr, KnownAddr> as HashMap,
+    /// Bits of ports, and at `PORTS_EXTERNAL` the number of external addresses.
+    ports: Array<u64> as Array,
     /// Pod ranges of the nodes (prefix length counts from the first bit of the mapped form: an IPv4 /24 is
     /// 120) -> index into `nodes`.
     ranges: LpmTrie<Addr, u32> as LpmTrie,

@@ -218,6 +218,13 @@ pub const ADDR_CLUSTER_IP: u32 = 1 << 3;
 /// An external or load-balancer address of a service.
 pub const ADDR_EXTERNAL: u32 = 1 << 4;
 
+/// Elements of the array `ports` (values of 64 bits): which packets from outside need a look at all. Bit `p % 64` of
+/// element `p / 64` is set if `p` (host byte order) is a node port of any protocol or family, or one that `snat` takes.
+/// Element [`PORTS_EXTERNAL`] counts the addresses with [`ADDR_EXTERNAL`]. Set before there is something to find,
+/// cleared after.
+pub const PORTS_LEN: u32 = PORTS_EXTERNAL + 1;
+pub const PORTS_EXTERNAL: u32 = (1 << 16) / 64;
+
 /// Key of the hash `choices`: finds the backend on *this* node that another node has chosen.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]

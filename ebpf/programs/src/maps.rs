@@ -6,7 +6,7 @@ use aya_ebpf::maps::lpm_trie::LpmTrie;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
 use heddle_ebpf_common::{
     Addr, Affinity, AffinityKey, Backend, ChoiceKey, Config, Counter, Flow, FragKey, FragPorts, Frontend, FrontendKey, Name, Node,
-    KnownAddr, RingBlock, SockChoice, SockKey, SockPeer, SourceKey, Tuple,
+    KnownAddr, PORTS_LEN, RingBlock, SockChoice, SockKey, SockPeer, SourceKey, Tuple,
 };
 
 use crate::packet::Packet;
@@ -26,6 +26,8 @@ maps! {
     "backends" BACKENDS: Array<Backend> = 1 << 17;
     "nodes" NODES: Array<Node> = 1 << 13;
     "addrs" ADDRS: HashMap<Addr, KnownAddr> = 1 << 15;
+    /// Ports and number of addresses that clients outside may mean.
+    "ports" PORTS: Array<u64> = PORTS_LEN;
     /// Whose pods live in an address range: index into `nodes`.
     "ranges" RANGES: LpmTrie<Addr, u32> = 1 << 15;
     "affinity" AFFINITY: LruHashMap<AffinityKey, Affinity> = 1 << 16;

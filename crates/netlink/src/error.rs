@@ -81,6 +81,11 @@ impl Error {
         self.errno() == Some(Errno::EEXIST)
     }
 
+    /// The kernel was built without what was asked of it (EOPNOTSUPP).
+    pub fn is_unsupported(&self) -> bool {
+        self.errno() == Some(Errno::EOPNOTSUPP)
+    }
+
     /// The object, or the device it belongs to, does not exist. The kernel has four words for it: ENOENT
     /// (files, neighbours, nf_tables), ENODEV (links), ESRCH (routes), EADDRNOTAVAIL (addresses).
     pub fn not_found(&self) -> bool {

@@ -1,5 +1,5 @@
 //! Typed kernel I/O over netlink: links, addresses, routes, neighbours, queues, nf_tables,
-//! connection tracking, namespaces, sysctls.
+//! connection tracking, sockets, namespaces, sysctls.
 //!
 //! Every function says what it does to which object of the network namespace that its [`Socket`] was
 //! opened in, and does just that: nothing is remembered, nothing retried, nothing added that was not
@@ -22,6 +22,7 @@ pub mod netns;
 pub mod nft;
 pub mod packet;
 pub mod route;
+pub mod sock_diag;
 mod socket;
 pub mod sysctl;
 pub mod tc;

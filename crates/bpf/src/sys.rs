@@ -18,6 +18,7 @@ const BPF_OBJ_GET: u32 = 7;
 const BPF_PROG_TEST_RUN: u32 = 10;
 const BPF_OBJ_GET_INFO_BY_FD: u32 = 15;
 const BPF_MAP_LOOKUP_BATCH: u32 = 24;
+const BPF_MAP_LOOKUP_AND_DELETE_BATCH: u32 = 25;
 const BPF_LINK_CREATE: u32 = 28;
 const BPF_LINK_UPDATE: u32 = 29;
 
@@ -161,6 +162,19 @@ pub fn grace_period() -> Result<()> {
 ///
 /// Elements that come and go meanwhile may be missed, none is seen twice unless it moved.
 pub fn map_entries<K: aya::Pod, V: aya::Pod>(map: BorrowedFd<'_>, batch: u32) -> io::Result<Vec<(K, V)>> {
+    batches(map, batch, BPF_MAP_LOOKUP_BATCH)
+}
+
+/// The same, and they are removed.
+pub fn take_entries<K: aya::Pod, V: aya::Pod>(map: BorrowedFd<'_>, batch: u32) -> io::Result<Vec<(K, V)>> {
+    batches(map, batch, BPF_MAP_LOOKUP_AND_DELETE_BATCH)
+}
+
+fn batches<K: aya::Pod, V: aya::Pod>(
+    map: BorrowedFd<'_>,
+    batch: u32,
+    command: u32,
+) -> io::Result<Vec<(K, V)>> {
     let mut found = Vec::new();
     let (mut token_in, mut token_out) = (0u64, 0u64);
     let mut first = true;
@@ -176,7 +190,7 @@ pub fn map_entries<K: aya::Pod, V: aya::Pod>(map: BorrowedFd<'_>, batch: u32) ->
         attr.0[4] = low_high(batch, raw(map));
         // SAFETY: both vectors have room for `batch` elements of the map's sizes (the types are the caller's
         // promise, checked when the map was opened); the tokens are 32-bit cursors of hash maps.
-        let result = unsafe { bpf(BPF_MAP_LOOKUP_BATCH, &mut attr) };
+        let result = unsafe { bpf(command, &mut attr) };
         let count = (attr.0[4] & 0xffff_ffff) as usize;
         let last = match result {
             Ok(_) => false,
@@ -240,4 +254,35 @@ pub fn test_run(program: BorrowedFd<'_>, data: &[u8], context: &[u8], repeat: u3
         context: context_out,
         duration: Duration::from_nanos(attr.0[4] >> 32),
     })
+}
+
+/// Of `test_run_into`: the packet comes as from a card that has summed it up, and the sum is compared with the
+/// packet afterwards (BPF_F_TEST_SKB_CHECKSUM_COMPLETE, Linux 6.18; EINVAL before. A sum that does not fit is
+/// EBADMSG).
+pub const TEST_SUMMED: u32 = 1 << 2;
+
+/// [`test_run`] once, without allocating: the packet and the context afterwards are written to `data_out` and
+/// `context`. Returns what the program returned and the packet's length.
+pub fn test_run_into(
+    program: BorrowedFd<'_>,
+    data: &[u8],
+    data_out: &mut [u8],
+    context: &mut [u32; 48],
+    flags: u32,
+) -> io::Result<(u32, usize)> {
+    let size = size_of_val(context) as u32;
+    let mut attr = Attr([0; 16]);
+    attr.0[0] = low_high(raw(program), 0);
+    attr.0[1] = low_high(data.len() as u32, data_out.len() as u32);
+    attr.0[2] = address(data.as_ptr());
+    attr.0[3] = address(data_out.as_mut_ptr());
+    attr.0[4] = low_high(1, 0);
+    attr.0[5] = low_high(size, size);
+    attr.0[6] = address(context.as_ptr());
+    attr.0[7] = address(context.as_mut_ptr());
+    attr.0[8] = low_high(flags, 0);
+    // SAFETY: all buffers are as long as said and outlive the call; the kernel copies the context in before the
+    // program runs, and out afterwards.
+    unsafe { bpf(BPF_PROG_TEST_RUN, &mut attr) }?;
+    Ok(((attr.0[0] >> 32) as u32, (attr.0[1] >> 32) as usize))
 }

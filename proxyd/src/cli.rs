@@ -6,6 +6,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use heddle_control::Spec;
 use heddle_daemon::{Common, Output};
 
+use crate::ctl::Filter;
 use crate::ebpf::{MapSizes, Remote};
 
 /// The service proxy and routing mesh: every service address reaches a living backend, from every node
@@ -61,8 +62,13 @@ pub enum Mode {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Show frontends, backends and counters, as the kernel has them
-    Status(Output),
+    /// Show services, backends, flows and counters, as the kernel has them
+    Status {
+        /// NAMESPACE/NAME of a service (or NAMESPACE/), or one of its addresses: only that one is shown
+        service: Option<Filter>,
+        #[command(flatten)]
+        output: Output,
+    },
     /// Remove everything of proxyd from this node
     Cleanup(Output),
 }
@@ -100,6 +106,8 @@ mod tests {
             "proxyd --mode ebpf --source manifests:/m --node-name n1",
             "proxyd --mode ipvs --source manifests:/m --node-name n1 --underlay eth0 --cgroup-root /c --bpf-root /b --remote snat --config /dev/null",
             "proxyd status",
+            "proxyd status default/web",
+            "proxyd status 10.96.0.1 -o json",
             "proxyd status -o json --bpf-root /b",
             "proxyd --bpf-root /b cleanup -o text",
         ] {
@@ -110,6 +118,7 @@ mod tests {
             "proxyd --underlay a/b",
             "proxyd --source etcd:x",
             "proxyd status -o xml",
+            "proxyd status web",
         ] {
             assert!(Cli::try_parse_from(bad.split(' ')).is_err(), "{bad}");
         }

@@ -17,8 +17,8 @@ fn main() -> ExitCode {
 fn act(cli: &Cli) -> Result<(), Failure> {
     match &cli.command {
         None => run::run(cli),
-        Some(Command::Status(output)) => {
-            let report = Report::read(&cli.bpf_root, &cli.common.run_dir)?;
+        Some(Command::Status { service, output }) => {
+            let report = Report::read(&cli.bpf_root, &cli.common.run_dir, service.as_ref())?;
             output.print(&report, Report::text)?;
             Ok(())
         }

@@ -7,7 +7,7 @@ use heddle_daemon::Failure;
 use heddle_daemon::run_dir;
 use serde::{Deserialize, Serialize};
 
-use crate::ctl;
+use crate::ctl::{self, Filter};
 
 /// All that is known on this node.
 #[derive(Debug, Serialize)]
@@ -38,12 +38,16 @@ pub struct Trouble {
 }
 
 impl Report {
-    pub fn read(bpf_root: &Path, run_dir: &Path) -> Result<Self, Failure> {
-        let daemon = match run_dir::is_running(run_dir, "proxyd")? {
+    /// `filter`: what is said of these services alone.
+    pub fn read(bpf_root: &Path, run_dir: &Path, filter: Option<&Filter>) -> Result<Self, Failure> {
+        let mut daemon: Option<Told> = match run_dir::is_running(run_dir, "proxyd")? {
             true => Some(run_dir::published(run_dir, "proxyd")?.unwrap_or_default()),
             false => None,
         };
-        Ok(Self { datapath: ctl::status(bpf_root)?, daemon })
+        if let (Some(told), Some(filter)) = (&mut daemon, filter) {
+            told.troubles.retain(|object, _| concerns(filter, object));
+        }
+        Ok(Self { datapath: ctl::status(bpf_root, filter)?, daemon })
     }
 
     /// For people.
@@ -68,5 +72,15 @@ impl Report {
             }
         }
         text
+    }
+}
+
+/// Whether a trouble is about what is asked for: `service NAMESPACE/NAME`, `endpoints NAMESPACE/PART`, `frontend
+/// ADDRESS`.
+fn concerns(filter: &Filter, object: &str) -> bool {
+    match object.split_once(' ') {
+        Some(("frontend", address)) => filter.takes("", address),
+        Some(("service" | "endpoints", name)) => filter.takes_service(name),
+        _ => false,
     }
 }

@@ -1,8 +1,10 @@
 //! `proxyd status` and `proxyd cleanup`: what the kernel holds, with or without a daemon.
 
+mod filter;
 mod status;
 pub(crate) mod table;
 
+pub use filter::Filter;
 pub use status::{Status, status};
 
 use std::path::Path;

@@ -3,12 +3,15 @@
 use std::collections::{BTreeMap, HashMap};
 use std::io::ErrorKind;
 use std::net::IpAddr;
+use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use heddle_bpf::{PinnedLink, Pins};
 use heddle_ebpf_common::{CT_ANSWERED, CT_REPLY, Config, Flow, Tuple};
 use heddle_model::{FrontendAddr, ServiceTable};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use serde::Serialize;
 
 use super::kernel::Kernel;
@@ -70,6 +73,7 @@ impl View {
     pub fn read(bpf_root: &Path) -> Result<Option<Self>, Error> {
         let pins = Pins::new(bpf_root);
         let deadline = Instant::now() + PINNING;
+        let changes = Changes::of(&pins);
         loop {
             if !pins.exist()? {
                 return Ok(None);
@@ -85,7 +89,7 @@ impl View {
                         )
                         .into());
                     }
-                    std::thread::sleep(PINNING / 40);
+                    changes.wait();
                 }
                 Err(error) => return Err(error),
             }
@@ -134,6 +138,29 @@ fn loads<'a>(
     (loads, by_slot.values().map(Load::flows).sum())
 }
 
+/// What appears among the pins.
+struct Changes(Option<Inotify>);
+
+impl Changes {
+    fn of(pins: &Pins) -> Self {
+        let flags = AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MOVED_TO;
+        let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).ok();
+        // A directory that is not there yet appears in the one above it.
+        for dir in [pins.dir(), pins.dir().join("maps")] {
+            let _ = inotify.as_ref().map(|inotify| inotify.add_watch(&dir, flags));
+        }
+        Self(inotify)
+    }
+
+    /// Waits for the next one, for a moment.
+    fn wait(&self) {
+        let mut fds: Vec<PollFd<'_>> =
+            self.0.iter().map(|inotify| PollFd::new(inotify.as_fd(), PollFlags::POLLIN)).collect();
+        let _ = poll(&mut fds, PollTimeout::from(50_u8));
+        let _ = self.0.as_ref().map(Inotify::read_events);
+    }
+}
+
 /// A pin was not there.
 fn is_missing(error: &(dyn std::error::Error + 'static)) -> bool {
     let mut next = Some(error);
@@ -144,4 +171,36 @@ fn is_missing(error: &(dyn std::error::Error + 'static)) -> bool {
         next = error.source();
     }
     false
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::thread;
+
+    use super::super::live::alone;
+    use super::super::{Ebpf, remove};
+    use super::*;
+
+    /// A daemon that pins its maps while somebody looks.
+    #[test]
+    fn whoever_looks_while_pins_are_made_waits_for_the_last() {
+        alone("view", |options| {
+            drop(Ebpf::open(&options).unwrap());
+            let pins = Pins::new(&options.bpf_root);
+            let (there, away) = (pins.map("services"), options.bpf_root.join("away"));
+            fs::rename(&there, &away).unwrap();
+            thread::scope(|scope| {
+                let look = scope.spawn(|| View::read(&options.bpf_root).map(|view| view.is_some()));
+                assert!(!look.is_finished());
+                fs::rename(&away, &there).unwrap();
+                assert!(look.join().unwrap().unwrap());
+            });
+            fs::rename(&there, &away).unwrap();
+            let error = View::read(&options.bpf_root).unwrap_err().to_string();
+            assert!(error.contains("is half made: ") && error.contains("services"), "{error}");
+            fs::rename(&away, &there).unwrap();
+            assert!(remove(&options.bpf_root).unwrap());
+        });
+    }
 }

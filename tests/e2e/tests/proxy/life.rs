@@ -57,7 +57,7 @@ fn proxy_killed_under_load() -> Result<()> {
     // The restarted daemons have adopted everything: the same tables, the same numbers of flows and more.
     for (node, before) in world.cluster.nodes().iter().zip(&before) {
         let after = status(node)?;
-        assert_eq!(before["frontends"], after["frontends"]);
+        assert_eq!(without_flows(&before["frontends"]), without_flows(&after["frontends"]));
         assert_eq!(list(&before["hooks"]).len(), list(&after["hooks"]).len());
         let count = |status: &serde_json::Value| status["counters"]["request"].as_u64();
         assert!(count(&after) >= count(before), "counters go on");
@@ -68,6 +68,17 @@ fn proxy_killed_under_load() -> Result<()> {
     wait_all(&loads, 50)?;
     stop_clean(loads);
     Ok(())
+}
+
+/// Frontends and backends, without what they have to do at the moment.
+fn without_flows(frontends: &serde_json::Value) -> serde_json::Value {
+    let mut frontends = frontends.clone();
+    for frontend in frontends.as_array_mut().into_iter().flatten() {
+        for backend in frontend["backends"].as_array_mut().into_iter().flatten() {
+            backend["flows"].take();
+        }
+    }
+    frontends
 }
 
 #[test]

@@ -97,8 +97,8 @@ pub struct Service {
     pub publish_not_ready: bool,
     /// Where a load balancer asks whether this node has endpoints of it.
     pub health_check_port: Option<u16>,
-    /// What the service asks for and no part of Heddle can do yet, with what happens instead.
-    pub not_built: Vec<(String, String)>,
+    /// What it says and nothing can be made of, in words for people.
+    pub refused: Vec<String>,
 }
 
 /// A port of a service.

@@ -75,8 +75,6 @@ pub enum What {
     NoUnderlayAddress { family: &'static str },
     /// Two sources, or two files, describe one object; what the `loser` says of it does not count.
     Duplicate { loser: String, winner: String },
-    /// Not built yet; what happens instead.
-    NotBuilt { feature: String, instead: String },
     /// In a source's or a dataplane's own words.
     Said(String),
 }
@@ -105,7 +103,6 @@ impl fmt::Display for What {
             Self::Duplicate { loser, winner } => {
                 write!(f, "{loser} ignored: {winner} describes the same object")
             }
-            Self::NotBuilt { feature, instead } => write!(f, "{feature} is not built yet: {instead}"),
             Self::Said(text) => f.write_str(text),
         }
     }

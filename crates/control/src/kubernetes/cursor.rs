@@ -83,6 +83,14 @@ impl<'a> Cursor<'a> {
         }
     }
 
+    /// A number that is not negative.
+    pub fn number(&self, what: &str) -> Result<u32, Error> {
+        match &self.tree.value {
+            Value::Number(number) => number.parse().map_err(|_| self.error(format!("{number} is no {what}"))),
+            _ => Err(self.expected(&format!("a {what}"))),
+        }
+    }
+
     pub fn parse<T: FromStr<Err: Display>>(&self, what: &str) -> Result<T, Error> {
         let text = self.text()?;
         text.parse().map_err(|error| self.error(format!("{text:?} is no {what}: {error}")))

@@ -1,13 +1,13 @@
 //! EndpointSlice (discovery.k8s.io/v1) and Endpoints (core/v1).
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use heddle_model::{Endpoint, EndpointPort, Endpoints, EndpointsName, NodeName, ServiceName};
+use heddle_model::{Endpoint, Endpoints, EndpointsName, NodeName, ServiceName};
 
 use super::cursor::Cursor;
-use super::service::{not_zero, protocol};
-use super::{Key, Meta, Value};
+use super::{Key, Meta, Value, ports};
 use crate::tree::Error;
 
 /// The label that says whose an EndpointSlice is.
@@ -37,11 +37,23 @@ pub fn slice(object: &Cursor<'_>) -> Result<(Key, Value), Error> {
         }
         let node = at.text_at("nodeName")?.map(|name| NodeName(name.to_owned()));
         let (serving, terminating) = conditions(&at)?;
-        endpoints.push(Endpoint { node, serving, terminating, ..Endpoint::new(ip) });
+        let zone = at.text_at("zone")?.filter(|zone| !zone.is_empty()).map(str::to_owned);
+        let (for_zones, for_nodes) = hints(&at)?;
+        endpoints.push(Endpoint { ip, node, serving, terminating, zone, for_zones, for_nodes });
     }
     let service = ServiceName::new(&meta.namespace, service.unwrap_or_default());
     let name = EndpointsName { service, part: meta.name };
-    Ok((key, Value::Slice(Arc::new(Endpoints { name, ports: ports(object)?, endpoints }))))
+    Ok((key, Value::Slice(Arc::new(Endpoints { name, ports: ports::of_endpoints(object)?, endpoints }))))
+}
+
+/// The zones and the nodes whose clients it is meant for.
+fn hints(endpoint: &Cursor<'_>) -> Result<(BTreeSet<String>, BTreeSet<NodeName>), Error> {
+    let Some(hints) = endpoint.get("hints")? else { return Ok(Default::default()) };
+    let names = |key: &str| -> Result<Vec<String>, Error> {
+        hints.list(key)?.iter().map(|hint| hint.need("name")?.text().map(str::to_owned)).collect()
+    };
+    let nodes = names("forNodes")?.into_iter().map(NodeName).collect();
+    Ok((names("forZones")?.into_iter().collect(), nodes))
 }
 
 /// `ready` absent means ready, `serving` absent means as ready, `terminating` absent means not (as the API's
@@ -57,20 +69,6 @@ fn conditions(endpoint: &Cursor<'_>) -> Result<(bool, bool), Error> {
         (false, true) => (true, true),
         (false, false) => (false, terminating),
     })
-}
-
-fn ports(object: &Cursor<'_>) -> Result<Vec<EndpointPort>, Error> {
-    let mut ports = Vec::new();
-    for at in object.list("ports")? {
-        // Without a number it stands for all ports, which no Service can name.
-        let Some(port) = at.get("port")? else { continue };
-        ports.push(EndpointPort {
-            name: at.text_at("name")?.unwrap_or_default().to_owned(),
-            port: not_zero(&port)?,
-            proto: protocol(&at)?,
-        });
-    }
-    Ok(ports)
 }
 
 /// Every subset has ports of its own.
@@ -91,7 +89,7 @@ pub fn endpoints(object: &Cursor<'_>) -> Result<(Key, Value), Error> {
             }
         }
         let name = EndpointsName { service: meta.service_name(), part: format!("{}#{index}", meta.name) };
-        parts.push(Arc::new(Endpoints { name, ports: ports(subset)?, endpoints: list }));
+        parts.push(Arc::new(Endpoints { name, ports: ports::of_endpoints(subset)?, endpoints: list }));
     }
     Ok((key, Value::Endpoints(parts)))
 }

@@ -3,7 +3,9 @@
 
 mod cursor;
 mod endpoints;
+mod external;
 mod node;
+mod ports;
 mod service;
 #[cfg(test)]
 mod tests;

@@ -9,14 +9,23 @@ use super::cursor::Cursor;
 use super::{Key, Meta, Value};
 use crate::tree::Error;
 
+/// The label that says in which zone a node is.
+const ZONE: &str = "topology.kubernetes.io/zone";
+
 pub fn node(object: &Cursor<'_>) -> Result<(Key, Value), Error> {
     let meta = Meta::of(object)?;
     let mut addresses = Vec::new();
+    let mut down = false;
     if let Some(status) = object.get("status")? {
         for address in status.list("addresses")? {
             if address.text_at("type")? == Some("InternalIP") {
                 addresses.push(address.need("address")?.parse("IP address")?);
             }
+        }
+        // `False`: its kubelet says so. `Unknown`: nothing is heard of it.
+        for condition in status.list("conditions")? {
+            let ready = condition.text_at("type")? == Some("Ready");
+            down |= ready && condition.text_at("status")? != Some("True");
         }
     }
     let mut pod_ranges = Vec::new();
@@ -27,13 +36,9 @@ pub fn node(object: &Cursor<'_>) -> Result<(Key, Value), Error> {
             pod_ranges.push(range_of(&range)?);
         }
     }
-    let node = Node {
-        name: NodeName(meta.name.clone()),
-        created: meta.created,
-        addresses,
-        pod_ranges,
-        ..Node::default()
-    };
+    let zone = meta.label(ZONE)?.filter(|zone| !zone.is_empty()).map(str::to_owned);
+    let node =
+        Node { name: NodeName(meta.name.clone()), created: meta.created, addresses, pod_ranges, zone, down };
     Ok((Key::Node(meta.name), Value::Node(Arc::new(node))))
 }
 

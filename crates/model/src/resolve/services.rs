@@ -76,9 +76,8 @@ struct Resolver<'a> {
 impl Resolver<'_> {
     fn service(&mut self, service: &Service) {
         let pool = Pool::of(service, self.snapshot, self.nodes, self.addresses);
-        for (feature, instead) in &service.not_built {
-            let what = What::NotBuilt { feature: feature.clone(), instead: instead.clone() };
-            self.problem(service, what);
+        for what in &service.refused {
+            self.problem(service, What::Said(what.clone()));
         }
         let addresses: Vec<IpAddr> =
             service.addresses.iter().copied().filter(|ip| self.may_have(service, *ip)).collect();

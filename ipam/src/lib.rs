@@ -50,7 +50,7 @@ mod turn;
 pub use allocate::{Allocation, Request};
 pub use config::{Config, DEFAULT_DATA_DIR, Pool};
 pub use error::{Error, Result};
-pub use namespace::Namespace;
+pub use namespace::{Namespace, namespaces};
 pub use range::{Range, RangeConfig, RangeSet};
 pub use store::{Locked, Store, boot_id};
 pub use surroundings::{Machine, Surroundings, Use};

@@ -5,6 +5,9 @@ use std::path::{Path, PathBuf};
 
 use heddle_netlink::{NetNs, Socket};
 
+use crate::note::Note;
+use crate::store::OURS;
+
 /// Longer paths are not noted: a note is one short file.
 const LONGEST_PATH: usize = 1024;
 
@@ -39,6 +42,12 @@ impl Namespace {
         &self.path
     }
 
+    /// The namespace, if it is still at its path: this very one, not a younger one with its number.
+    pub fn open(&self) -> Option<NetNs> {
+        let ns = NetNs::open(&self.path).ok().filter(|ns| ns.id() == self.id)?;
+        (ns.cookie().ok()? == self.cookie).then_some(ns)
+    }
+
     pub(crate) const fn inode(&self) -> u64 {
         self.id.1
     }
@@ -67,6 +76,16 @@ impl Namespace {
     }
 }
 
+/// Where leases below `data_dir` went to, of all networks: as it is noted, whether it lives or not. Takes no lock, as
+/// a note is written whole.
+pub fn namespaces(data_dir: &Path) -> Vec<Namespace> {
+    let entries = |dir: &Path| std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let notes = entries(data_dir).flat_map(|network| entries(&network.path().join(OURS)));
+    let files = notes.filter(|note| note.file_type().is_ok_and(|kind| kind.is_file()));
+    let read = |note: std::fs::DirEntry| Note::parse(&std::fs::read_to_string(note.path()).ok()?)?.namespace;
+    files.filter_map(read).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::fd::AsRawFd;
@@ -80,10 +99,30 @@ mod tests {
         let noted = Namespace::at(&path).unwrap();
         assert_eq!(Namespace::parse(&noted.to_line()), Some(noted.clone()));
         assert!(noted.is_at_its_path());
+        assert_eq!(noted.open().as_ref(), Some(&ns));
+        assert_eq!(Namespace { cookie: noted.cookie + 1, ..noted.clone() }.open(), None, "a younger one");
         drop(ns);
-        assert!(!noted.is_at_its_path());
+        assert!(!noted.is_at_its_path() && noted.open().is_none());
         let spaces = Namespace { path: "/run/my netns/a b".into(), ..noted };
         assert_eq!(Namespace::parse(&spaces.to_line()), Some(spaces));
+    }
+
+    #[test]
+    fn the_notes_of_all_networks_are_found() {
+        let dir = tempfile::tempdir().unwrap();
+        for (network, name, text) in [
+            ("a", "1", "leases 10.1.0.2\nnetns 4:5 6 /run/netns/one"),
+            ("a", "2", "leases 10.1.0.3"),
+            ("a", "boot", "x"),
+            ("b", "3", "leases fd00::2\nnetns 4:7 8 /run/netns/two"),
+        ] {
+            std::fs::create_dir_all(dir.path().join(network).join(OURS)).unwrap();
+            std::fs::write(dir.path().join(network).join(OURS).join(name), text).unwrap();
+        }
+        let mut found: Vec<_> = namespaces(dir.path()).iter().map(|noted| noted.path.clone()).collect();
+        found.sort();
+        assert_eq!(found, [Path::new("/run/netns/one"), Path::new("/run/netns/two")]);
+        assert!(namespaces(&dir.path().join("nowhere")).is_empty());
     }
 
     #[test]

@@ -17,4 +17,5 @@ mod fake;
 mod loop_tests;
 pub mod report;
 pub mod run;
+pub mod sockets;
 pub mod target;

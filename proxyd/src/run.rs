@@ -55,6 +55,7 @@ pub fn run(cli: &Cli) -> Result<(), Failure> {
         vni: cli.vni,
         vxlan_port: cli.port,
         sizes: cli.sizes,
+        helper: Some(crate::sockets::socket(&cli.common.run_dir)),
     })?;
     runtime.block_on(serve(cli, node, dataplane, instance))
 }

@@ -28,7 +28,7 @@ pub enum Profile {
 pub fn run(args: &Args) -> Result<()> {
     let profile = if args.dev { Profile::Dev } else { Profile::Release };
     let dir = programs(profile)?;
-    for name in ["heddle", "heddle-ipam", "vxland", "proxyd"] {
+    for name in ["heddle", "heddle-ipam", "vxland", "proxyd", "proxyd-sockets"] {
         let program = dir.join(name);
         if program.exists() {
             println!("{}", program.display());

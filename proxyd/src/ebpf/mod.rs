@@ -6,7 +6,7 @@
 
 mod collect;
 mod compile;
-mod encode;
+pub(crate) mod encode;
 mod extents;
 mod kernel;
 #[cfg(test)]
@@ -31,7 +31,7 @@ pub use collect::Sizes as FlowCounts;
 use heddle_bpf::{Datapath, Pins, TcHook};
 use heddle_daemon::exit::Failure;
 use heddle_ebpf_common::{Config, Counter};
-use heddle_model::{Plan, ServiceTable};
+use heddle_model::{Effect, Plan, ServiceTable};
 use heddle_netlink::{NetNs, Socket, link, sysctl};
 use kernel::Kernel;
 use nix::libc;
@@ -40,6 +40,7 @@ use state::State;
 pub use view::{Load, View};
 
 use crate::dataplane::{Counters, Dataplane, Devices, Error, Outcome, Unsupported};
+use crate::sockets::Sweeper;
 
 /// Names of the host sides of pods' veths begin so; `heddle` gives them.
 pub const POD_PREFIX: &str = "hdl";
@@ -56,6 +57,8 @@ pub struct Options {
     /// UDP port of VXLAN.
     pub vxlan_port: u16,
     pub sizes: MapSizes,
+    /// Where the helper listens that ends sockets of removed backends; `None`: nobody looks for them.
+    pub helper: Option<PathBuf>,
 }
 
 impl Default for Options {
@@ -67,6 +70,7 @@ impl Default for Options {
             vni: 1,
             vxlan_port: 8472,
             sizes: MapSizes::default(),
+            helper: None,
         }
     }
 }
@@ -118,6 +122,7 @@ pub struct Ebpf {
     /// `None` before the first observation.
     state: Option<State>,
     collector: Collector,
+    sweeper: Option<Sweeper>,
     netlink: Socket,
     /// Cookie of the network namespace that the daemon is in; 0 where the kernel does not tell it.
     netns: u64,
@@ -150,6 +155,7 @@ impl Ebpf {
         let maps = heddle_bpf::Maps::open(&datapath.pins).map_err(place::failure)?;
         let kernel = Kernel::new(maps, &datapath.pins, &options.sizes.sizes());
         let collector = Collector::start(&datapath.pins).map_err(place::failure)?;
+        let sweeper = options.helper.as_deref().map(|helper| Sweeper::start(&datapath.pins, helper));
         Ok(Self {
             options: options.clone(),
             cgroup,
@@ -157,6 +163,7 @@ impl Ebpf {
             kernel,
             state: None,
             collector,
+            sweeper: sweeper.transpose().map_err(place::failure)?,
             netlink: Socket::open()?,
             netns: NetNs::current().and_then(|netns| netns.cookie()).unwrap_or(0),
             pods: BTreeSet::new(),
@@ -296,6 +303,11 @@ impl Dataplane for Ebpf {
                 tracing::warn!(%error, "what is left over could not be put away; it will be tried again");
             }
         }
+        if let Some(sweeper) = &self.sweeper
+            && plan.iter().any(|step| step.effect() != Effect::Create)
+        {
+            sweeper.wake();
+        }
         outcome
     }
 
@@ -305,6 +317,10 @@ impl Dataplane for Ebpf {
         counters.0.insert("ct_entries".into(), flows.answered);
         counters.0.insert("ct_new_entries".into(), flows.unanswered);
         counters.0.insert("ct_collected".into(), self.collector.collected());
+        if let Some(sweeper) = &self.sweeper {
+            counters.0.insert("sockets_destroyed".into(), sweeper.destroyed());
+            counters.0.insert("sockets_stale".into(), sweeper.left());
+        }
         Ok(counters)
     }
 

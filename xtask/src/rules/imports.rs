@@ -23,6 +23,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "heddle-control",
             "heddle-daemon",
             "heddle-ebpf-common",
+            "heddle-ipam",
             "heddle-model",
             "heddle-netlink",
             "heddle-reconcile",

@@ -1,0 +1,234 @@
+//! The thread of proxyd that looks for stale sockets.
+//!
+//! It is woken when something may have been removed, and looks now and then by itself. It reads what the hook has
+//! noted first and what services have second: a backend that came in between is then one that the service has. One
+//! that is missing is looked at again before its sockets are ended, as a service that changes is written in steps.
+
+use std::collections::HashMap;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError, TrySendError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use aya::maps::MapError;
+use heddle_bpf::{Pins, sys};
+use heddle_ebpf_common::{Backend, ChoiceKey, FrontendKey, SockKey, SockPeer};
+
+use super::ask;
+use super::stale::{self, Maps};
+
+/// Elements read by one system call.
+const BATCH: u32 = 4096;
+/// Between two looks at one pair of service and backend: steps of a writer are microseconds apart.
+const AGAIN: Duration = Duration::from_millis(20);
+/// Between two passes: what is removed in a crowd is asked for together.
+const PACE: Duration = Duration::from_millis(100);
+/// A socket that was on its way to be connected when it was looked for is there now.
+const SOON: Duration = Duration::from_millis(500);
+/// One that is not there after this long is closed, or not connected.
+const LATE: Duration = Duration::from_secs(10);
+/// Between two passes when nothing is left over.
+const SELDOM: Duration = Duration::from_secs(30);
+
+/// What the thread tells.
+#[derive(Debug, Default)]
+struct Shared {
+    destroyed: AtomicU64,
+    left: AtomicU64,
+    problem: Mutex<Option<String>>,
+}
+
+/// The thread; it ends when this is dropped.
+#[derive(Debug)]
+pub struct Sweeper {
+    wake: Option<mpsc::SyncSender<()>>,
+    thread: Option<JoinHandle<()>>,
+    shared: Arc<Shared>,
+}
+
+impl Sweeper {
+    /// Starts it over the pinned maps. `helper`: where the helper listens, or will.
+    ///
+    /// # Errors
+    /// If the thread cannot be started.
+    pub fn start(pins: &Pins, helper: &Path) -> Result<Self, heddle_bpf::Error> {
+        let shared = Arc::new(Shared::default());
+        let (wake, woken) = mpsc::sync_channel(1);
+        let mut pass = Pass {
+            pins: pins.clone(),
+            helper: helper.to_owned(),
+            shared: Arc::clone(&shared),
+            asked: HashMap::new(),
+        };
+        let work = move || {
+            let mut wait = Duration::ZERO;
+            while woken.recv_timeout(wait) != Err(RecvTimeoutError::Disconnected) {
+                wait = pass.run();
+                thread::sleep(PACE);
+            }
+        };
+        let thread = thread::Builder::new().name("sockets".into()).spawn(work);
+        let thread = thread.map_err(|source| heddle_bpf::Error::Pin {
+            operation: "start the thread that looks for stale sockets of",
+            path: pins.dir(),
+            source,
+        })?;
+        Ok(Self { wake: Some(wake), thread: Some(thread), shared })
+    }
+
+    /// Something may have been removed.
+    pub fn wake(&self) {
+        match self.wake.as_ref().map(|wake| wake.try_send(())) {
+            // It is awake, or ends.
+            None | Some(Ok(()) | Err(TrySendError::Full(()) | TrySendError::Disconnected(()))) => {}
+        }
+    }
+
+    /// Sockets destroyed since the start.
+    pub fn destroyed(&self) -> u64 {
+        self.shared.destroyed.load(Ordering::Relaxed)
+    }
+
+    /// Sockets noted with a backend that is gone, at the last look: those that nobody could destroy, and some that are
+    /// closed, of which the kernel does not tell.
+    pub fn left(&self) -> u64 {
+        self.shared.left.load(Ordering::Relaxed)
+    }
+
+    /// Why they are left.
+    pub fn problem(&self) -> Option<String> {
+        self.shared.problem.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Drop for Sweeper {
+    fn drop(&mut self) {
+        self.wake.take();
+        if let Some(thread) = self.thread.take() {
+            // It panics never; and there is nothing left to do about it here.
+            let _ = thread.join();
+        }
+    }
+}
+
+struct Pass {
+    pins: Pins,
+    helper: PathBuf,
+    shared: Arc<Shared>,
+    /// When the helper was first asked for a socket that it did not find.
+    asked: HashMap<SockKey, Instant>,
+}
+
+impl Pass {
+    /// One look, and what follows from it. Returns how long the next one has time.
+    fn run(&mut self) -> Duration {
+        let outcome = self.look();
+        let wait = match &outcome {
+            Ok(wait) => *wait,
+            Err(_) => LATE,
+        };
+        let problem = outcome.err().map(|error| error.to_string());
+        let mut told = self.shared.problem.lock().unwrap_or_else(PoisonError::into_inner);
+        if problem.is_some() && *told != problem {
+            tracing::warn!("{}", problem.as_deref().unwrap_or_default());
+        }
+        *told = problem;
+        wait
+    }
+
+    fn look(&mut self) -> Result<Duration, Error> {
+        let mut maps = heddle_bpf::Maps::open(&self.pins)?;
+        let mut found = stale::find(&self.noted()?, &maps);
+        if !found.is_empty() {
+            thread::sleep(AGAIN);
+            let still = self.noted()?;
+            let wanted: std::collections::HashSet<SockKey> = found.drain(..).collect();
+            found = stale::find(&still, &maps);
+            found.retain(|key| wanted.contains(key));
+        }
+        self.shared.left.store(found.len() as u64, Ordering::Relaxed);
+        self.asked.retain(|key, _| found.contains(key));
+        if found.is_empty() {
+            return Ok(SELDOM);
+        }
+        let answer = ask::destroy(&self.helper, stale::requests(&found))?;
+        self.shared.destroyed.fetch_add(answer.destroyed.len() as u64, Ordering::Relaxed);
+        if let Some(problem) = answer.problems.into_iter().next() {
+            return Err(Error::Helper(problem));
+        }
+        let now = Instant::now();
+        let mut left = 0;
+        for key in found {
+            let first = *self.asked.entry(key).or_insert(now);
+            if answer.destroyed.contains(&key.cookie) || now.duration_since(first) > LATE {
+                // Nobody needs it any more: the socket is gone, or gets no more answers from there.
+                let _ = maps.sock_rev.remove(&key);
+                self.asked.remove(&key);
+            } else {
+                left += 1;
+            }
+        }
+        self.shared.left.store(left, Ordering::Relaxed);
+        let fresh = self.asked.values().any(|first| now.duration_since(*first) < SOON);
+        Ok(match left {
+            0 => SELDOM,
+            _ if fresh => SOON,
+            _ => LATE,
+        })
+    }
+
+    fn noted(&self) -> Result<Vec<(SockKey, SockPeer)>, Error> {
+        let read = || {
+            let map = sys::get(&self.pins.map("sock_rev"))?;
+            sys::map_entries(map.as_fd(), BATCH)
+        };
+        read().map_err(Error::Read)
+    }
+}
+
+/// Why stale sockets are left.
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error(transparent)]
+    Maps(#[from] heddle_bpf::Error),
+    #[error("cannot read map sock_rev: {0}")]
+    Read(std::io::Error),
+    #[error(transparent)]
+    Ask(#[from] ask::Error),
+    #[error("proxyd-sockets: {0}")]
+    Helper(String),
+}
+
+/// `Ok(None)` for what is not there.
+fn there<T>(found: Result<T, MapError>) -> Result<Option<T>, ()> {
+    match found {
+        Ok(value) => Ok(Some(value)),
+        Err(MapError::KeyNotFound) => Ok(None),
+        Err(_) => Err(()),
+    }
+}
+
+impl Maps for heddle_bpf::Maps {
+    fn service(&self, key: &FrontendKey) -> Result<Option<u32>, ()> {
+        match there(self.frontends.get(key, 0))? {
+            // Read while it was written.
+            Some(frontend) if frontend.check != frontend.sum(key) => Err(()),
+            found => Ok(found.map(|frontend| frontend.service)),
+        }
+    }
+
+    fn choice(&self, key: &ChoiceKey) -> Result<Option<u32>, ()> {
+        there(self.choices.get(key, 0))
+    }
+
+    fn backend(&self, slot: u32) -> Result<Backend, ()> {
+        self.backends.get(&slot, 0).map_err(drop)
+    }
+
+    fn node_state(&self, index: u32) -> Result<u32, ()> {
+        self.nodes.get(&index, 0).map(|node| node.state).map_err(drop)
+    }
+}

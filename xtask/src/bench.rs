@@ -30,7 +30,7 @@ pub fn run(args: &Args) -> Result<()> {
     if args.list {
         return process::run(bench.arg("--list"));
     }
-    object()?;
+    objects()?;
     let all = args.names.is_empty();
     if all || args.names.iter().any(|name| !WITHOUT_PROGRAMS.contains(&name.as_str())) {
         bench.env("HEDDLE_BIN_DIR", build::programs(Profile::Release)?);
@@ -38,13 +38,15 @@ pub fn run(args: &Args) -> Result<()> {
     process::run(bench.args(&args.names))
 }
 
-/// ebpf/bench -> target/ebpf/bench.bpf.o.
-fn object() -> Result<()> {
+/// ebpf/bench -> target/ebpf/{bench,wrap}.bpf.o.
+fn objects() -> Result<()> {
     let mut cargo = Toolchain::choose()?.cargo("build");
-    cargo.args(["--release", "--quiet", "--locked", "--bin", "bench", "--target-dir"]);
+    cargo.args(["--release", "--quiet", "--locked", "--bins", "--target-dir"]);
     process::run(cargo.arg(ebpf::cargo_target()).current_dir(ebpf::bench()))?;
-    let built = ebpf::cargo_target().join("bpfel-unknown-none/release/bench");
-    let object = root::target().join("ebpf/bench.bpf.o");
-    fs::copy(&built, &object).with_context(|| format!("cannot copy {}", built.display()))?;
+    for name in ["bench", "wrap"] {
+        let built = ebpf::cargo_target().join("bpfel-unknown-none/release").join(name);
+        let object = root::target().join(format!("ebpf/{name}.bpf.o"));
+        fs::copy(&built, &object).with_context(|| format!("cannot copy {}", built.display()))?;
+    }
     Ok(())
 }

@@ -64,7 +64,7 @@ pub struct Flow<A> {
     pub rest: [u32; 10],
 }
 
-pub type Frontend = [u32; 8];
+pub type Frontend = [u32; 10];
 
 /// What is measured here is the product's layout.
 const _: () = {

@@ -169,7 +169,7 @@ fn fill(ebpf: &mut Ebpf, v4: bool) -> Result<()> {
     let port = DPORT.to_be();
     let frontends = || (0..FRONTENDS).map(|n| addr(above(service.ip(), n)));
     let key = |addr| FrontendKey { addr, net: 0, port, proto: TCP, zero: 0 };
-    let value: [u32; 8] = marked(0, 1);
+    let value: [u32; 10] = marked(0, 1);
     insert(ebpf, "one_frontends", frontends().map(|addr| (key(addr), value)))?;
     let flow = |n: u32| Tuple {
         src: addr(above(client(v4).ip(), n)),
@@ -182,12 +182,12 @@ fn fill(ebpf: &mut Ebpf, v4: bool) -> Result<()> {
     let value: [u32; 20] = marked(10, 2);
     insert(ebpf, "one_flows", (0..FLOWS).map(|n| (flow(n), value)))?;
     if !v4 {
-        insert(ebpf, "two_frontends6", frontends().map(|addr| (key(addr), marked::<8>(0, 1))))?;
+        insert(ebpf, "two_frontends6", frontends().map(|addr| (key(addr), marked::<10>(0, 1))))?;
         return insert(ebpf, "two_flows6", (0..FLOWS).map(|n| (flow(n), value)));
     }
     let last = u32::from(port) | u32::from(TCP) << 16;
     let key = |addr: Addr| [addr.as_v4(), 0, last];
-    insert(ebpf, "two_frontends4", frontends().map(|addr| (key(addr), marked::<8>(0, 1))))?;
+    insert(ebpf, "two_frontends4", frontends().map(|addr| (key(addr), marked::<10>(0, 1))))?;
     let small = |flow: Tuple| {
         let ports = u32::from(flow.sport) | u32::from(flow.dport) << 16;
         [flow.src.as_v4(), flow.dst.as_v4(), ports, u32::from(flow.proto)]

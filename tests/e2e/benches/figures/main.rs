@@ -16,6 +16,7 @@ mod packet;
 mod packets;
 mod programming;
 mod samples;
+mod services;
 mod sockets;
 mod stage;
 mod table;
@@ -41,6 +42,11 @@ const SECTIONS: &[Section] = &[
         name: "packets",
         about: "the product's programs on network devices, by packet",
         run: packets::run,
+    },
+    Section {
+        name: "services",
+        about: "a packet of a service, beside what it costs others",
+        run: services::run,
     },
     Section {
         name: "sockets",

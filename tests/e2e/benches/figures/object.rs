@@ -17,12 +17,14 @@ fn path(name: &str) -> PathBuf {
     [env!("CARGO_MANIFEST_DIR"), "..", ".."].iter().collect::<PathBuf>().join(target).join("ebpf").join(name)
 }
 
+pub fn read(name: &str) -> Result<Vec<u8>> {
+    let path = path(name);
+    fs::read(&path).with_context(|| format!("cannot read {} (`./x bench` builds it)", path.display()))
+}
+
 /// An object of its own, nothing of it pinned.
 pub fn load(name: &str) -> Result<Ebpf> {
-    let path = path(name);
-    let bytes =
-        fs::read(&path).with_context(|| format!("cannot read {} (`./x bench` builds it)", path.display()))?;
-    Ebpf::load(&bytes).with_context(|| format!("cannot load {name}"))
+    Ebpf::load(&read(name)?).with_context(|| format!("cannot load {name}"))
 }
 
 /// A classifier of it, given to the kernel.
@@ -33,6 +35,13 @@ pub fn classifier<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a SchedClassif
         program.load().with_context(|| format!("cannot load the program {name}"))?;
     }
     Ok(program)
+}
+
+/// `struct __sk_buff` up to `ifindex`, the only field that is set.
+pub fn context(device: u32) -> [u8; 44] {
+    let mut context = [0; 44];
+    context[40..].copy_from_slice(&device.to_ne_bytes());
+    context
 }
 
 /// What one run answers.

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Result, bail};
-use etherparse::{PacketBuilder, PacketBuilderStep};
+use etherparse::{NetSlice, PacketBuilder, PacketBuilderStep, SlicedPacket, TransportSlice};
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Flags {
@@ -27,6 +27,22 @@ pub fn tcp(src: SocketAddr, dst: SocketAddr, flags: Flags) -> Result<Vec<u8>> {
     let mut packet = Vec::with_capacity(tcp.size(0));
     tcp.write(&mut packet, &[])?;
     Ok(packet)
+}
+
+/// Where a TCP segment comes from and goes to.
+pub fn ends(packet: &[u8]) -> Result<(SocketAddr, SocketAddr)> {
+    let sliced = SlicedPacket::from_ethernet(packet)?;
+    let (src, dst): (IpAddr, IpAddr) = match sliced.net {
+        Some(NetSlice::Ipv4(ip)) => (ip.header().source_addr().into(), ip.header().destination_addr().into()),
+        Some(NetSlice::Ipv6(ip)) => (ip.header().source_addr().into(), ip.header().destination_addr().into()),
+        _ => bail!("not an IP packet"),
+    };
+    match sliced.transport {
+        Some(TransportSlice::Tcp(tcp)) => {
+            Ok(((src, tcp.source_port()).into(), (dst, tcp.destination_port()).into()))
+        }
+        _ => bail!("not a TCP segment"),
+    }
 }
 
 /// The packet with the source MAC of mesh packets.

@@ -32,7 +32,8 @@ pub fn run() -> Result<()> {
     );
     let lab = Lab::builder().nodes(1).clients(0).build()?;
     let node = lab.node(1);
-    let stage = Stage::build(node)?;
+    let mut stage = Stage::build(node)?;
+    stage.add_flows()?;
     node.enter(|| cpu::pinned(|| measure(&stage)))?
 }
 
@@ -127,7 +128,7 @@ fn row(table: &mut Table, hook: TcHook, label: &str, four: &Samples, six: &Sampl
 /// Nanoseconds of processor time a run.
 fn repeated(program: &SchedClassifier, device: u32, packet: &[u8]) -> Result<f64> {
     const REPEAT: u32 = 50_000;
-    let context = context(device);
+    let context = object::context(device);
     let options = TestRunOptions {
         data_in: Some(packet),
         ctx_in: Some(&context),
@@ -143,15 +144,8 @@ fn loaded<'a>(ebpf: &'a Ebpf, name: &str) -> Result<&'a SchedClassifier> {
     Ok(ebpf.program(name).ok_or_else(|| anyhow!("the object has no program {name}"))?.try_into()?)
 }
 
-/// `struct __sk_buff` up to `ifindex`, the only field that is set.
-fn context(device: u32) -> [u8; 44] {
-    let mut context = [0; 44];
-    context[40..].copy_from_slice(&device.to_ne_bytes());
-    context
-}
-
 fn one(program: &SchedClassifier, device: u32, packet: &[u8]) -> Result<u32> {
-    let context = context(device);
+    let context = object::context(device);
     let options = TestRunOptions { data_in: Some(packet), ctx_in: Some(&context), ..TestRunOptions::new() };
     Ok(program.test_run(options)?.return_value)
 }

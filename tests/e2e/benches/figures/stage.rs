@@ -8,14 +8,15 @@ use anyhow::{Context, Result};
 use aya::programs::SchedClassifier;
 use heddle_bpf::{Datapath, Maps, Pins, Sizes, TcHook};
 use heddle_ebpf_common::{
-    ADDR_NODE, ADDR_NODE_PORTS, Addr, BACKEND_ACTIVE, Backend, ChoiceKey, Config, FRONTEND_EXTERNAL, Flow,
-    Frontend, FrontendKey, KnownAddr, MAGLEV_SIZE, NODE_SELF, NODE_UP, Node as NodeValue, REMOTE_TUNNEL,
-    RING_BLOCK, Tuple, choice_hash,
+    ADDR_CLUSTER_IP, ADDR_NODE, ADDR_NODE_PORTS, Addr, BACKEND_ACTIVE, Backend, ChoiceKey, Config,
+    FRONTEND_EXTERNAL, Flow, Frontend, FrontendKey, KnownAddr, MAGLEV_SIZE, NODE_SELF, NODE_UP,
+    Node as NodeValue, REMOTE_TUNNEL, RING_BLOCK, Tuple, choice_hash,
 };
 use heddle_lab::{Node, Pod};
 use nix::net::if_::if_nametoindex;
 
 use crate::mapped::{above, addr};
+use crate::object;
 
 const TCP: u8 = 6;
 const UDP: u8 = 17;
@@ -24,9 +25,13 @@ const OTHER: u32 = 2;
 pub const OTHER_MAC: [u8; 6] = [2, 0x48, 0, 0, 0, 2];
 pub const VXLAN_PORT: u16 = 8472;
 const FRONTENDS: u32 = 10_000;
-const FLOWS: u32 = 100_000;
+pub const FLOWS: u32 = 100_000;
 /// Backends of a service. They are slots of their own, but one and the same pod.
 const BACKENDS: u32 = 10;
+/// Backends of each of the many services: all on this node.
+pub const CROWD: u32 = 100;
+/// The port of the many backends on every node.
+pub const CROWD_PORT: u16 = 30_090;
 
 /// What a service's backends are.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -46,7 +51,7 @@ pub struct Devices {
 
 pub struct Stage {
     pub devices: Devices,
-    datapath: Datapath,
+    pub datapath: Datapath,
     _pods: [Pod; 2],
 }
 
@@ -57,6 +62,16 @@ fn ip(v4: bool, four: [u8; 4], six: &str) -> IpAddr {
 /// The pod of this node that serves.
 pub fn backend(v4: bool) -> SocketAddr {
     (ip(v4, [10, 244, 1, 10], "fd00:10:244:1::a"), 8080).into()
+}
+
+/// The first of the [`CROWD`], which have one address after the other.
+fn crowd(v4: bool) -> SocketAddr {
+    (ip(v4, [10, 244, 1, 128], "fd00:10:244:1::1:0"), 8080).into()
+}
+
+/// The first of the many services, which have one address after the other.
+pub fn others(v4: bool) -> SocketAddr {
+    (ip(v4, [10, 97, 0, 0], "fd00:10:97::"), 80).into()
 }
 
 /// Another pod of this node.
@@ -113,6 +128,8 @@ impl Stage {
         }
         for v4 in [true, false] {
             (0..3).try_for_each(|n| neighbour(node, client(v4, n), "eth0"))?;
+            let crowd = if v4 { "10.244.1.128/25" } else { "fd00:10:244:1::1:0/112" };
+            node.run(format!("ip route add {crowd} dev hdl-backend").as_str())?;
             let range = if v4 { "10.244.2.0/24" } else { "fd00:10:244:2::/64" };
             node.run(format!("ip route add {range} dev heddle.1").as_str())?;
             neighbour(node, far(v4).ip(), "heddle.1")?;
@@ -134,9 +151,28 @@ impl Stage {
             backend: index("hdl-backend")?,
             asker: index("hdl-asker")?,
         };
-        let mut datapath = Datapath::open(Pins::new(Path::new("/sys/fs/bpf")), &Sizes::default())?;
+        let object = object::read("heddle.bpf.o")?;
+        let pins = Pins::new(Path::new("/sys/fs/bpf"));
+        let mut datapath = Datapath::open_object(pins, &Sizes::default(), &object)?;
         fill(&mut datapath.maps, &devices)?;
         Ok((devices, datapath))
+    }
+
+    /// Enters [`FLOWS`] that no packet belongs to, of both families.
+    pub fn add_flows(&mut self) -> Result<()> {
+        for v4 in [true, false] {
+            let clients = ip(v4, [10, 250, 0, 0], "fd00:10:250::");
+            let dst = addr(others(v4).ip());
+            for n in 0..FLOWS / 2 {
+                let src = addr(above(clients, n));
+                let tuple = Tuple { src, dst, sport: 1, dport: 2, proto: TCP, ..Tuple::default() };
+                let mut flow =
+                    Flow { to: tuple, backend: 1, generation: 1, service: 1_000, ..Flow::default() };
+                flow.check = flow.sum(&tuple);
+                self.datapath.maps.ct.insert(tuple, flow, 0)?;
+            }
+        }
+        Ok(())
     }
 
     /// Attaches the socket hooks to a cgroup. To be called on a thread of the node.
@@ -181,31 +217,15 @@ fn fill(maps: &mut Maps, devices: &Devices) -> Result<()> {
             maps.ranges.insert(&Maps::range_key(addr(pod), len), index, 0)?;
         }
     }
-    let (mut slot, mut ring, mut service) = (1, 0, 1);
+    let (mut room, mut service) = (Room { slot: 1, ring: 0 }, 1);
     for v4 in [true, false] {
+        let any = if v4 { Addr::ANY4 } else { Addr::ANY6 };
         for kind in [Where::Here, Where::Elsewhere] {
             let target = if kind == Where::Here { backend(v4) } else { far(v4) };
-            let first = slot;
-            for _ in 0..BACKENDS {
-                maps.backends.set(slot, one_backend(target, kind), 0)?;
-                slot += 1;
-            }
-            let slots: Vec<u32> = (first..slot).collect();
-            let maglev: Vec<u32> = (0..MAGLEV_SIZE).map(|n| first + n % BACKENDS).collect();
-            let mut extent = |maps: &mut Maps, slots: &[u32]| {
-                let start = ring;
-                ring += (slots.len() as u32).next_multiple_of(RING_BLOCK);
-                maps.write_ring(start, slots).map(|()| start)
-            };
-            let frontend = Frontend {
-                ring: extent(maps, &slots)?,
-                ring_len: BACKENDS,
-                outside: extent(maps, &maglev)?,
-                outside_len: MAGLEV_SIZE,
-                ..Frontend::default()
-            };
-            let any = if v4 { Addr::ANY4 } else { Addr::ANY6 };
+            let first = room.slot;
+            let frontend = room.frontend(maps, (0..BACKENDS).map(|_| one_backend(target, kind)))?;
             let inside = cluster(v4, kind);
+            known_service(maps, inside)?;
             for (ip, port, proto, flags) in [
                 (addr(inside.ip()), inside.port(), TCP, 0),
                 (addr(inside.ip()), inside.port(), UDP, 0),
@@ -219,9 +239,55 @@ fn fill(maps: &mut Maps, devices: &Devices) -> Result<()> {
                 service += 1;
             }
         }
-        others(maps, v4)?;
+        let crowd = (0..CROWD).map(|n| {
+            let target = (above(crowd(v4).ip(), n), crowd(v4).port()).into();
+            one_backend(target, Where::Here)
+        });
+        let crowd = room.frontend(maps, crowd)?;
+        let key = FrontendKey { addr: any, net: 0, port: CROWD_PORT.to_be(), proto: TCP, zero: 0 };
+        let outside = Frontend { service, flags: FRONTEND_EXTERNAL, ..crowd };
+        maps.frontends.insert(key, outside.sealed(&key), 0)?;
+        service += 1;
+        many(maps, v4, &Frontend { outside: 0, outside_len: 0, ..crowd })?;
     }
     Ok(())
+}
+
+/// What of `backends` and `ring` is free.
+struct Room {
+    slot: u32,
+    ring: u32,
+}
+
+impl Room {
+    /// The lists of a frontend with these backends.
+    fn frontend(&mut self, maps: &mut Maps, backends: impl Iterator<Item = Backend>) -> Result<Frontend> {
+        let first = self.slot;
+        for backend in backends {
+            maps.backends.set(self.slot, backend, 0)?;
+            self.slot += 1;
+        }
+        let slots: Vec<u32> = (first..self.slot).collect();
+        let maglev: Vec<u32> = slots.iter().copied().cycle().take(MAGLEV_SIZE as usize).collect();
+        Ok(Frontend {
+            ring: self.extent(maps, &slots)?,
+            ring_len: slots.len() as u32,
+            outside: self.extent(maps, &maglev)?,
+            outside_len: MAGLEV_SIZE,
+            ..Frontend::default()
+        })
+    }
+
+    fn extent(&mut self, maps: &mut Maps, slots: &[u32]) -> Result<u32> {
+        let start = self.ring;
+        self.ring += (slots.len() as u32).next_multiple_of(RING_BLOCK);
+        maps.write_ring(start, slots)?;
+        Ok(start)
+    }
+}
+
+fn known_service(maps: &mut Maps, at: SocketAddr) -> Result<()> {
+    Ok(maps.addrs.insert(addr(at.ip()), KnownAddr { node: 0, kind: ADDR_CLUSTER_IP }, 0)?)
 }
 
 /// An address in the range of a node's pods.
@@ -242,21 +308,13 @@ fn one_backend(target: SocketAddr, kind: Where) -> Backend {
     }
 }
 
-/// Half of [`FRONTENDS`] and [`FLOWS`]: what else there is on a node, so that the hashes are not empty.
-fn others(maps: &mut Maps, v4: bool) -> Result<()> {
-    let services = ip(v4, [10, 97, 0, 0], "fd00:10:97::");
+/// Half of [`FRONTENDS`]: what else there is on a node, so that the hashes are not empty.
+fn many(maps: &mut Maps, v4: bool, crowd: &Frontend) -> Result<()> {
     for n in 0..FRONTENDS / 2 {
-        let ip = addr(above(services, n));
-        let key = FrontendKey { addr: ip, net: 0, port: 80u16.to_be(), proto: TCP, zero: 0 };
-        maps.frontends.insert(key, Frontend { service: 1_000 + n, ..Frontend::default() }.sealed(&key), 0)?;
-    }
-    let clients = ip(v4, [10, 250, 0, 0], "fd00:10:250::");
-    for n in 0..FLOWS / 2 {
-        let src = addr(above(clients, n));
-        let tuple = Tuple { src, dst: addr(services), sport: 1, dport: 2, proto: TCP, ..Tuple::default() };
-        let mut flow = Flow { to: tuple, backend: 1, generation: 1, service: 1_000, ..Flow::default() };
-        flow.check = flow.sum(&tuple);
-        maps.ct.insert(tuple, flow, 0)?;
+        let at = SocketAddr::new(above(others(v4).ip(), n), others(v4).port());
+        let key = FrontendKey { addr: addr(at.ip()), net: 0, port: at.port().to_be(), proto: TCP, zero: 0 };
+        maps.frontends.insert(key, Frontend { service: 1_000 + n, ..*crowd }.sealed(&key), 0)?;
+        known_service(maps, at)?;
     }
     Ok(())
 }

@@ -96,7 +96,7 @@ fn measure(
 }
 
 /// Ends with a reset, so that no connection is left in TIME_WAIT for a client port to come upon again.
-fn one(to: SocketAddr) -> Result<()> {
+pub fn one(to: SocketAddr) -> Result<()> {
     let mut stream =
         TcpStream::connect_timeout(&to, LIMIT).with_context(|| format!("cannot connect to {to}"))?;
     stream.set_read_timeout(Some(LIMIT))?;
@@ -106,7 +106,7 @@ fn one(to: SocketAddr) -> Result<()> {
 }
 
 /// Connections a second.
-fn rate(to: SocketAddr) -> Result<f64> {
+pub fn rate(to: SocketAddr) -> Result<f64> {
     let start = Instant::now();
     for n in 0..CONNECTIONS {
         one(to).with_context(|| format!("connection {n}"))?;
@@ -115,13 +115,13 @@ fn rate(to: SocketAddr) -> Result<f64> {
 }
 
 /// Accepts and closes in a pod, until it is dropped.
-struct Server {
+pub struct Server {
     listener: TcpListener,
     thread: Option<JoinHandle<Option<()>>>,
 }
 
 impl Server {
-    fn start(pod: &Pod) -> Result<Self> {
+    pub fn start(pod: &Pod) -> Result<Self> {
         let listener = pod.enter(|| TcpListener::bind(("::", PORT)))?.context("cannot listen in the pod")?;
         let accepting = listener.try_clone()?;
         // Ends with the first error: the listener's being shut down.

@@ -8,6 +8,7 @@ mod addresses;
 mod cni;
 mod connections;
 mod cpu;
+mod kube;
 mod machine;
 mod mapped;
 mod object;
@@ -57,6 +58,11 @@ const SECTIONS: &[Section] = &[
         name: "connections",
         about: "new TCP connections through a service, against connections to its backend",
         run: connections::run,
+    },
+    Section {
+        name: "kube",
+        about: "from pod to pod through a service, against directly; beside it kube-proxy's rules",
+        run: kube::run,
     },
     Section {
         name: "cni",

@@ -13,6 +13,7 @@ mod limits;
 mod order;
 mod ports;
 mod snat;
+mod stale;
 mod status;
 mod unhooked;
 mod world;

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand, ValueEnum};
 use heddle_control::Spec;
 use heddle_daemon::{Common, Output};
+use heddle_model::resolve::{self, NodePorts, Rules};
+use ipnetwork::IpNetwork;
 
 use crate::ctl::Filter;
 use crate::ebpf::{MapSizes, Remote};
@@ -46,9 +48,41 @@ pub struct Cli {
     #[arg(long, default_value_t = 8472, value_parser = clap::value_parser!(u16).range(1..))]
     pub port: u16,
     #[command(flatten)]
+    pub services: ServiceRules,
+    #[command(flatten)]
     pub sizes: MapSizes,
     #[command(subcommand)]
     pub command: Option<Command>,
+}
+
+/// What services may have.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct ServiceRules {
+    /// A range of addresses that is kept for services: no node has an address or pods there, and no service an
+    /// external address; may be given several times
+    #[arg(long, value_name = "CIDR", value_parser = resolve::range)]
+    pub service_range: Vec<IpNetwork>,
+    /// A range of addresses in which `externalIPs` of services are answered; may be given several times [default:
+    /// none, as whoever may write a service could take over any address]
+    #[arg(long, value_name = "CIDR", value_parser = resolve::range)]
+    pub external_range: Vec<IpNetwork>,
+    /// Where node ports answer: a range of addresses of nodes, or `primary` for the first address of each family;
+    /// may be given several times [default: all addresses of each node]
+    #[arg(long, value_name = "CIDR|primary")]
+    pub nodeport_addresses: Vec<NodePorts>,
+}
+
+impl Cli {
+    /// What the services of this node are resolved by.
+    pub fn rules(&self) -> Rules {
+        let ServiceRules { service_range, external_range, nodeport_addresses } = self.services.clone();
+        Rules {
+            vni: self.vni,
+            service_ranges: service_range,
+            external_ranges: external_range,
+            node_ports: nodeport_addresses,
+        }
+    }
 }
 
 /// `--mode`.
@@ -93,6 +127,9 @@ mod tests {
             ("remote", "snat"),
             ("vni", "7"),
             ("port", "4789"),
+            ("service-range", "10.96.0.0/12"),
+            ("external-range", "203.0.113.0/24"),
+            ("nodeport-addresses", "primary"),
             ("max-frontends", "100"),
             ("max-backends", "1000"),
             ("max-flows", "1000000"),

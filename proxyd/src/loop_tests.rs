@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use heddle_model::{
     Created, Endpoint, EndpointPort, Endpoints, EndpointsName, Families, Node, NodeName, Protocol, Service,
-    ServiceName, ServicePort, ServiceTable, Slice, Store, resolve, store,
+    ServiceName, ServicePort, ServiceTable, Slice, Store,
+    resolve::{self, Rules},
+    store,
 };
 use heddle_reconcile::fault::{Faulty, USUAL};
 use heddle_reconcile::{Pace, Runner, Status};
@@ -50,7 +52,7 @@ fn rig_over(dataplane: impl Dataplane + 'static, faults: u64, seed: u64) -> Rig 
     let world: World = Arc::new(Mutex::new(devices(true)));
     let found = Arc::clone(&world);
     let find = Box::new(move |_: &[IpAddr]| found.lock().unwrap().clone());
-    let services = Services::new(dataplane, find, NodeName(NODE.into()), 1);
+    let services = Services::new(dataplane, find, NodeName(NODE.into()), Rules::default());
     let store = Store::new();
     let source = store.source("test");
     let events = Arc::new(Notify::new());
@@ -140,7 +142,7 @@ fn slices() -> impl Strategy<Value = Slice> {
 fn expected(slice: &Slice, dataplane: &impl Dataplane) -> ServiceTable {
     let store = Store::new();
     store.source("expected").replace(slice.clone());
-    let (table, _) = resolve::services(&store.snapshot(), &NodeName(NODE.into()), 1);
+    let (table, _) = resolve::services(&store.snapshot(), &NodeName(NODE.into()), &Rules::default());
     dataplane.project(&table).0
 }
 

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::net::IpAddr;
 
-use heddle_model::resolve::{self, Nodes};
+use heddle_model::resolve::{Resolver, Rules};
 use heddle_model::{
     Effect, NodeName, Object, Part as TablePart, Problem, ServiceTable, Snapshot, Step as TableStep, What,
 };
@@ -20,7 +20,8 @@ pub struct Services<D> {
     pub dataplane: D,
     find: Finder,
     node: NodeName,
-    vni: u32,
+    rules: Rules,
+    resolver: Resolver,
 }
 
 /// What the loop compares.
@@ -57,8 +58,8 @@ impl fmt::Display for Part {
 }
 
 impl<D: Dataplane> Services<D> {
-    pub fn new(dataplane: D, find: Finder, node: NodeName, vni: u32) -> Self {
-        Self { dataplane, find, node, vni }
+    pub fn new(dataplane: D, find: Finder, node: NodeName, rules: Rules) -> Self {
+        Self { dataplane, find, node, rules, resolver: Resolver::default() }
     }
 
     fn take_devices(&mut self, devices: &Found) -> Result<(), Error> {
@@ -81,15 +82,14 @@ impl<D: Dataplane> Target for Services<D> {
     type Part = Part;
 
     fn desired(&mut self, snapshot: &Snapshot) -> (State, Vec<Problem>) {
-        let (table, mut problems) = resolve::services(snapshot, &self.node, self.vni);
+        let (table, mut problems) = self.resolver.services(snapshot, &self.node, &self.rules);
         let (table, unsupported) = self.dataplane.project(&table);
         problems.extend(
             unsupported
                 .into_iter()
                 .map(|lack| Problem::new(Object::Frontend(lack.frontend), What::Said(lack.what))),
         );
-        let nodes = Nodes::seen_from(snapshot, &self.node);
-        let addresses = nodes.accepted.get(&self.node).map(|node| node.addresses.as_slice());
+        let addresses = self.resolver.nodes().accepted.get(&self.node).map(|node| node.addresses.as_slice());
         let devices = (self.find)(addresses.unwrap_or_default());
         (State { devices: Some(devices), table }, problems)
     }

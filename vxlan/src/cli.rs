@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 use heddle_control::Spec;
 use heddle_daemon::{Common, Output};
+use ipnetwork::IpNetwork;
 
 /// The VXLAN overlay agent: every node reaches every other node's pods
 ///
@@ -31,6 +32,9 @@ pub struct Cli {
     /// UDP port of VXLAN packets, the same on all nodes
     #[arg(long, default_value_t = 8472, value_parser = clap::value_parser!(u16).range(1..), global = true)]
     pub port: u16,
+    /// A range of addresses that is kept for services: no node has pods there; may be given several times
+    #[arg(long, value_name = "CIDR", value_parser = heddle_model::resolve::range)]
+    pub service_range: Vec<IpNetwork>,
     /// MTU of the overlay and of pods [default: what the underlay carries, less 50 bytes (IPv4) or 70 (IPv6)]
     #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(68..=65535))]
     pub mtu: Option<u32>,
@@ -65,6 +69,7 @@ mod tests {
             ("underlay", "eth7"),
             ("vni", "7"),
             ("port", "4789"),
+            ("service-range", "10.96.0.0/12"),
             ("mtu", "1400"),
             ("cni-conf-dir", "/y"),
         ];

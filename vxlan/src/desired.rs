@@ -17,6 +17,9 @@ use crate::state::{
 pub struct Settings {
     pub node: NodeName,
     pub vni: u32,
+    /// Where services have their addresses: no node has pods there.
+    #[serde(default)]
+    pub service_ranges: Vec<IpNetwork>,
     pub port: u16,
     /// `None`: the largest that fits.
     pub mtu: Option<u32>,

@@ -172,7 +172,7 @@ pub fn mac(last: u8) -> Mac {
 }
 
 pub fn settings() -> Settings {
-    Settings { node: name("n1"), vni: 1, port: 8472, mtu: None }
+    Settings { node: name("n1"), vni: 1, service_ranges: Vec::new(), port: 8472, mtu: None }
 }
 
 pub fn underlay() -> Underlay {

@@ -29,7 +29,13 @@ pub fn run(cli: &Cli) -> Result<(), Failure> {
     }
     heddle_daemon::log::init(&cli.common);
     let options = Options {
-        settings: Settings { node, vni: cli.vni, port: cli.port, mtu: cli.mtu },
+        settings: Settings {
+            node,
+            vni: cli.vni,
+            service_ranges: cli.service_range.clone(),
+            port: cli.port,
+            mtu: cli.mtu,
+        },
         underlay: cli.underlay.clone(),
         cni_conf_dir: cli.cni_conf_dir.clone(),
         run_dir: cli.common.run_dir.clone(),

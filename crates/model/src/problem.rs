@@ -22,6 +22,8 @@ pub enum Object {
     Input(String),
     /// A part of what this node does.
     Frontend(FrontendAddr),
+    /// The ranges that the configuration keeps for services.
+    ServiceRanges,
 }
 
 impl fmt::Display for Object {
@@ -32,6 +34,7 @@ impl fmt::Display for Object {
             Self::Endpoints(name) => write!(f, "endpoints {name}"),
             Self::Input(place) => f.write_str(place),
             Self::Frontend(at) => write!(f, "frontend {at}"),
+            Self::ServiceRanges => f.write_str("the service ranges"),
         }
     }
 }
@@ -69,6 +72,8 @@ pub enum What {
     Overlap { range: IpNetwork, with: IpNetwork, of: Box<Object> },
     /// An address that another object had first.
     Taken { address: IpAddr, by: Box<Object> },
+    /// An external address that the configuration does not allow.
+    NotAllowed { address: IpAddr },
     /// A frontend that another service had first.
     Conflict { frontend: FrontendAddr, winner: ServiceName },
     /// The node has no address of the family that the overlay runs over.
@@ -91,6 +96,9 @@ impl fmt::Display for What {
                 write!(f, "pod range {range} refused: it overlaps {with} of {of}")
             }
             Self::Taken { address, by } => write!(f, "address {address} refused: it belongs to {by}"),
+            Self::NotAllowed { address } => {
+                write!(f, "external address {address} refused: no range of --external-range holds it")
+            }
             Self::Conflict { frontend, winner } => {
                 write!(f, "frontend {frontend} refused: it belongs to service {winner}, which had it first")
             }

@@ -44,6 +44,16 @@ pub struct Snapshot {
     pub problems: BTreeSet<Problem>,
 }
 
+/// The names of the objects that differ.
+pub fn changed<'a, K: Ord, V: PartialEq>(
+    old: &'a BTreeMap<K, Arc<V>>,
+    new: &'a BTreeMap<K, Arc<V>>,
+) -> impl Iterator<Item = &'a K> {
+    let differs = |(key, value): &(&K, &Arc<V>)| old.get(key).is_none_or(|before| before != *value);
+    let gone = old.keys().filter(|key| !new.contains_key(key));
+    new.iter().filter(differs).map(|(key, _)| key).chain(gone)
+}
+
 /// Holds the slices. Cheap to clone; all clones are the same store.
 #[derive(Clone, Debug, Default)]
 pub struct Store {

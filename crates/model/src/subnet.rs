@@ -53,6 +53,13 @@ pub fn ends(range: IpNetwork) -> (IpAddr, IpAddr) {
     }
 }
 
+/// Whether two ranges have an address in common.
+pub fn overlap(one: IpNetwork, other: IpNetwork) -> bool {
+    let ((first, last), (low, high)) = (ends(one), ends(other));
+    // IPv4 addresses come before IPv6 ones, so ranges of two families never meet.
+    first <= high && low <= last
+}
+
 /// Ranges that do not overlap, each with an owner.
 #[derive(Clone, Debug)]
 pub struct Ranges<T> {

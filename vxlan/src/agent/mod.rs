@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use heddle_daemon::exit::chain;
+use heddle_model::resolve::{self, Rules};
 use heddle_model::store::Snapshot;
-use heddle_model::{Effect, Object, OverlayTable, Problem, What, resolve};
+use heddle_model::{Effect, Object, OverlayTable, Problem, What};
 use heddle_netlink::Socket;
 use heddle_reconcile::{Error, Outcome, Target};
 use tokio::sync::watch;
@@ -229,8 +230,9 @@ impl Target for Overlay {
     type Part = Part;
 
     fn desired(&mut self, snapshot: &Snapshot) -> (State, Vec<Problem>) {
-        let Settings { node, vni, .. } = &self.options.settings;
-        let (table, mut problems) = resolve::overlay(snapshot, node, *vni);
+        let Settings { node, vni, service_ranges, .. } = &self.options.settings;
+        let rules = Rules { vni: *vni, service_ranges: service_ranges.clone(), ..Rules::default() };
+        let (table, mut problems) = resolve::overlay(snapshot, node, &rules);
         let wanted = self.wanted(&table, &mut problems);
         self.report.table = table;
         self.report.problems = problems.iter().map(ToString::to_string).collect();

@@ -23,6 +23,7 @@ fn node(number: u8, range: u8) -> Node {
         created: Created(i64::from(number)),
         addresses: vec![ip(&format!("192.168.77.{number}"))],
         pod_ranges: vec![net(&format!("10.244.{range}.0/24")), net(&format!("fd00:10:244:{range}::/64"))],
+        ..Node::default()
     }
 }
 
@@ -34,7 +35,8 @@ fn slice(nodes: impl IntoIterator<Item = Node>) -> Slice {
 fn options(root: &std::path::Path) -> Options {
     let (run_dir, cni_conf_dir) = (root.join("run"), root.join("net.d"));
     std::fs::create_dir_all(&run_dir).unwrap();
-    let settings = Settings { node: NodeName("n1".into()), vni: 1, port: 8472, mtu: None };
+    let settings =
+        Settings { node: NodeName("n1".into()), vni: 1, service_ranges: Vec::new(), port: 8472, mtu: None };
     Options { settings, underlay: None, cni_conf_dir, run_dir }
 }
 

@@ -50,7 +50,13 @@ impl Node {
     }
 
     fn settings(&self) -> Settings {
-        Settings { node: name(&format!("n{}", self.number)), vni: 1, port: 8472, mtu: None }
+        Settings {
+            node: name(&format!("n{}", self.number)),
+            vni: 1,
+            service_ranges: Vec::new(),
+            port: 8472,
+            mtu: None,
+        }
     }
 
     fn desired(&self, remotes: impl IntoIterator<Item = RemoteNode>) -> Desired {

@@ -343,10 +343,11 @@ async fn the_manifests_of_the_demo_are_read_without_a_complaint() {
     let snapshot = timeout(Duration::from_secs(20), read).await.unwrap();
     assert!(snapshot.problems.is_empty(), "{:?}", snapshot.problems);
     assert!(!snapshot.nodes.is_empty() && !snapshot.services.is_empty(), "{snapshot:?}");
+    let rules = heddle_model::resolve::Rules::default();
     for node in snapshot.nodes.keys() {
-        let (table, problems) = heddle_model::resolve::services(&snapshot, node, 1);
+        let (table, problems) = heddle_model::resolve::services(&snapshot, node, &rules);
         assert!(problems.is_empty() && !table.frontends.is_empty(), "{problems:?}");
-        let (table, problems) = heddle_model::resolve::overlay(&snapshot, node, 1);
+        let (table, problems) = heddle_model::resolve::overlay(&snapshot, node, &rules);
         assert!(problems.is_empty() && !table.remotes.is_empty(), "{problems:?}");
     }
 }

@@ -13,7 +13,9 @@ use ipnetwork::IpNetwork;
 use crate::node::{Node, NodeName};
 use crate::problem::{Object, Problem, What};
 use crate::store::Snapshot;
-use crate::subnet::{Ranges, canonical, ends, hostile, hostile_part};
+use crate::subnet::{Ranges, canonical, ends, hostile, hostile_part, overlap as overlap_each_other};
+
+use super::rules::Rules;
 
 /// What counts of a node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -22,6 +24,8 @@ pub struct AcceptedNode {
     pub addresses: Vec<IpAddr>,
     /// At most one of each family. Without any the node is not part of the overlay.
     pub ranges: BTreeSet<IpNetwork>,
+    /// The zone that it is in.
+    pub zone: Option<String>,
 }
 
 impl AcceptedNode {
@@ -44,17 +48,17 @@ pub struct Nodes {
 
 impl Nodes {
     /// As every node sees them alike: by age alone.
-    pub fn new(snapshot: &Snapshot) -> Self {
-        Self::take(snapshot, None)
+    pub fn new(snapshot: &Snapshot, rules: &Rules) -> Self {
+        Self::take(snapshot, None, rules)
     }
 
     /// As node `local` sees them: what its own object claims comes first there. That this node is `local` is its own
     /// configuration, which no object of somebody else's overrules.
-    pub fn seen_from(snapshot: &Snapshot, local: &NodeName) -> Self {
-        Self::take(snapshot, Some(local))
+    pub fn seen_from(snapshot: &Snapshot, local: &NodeName, rules: &Rules) -> Self {
+        Self::take(snapshot, Some(local), rules)
     }
 
-    fn take(snapshot: &Snapshot, first: Option<&NodeName>) -> Self {
+    fn take(snapshot: &Snapshot, first: Option<&NodeName>, rules: &Rules) -> Self {
         let mut by_age: Vec<&Node> = snapshot.nodes.values().map(AsRef::as_ref).collect();
         by_age.sort_by_key(|node| (node.created, &node.name));
         let mut nodes =
@@ -62,12 +66,12 @@ impl Nodes {
         // Stable: the others stay in the order of age.
         by_age.sort_by_key(|node| Some(&node.name) != first);
         for node in by_age {
-            let mut accepted = AcceptedNode::default();
+            let mut accepted = AcceptedNode { zone: node.zone.clone(), ..AcceptedNode::default() };
             for ip in &node.addresses {
-                nodes.take_address(node, *ip, &mut accepted);
+                nodes.take_address(node, *ip, &mut accepted, rules);
             }
             for range in &node.pod_ranges {
-                nodes.take_range(node, canonical(*range), &mut accepted);
+                nodes.take_range(node, canonical(*range), &mut accepted, rules);
             }
             nodes.accepted.insert(node.name.clone(), accepted);
         }
@@ -79,13 +83,15 @@ impl Nodes {
         self.addresses.get(&ip).or_else(|| self.ranges.holding(ip).map(|(_, owner)| owner))
     }
 
-    fn take_address(&mut self, node: &Node, ip: IpAddr, accepted: &mut AcceptedNode) {
+    fn take_address(&mut self, node: &Node, ip: IpAddr, accepted: &mut AcceptedNode, rules: &Rules) {
         if accepted.addresses.contains(&ip) {
             return;
         }
-        let what = match (hostile(ip), self.owner(ip)) {
+        let services = rules.service_range(ip).map(|_| Object::ServiceRanges);
+        let owner = || self.owner(ip).map(|owner| Object::Node(owner.clone()));
+        let what = match (hostile(ip), services.or_else(owner)) {
             (Some(kind), _) => What::Hostile { address: ip, kind },
-            (None, Some(owner)) => What::Taken { address: ip, by: Box::new(Object::Node(owner.clone())) },
+            (None, Some(owner)) => What::Taken { address: ip, by: Box::new(owner) },
             (None, None) => {
                 accepted.addresses.push(ip);
                 self.addresses.insert(ip, node.name.clone());
@@ -95,7 +101,7 @@ impl Nodes {
         self.problems.insert(Problem::new(Object::Node(node.name.clone()), what));
     }
 
-    fn take_range(&mut self, node: &Node, range: IpNetwork, accepted: &mut AcceptedNode) {
+    fn take_range(&mut self, node: &Node, range: IpNetwork, accepted: &mut AcceptedNode, rules: &Rules) {
         if accepted.ranges.contains(&range) {
             return;
         }
@@ -105,6 +111,9 @@ impl Nodes {
             Some(What::BadRange { range, why })
         } else if accepted.ranges.iter().any(|other| other.is_ipv4() == range.is_ipv4()) {
             Some(What::SecondRange { range })
+        } else if let Some(with) = rules.service_ranges.iter().find(|with| overlap_each_other(**with, range))
+        {
+            Some(overlap(*with, Object::ServiceRanges))
         } else if let Some((with, owner)) = self.ranges.overlapping(range) {
             Some(overlap(*with, Object::Node(owner.clone())))
         } else {

@@ -5,6 +5,7 @@ use crate::problem::{Object, Problem, What};
 use crate::store::Snapshot;
 
 use super::nodes::{AcceptedNode, Nodes};
+use super::rules::Rules;
 
 /// What the overlay of node `local` must be. Default (nothing may be done) while the cluster does not know
 /// this node, or knows no address of it that the overlay could use.
@@ -12,10 +13,10 @@ use super::nodes::{AcceptedNode, Nodes};
 /// The outer packets are of one family, the same on all nodes: the one that more nodes with pods have an
 /// address of; where both have equally many, that of the first address of the oldest of these nodes.
 /// It does not depend on what `local` claims for itself.
-pub fn overlay(snapshot: &Snapshot, local: &NodeName, vni: u32) -> (OverlayTable, Vec<Problem>) {
-    let nodes = Nodes::seen_from(snapshot, local);
+pub fn overlay(snapshot: &Snapshot, local: &NodeName, rules: &Rules) -> (OverlayTable, Vec<Problem>) {
+    let nodes = Nodes::seen_from(snapshot, local, rules);
     let mut problems = nodes.problems.clone();
-    let v4 = runs_over_v4(&Nodes::new(snapshot));
+    let v4 = runs_over_v4(&Nodes::new(snapshot, rules));
     let mut table = OverlayTable::default();
     for (name, node) in &nodes.accepted {
         if node.ranges.is_empty() && name != local {
@@ -30,7 +31,7 @@ pub fn overlay(snapshot: &Snapshot, local: &NodeName, vni: u32) -> (OverlayTable
             table.underlay = Some(underlay);
             table.local.clone_from(&node.ranges);
         } else {
-            let remote = RemoteNode { underlay, mac: vtep_mac(name, vni), ranges: node.ranges.clone() };
+            let remote = RemoteNode { underlay, mac: vtep_mac(name, rules.vni), ranges: node.ranges.clone() };
             table.remotes.insert(name.clone(), remote);
         }
     }

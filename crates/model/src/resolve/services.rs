@@ -1,164 +1,258 @@
-//! The service table of a node.
+//! The service table of a node, all of it, or what changed of it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::addr::{FrontendAddr, ProtoMatch};
-use crate::cluster::{Service, ServiceName, ServicePort, TrafficPolicy};
+use crate::cluster::{Created, Service, ServiceName};
 use crate::node::{NodeName, vtep_mac};
 use crate::problem::{Object, Problem, What};
-use crate::service::{Backend, BackendState, Frontend, Outside, ServiceNode, ServiceTable};
-use crate::store::Snapshot;
+use crate::service::{Backend, BackendState, Frontend, ServiceNode, ServiceTable};
+use crate::store::{Snapshot, changed};
 use crate::subnet::hostile;
 
-use super::backends::Pool;
-use super::nodes::Nodes;
+use super::frontends::{Asked, asked};
+use super::holders::{Kind, named, refused};
+use super::{Context, Holders, Nodes, Rules, lists};
 
-/// What node `local` must do for services. `vni` is that of the overlay, from which the Ethernet addresses
-/// of the other nodes' VXLAN devices follow.
-pub fn services(snapshot: &Snapshot, local: &NodeName, vni: u32) -> (ServiceTable, Vec<Problem>) {
-    let nodes = Nodes::seen_from(snapshot, local);
-    let addresses = service_addresses(snapshot, &nodes);
-    let mut resolver = Resolver {
-        snapshot,
-        addresses: &addresses,
-        local,
-        problems: nodes.problems.clone(),
-        nodes: &nodes,
-        frontends: BTreeMap::new(),
-        owners: BTreeMap::new(),
-    };
-    let mut by_age: Vec<&Service> = snapshot.services.values().map(AsRef::as_ref).collect();
-    by_age.sort_by_key(|service| (service.created, &service.name));
-    for service in by_age {
-        resolver.service(service);
+/// What node `local` must do for services.
+pub fn services(snapshot: &Snapshot, local: &NodeName, rules: &Rules) -> (ServiceTable, Vec<Problem>) {
+    Resolver::default().services(snapshot, local, rules)
+}
+
+/// [`services`], with a memory: of a snapshot that differs little from the one before, only what differs is
+/// computed, and a frontend that stayed as it was is the very same `Arc`. What it answers does not depend on what
+/// it was asked before.
+#[derive(Debug, Default)]
+pub struct Resolver {
+    seen: Option<(Snapshot, NodeName, Rules)>,
+    nodes: Nodes,
+    holders: Holders,
+    asked: BTreeMap<ServiceName, Asked>,
+    /// Services with problems.
+    troubled: BTreeSet<ServiceName>,
+    /// Who asks for which frontend; the first has it.
+    claims: BTreeSet<(FrontendAddr, Created, ServiceName)>,
+    /// Who asks for it and does not have it, and who has.
+    conflicts: BTreeMap<(FrontendAddr, ServiceName), ServiceName>,
+    frontends: BTreeMap<FrontendAddr, Arc<Frontend>>,
+}
+
+impl Resolver {
+    /// The nodes of the last snapshot, as seen from this one.
+    pub const fn nodes(&self) -> &Nodes {
+        &self.nodes
     }
-    resolver.host_ports();
-    let Resolver { frontends, problems, .. } = resolver;
-    let nodes = nodes.accepted.iter().map(|(name, node)| {
+
+    pub fn services(
+        &mut self,
+        snapshot: &Snapshot,
+        local: &NodeName,
+        rules: &Rules,
+    ) -> (ServiceTable, Vec<Problem>) {
+        let dirty = self.take(snapshot, local, rules);
+        let mut touched = BTreeSet::new();
+        for name in dirty {
+            self.ask(&name, snapshot, local, rules, &mut touched);
+        }
+        for at in touched {
+            self.settle(at);
+        }
+        self.seen = Some((snapshot.clone(), local.clone(), rules.clone()));
+        let mut problems = self.problems();
+        let mut frontends = self.frontends.clone();
+        host_ports(snapshot, local, &mut frontends, &mut problems);
+        let nodes = node_table(&self.nodes, snapshot, local, rules, &mut problems);
+        let table = ServiceTable { frontends, nodes, local: Some(local.clone()) };
+        (table, problems.into_iter().collect())
+    }
+
+    /// Learns who has which address; says which services must be asked again.
+    fn take(&mut self, snapshot: &Snapshot, local: &NodeName, rules: &Rules) -> BTreeSet<ServiceName> {
+        let seen = self.seen.take().filter(|(_, node, old)| node == local && old == rules);
+        let before = seen.as_ref().map(|(before, ..)| before);
+        let mut all = before.is_none();
+        if before.is_none_or(|before| changed(&before.nodes, &snapshot.nodes).next().is_some()) {
+            let nodes = Nodes::seen_from(snapshot, local, rules);
+            all |= nodes.accepted != self.nodes.accepted;
+            self.nodes = nodes;
+        }
+        let Some(before) = before.filter(|_| !all) else {
+            self.holders = Holders::default();
+            for service in snapshot.services.values() {
+                for (ip, kind) in self.may_have(service, rules) {
+                    self.holders.insert(ip, kind, &service.name);
+                }
+            }
+            return snapshot.services.keys().chain(self.asked.keys()).cloned().collect();
+        };
+        let mut dirty = BTreeSet::new();
+        let mut addresses = BTreeSet::new();
+        for name in changed(&before.services, &snapshot.services) {
+            let of = |snapshot: &Snapshot| -> BTreeSet<(IpAddr, Kind)> {
+                snapshot
+                    .services
+                    .get(name)
+                    .map_or_else(BTreeSet::new, |service| self.may_have(service, rules))
+            };
+            let (old, new) = (of(before), of(snapshot));
+            for (ip, kind) in old.difference(&new) {
+                self.holders.remove(*ip, *kind, name);
+            }
+            for (ip, kind) in new.difference(&old) {
+                self.holders.insert(*ip, *kind, name);
+            }
+            addresses.extend(old.symmetric_difference(&new).map(|(ip, _)| *ip));
+            dirty.insert(name.clone());
+        }
+        for name in changed(&before.endpoints, &snapshot.endpoints) {
+            dirty.insert(name.service.clone());
+        }
+        if !addresses.is_empty() {
+            // Whoever names such an address, as its own or as an endpoint's.
+            let names = |service: &&Arc<Service>| named(service).any(|(ip, _)| addresses.contains(&ip));
+            dirty.extend(snapshot.services.values().filter(names).map(|service| service.name.clone()));
+            for list in snapshot.endpoints.values() {
+                if list.endpoints.iter().any(|endpoint| addresses.contains(&endpoint.ip)) {
+                    dirty.insert(list.name.service.clone());
+                }
+            }
+        }
+        dirty
+    }
+
+    /// The addresses that a service can have, as far as nodes and configuration go.
+    fn may_have(&self, service: &Service, rules: &Rules) -> BTreeSet<(IpAddr, Kind)> {
+        named(service).filter(|(ip, kind)| refused(*ip, *kind, &self.nodes, rules).is_none()).collect()
+    }
+
+    fn ask(
+        &mut self,
+        name: &ServiceName,
+        snapshot: &Snapshot,
+        local: &NodeName,
+        rules: &Rules,
+        touched: &mut BTreeSet<FrontendAddr>,
+    ) {
+        let old = self.asked.remove(name);
+        let context = Context { nodes: &self.nodes, holders: &self.holders, local, rules };
+        let new = snapshot
+            .services
+            .get(name)
+            .map(|service| asked(service, lists(snapshot, name), &context, old.as_ref()));
+        if let Some(old) = &old {
+            for at in old.frontends.keys() {
+                self.claims.remove(&(*at, old.created, name.clone()));
+                touched.insert(*at);
+            }
+        }
+        self.troubled.remove(name);
+        let Some(new) = new else { return };
+        for at in new.frontends.keys() {
+            self.claims.insert((*at, new.created, name.clone()));
+            touched.insert(*at);
+        }
+        if !new.problems.is_empty() {
+            self.troubled.insert(name.clone());
+        }
+        self.asked.insert(name.clone(), new);
+    }
+
+    /// Gives a frontend to the oldest of those who ask for it.
+    fn settle(&mut self, at: FrontendAddr) {
+        let first = ServiceName::default();
+        let losers = self.conflicts.range((at, first.clone())..).map(|((of, name), _)| (*of, name.clone()));
+        for loser in losers.take_while(|(of, _)| *of == at).collect::<Vec<_>>() {
+            self.conflicts.remove(&loser);
+        }
+        let mut claims = self
+            .claims
+            .range((at, Created(i64::MIN), first)..)
+            .take_while(|(of, ..)| *of == at)
+            .map(|c| &c.2);
+        let winner = claims.next();
+        let frontend = winner.and_then(|winner| self.asked.get(winner)?.frontends.get(&at));
+        match frontend {
+            Some(frontend) => self.frontends.insert(at, Arc::clone(frontend)),
+            None => self.frontends.remove(&at),
+        };
+        if let Some(winner) = winner {
+            self.conflicts.extend(claims.map(|loser| ((at, loser.clone()), winner.clone())));
+        }
+    }
+
+    fn problems(&self) -> BTreeSet<Problem> {
+        let mut problems = self.nodes.problems.clone();
+        for asked in self.troubled.iter().filter_map(|name| self.asked.get(name)) {
+            problems.extend(asked.problems.iter().cloned());
+        }
+        for ((at, loser), winner) in &self.conflicts {
+            let what = What::Conflict { frontend: *at, winner: winner.clone() };
+            problems.insert(Problem::new(Object::Service(loser.clone()), what));
+        }
+        problems
+    }
+}
+
+/// What this node's own pods publish, for its own processes. No service can have a loopback address.
+fn host_ports(
+    snapshot: &Snapshot,
+    local: &NodeName,
+    frontends: &mut BTreeMap<FrontendAddr, Arc<Frontend>>,
+    problems: &mut BTreeSet<Problem>,
+) {
+    for (at, published) in &snapshot.host_ports {
+        let ProtoMatch::Proto(proto) = at.proto else { continue };
+        let address = published.address;
+        if let Some(kind) = hostile(address) {
+            problems.insert(Problem::new(Object::Frontend(*at), What::Hostile { address, kind }));
+            continue;
+        }
+        let backend = Backend {
+            ip: address,
+            port: published.port,
+            proto,
+            node: Some(local.clone()),
+            state: BackendState::Active,
+        };
+        let name = format!("hostport/{}", published.owner);
+        let frontend = Frontend { name, backends: [backend].into(), ..Frontend::default() };
+        frontends.insert(*at, Arc::new(frontend));
+    }
+}
+
+fn node_table(
+    nodes: &Nodes,
+    snapshot: &Snapshot,
+    local: &NodeName,
+    rules: &Rules,
+    problems: &mut BTreeSet<Problem>,
+) -> BTreeMap<NodeName, ServiceNode> {
+    let is_down = |name: &NodeName| name != local && snapshot.nodes.get(name).is_some_and(|node| node.down);
+    let (down, known) = (snapshot.nodes.values().filter(|node| node.down).count(), snapshot.nodes.len());
+    // Rather has whoever hears the nodes gone deaf: their pods may answer as ever.
+    let believed = down * 2 <= known;
+    if !believed {
+        let what = format!("{down} of {known} are not ready: none is taken for down");
+        problems.insert(Problem::new(Object::Input("nodes".into()), What::Said(what)));
+    }
+    let table = nodes.accepted.iter().map(|(name, node)| {
         let table = ServiceNode {
             addresses: node.addresses.iter().copied().collect(),
             // `vxland` gives its device the first address of each range.
             overlay: node.ranges.iter().map(ipnetwork::IpNetwork::network).collect(),
-            mac: (!node.ranges.is_empty()).then(|| vtep_mac(name, vni)),
+            mac: (!node.ranges.is_empty()).then(|| vtep_mac(name, rules.vni)),
             ranges: node.ranges.clone(),
-            node_ports: node.addresses.iter().copied().collect(),
-            down: false,
+            node_ports: rules.node_ports(&node.addresses).collect(),
+            down: believed && is_down(name),
         };
         (name.clone(), table)
     });
-    let table = ServiceTable { frontends, nodes: nodes.collect(), local: Some(local.clone()) };
-    (table, problems.into_iter().collect())
-}
-
-/// All addresses of all services but those that nodes and their pods have: at such a one no service answers, so
-/// that it stays an endpoint.
-fn service_addresses(snapshot: &Snapshot, nodes: &Nodes) -> BTreeMap<IpAddr, Object> {
-    let of = |service: &Service| {
-        let object = Object::Service(service.name.clone());
-        let free = service.addresses.iter().filter(|ip| nodes.owner(**ip).is_none());
-        free.map(move |ip| (*ip, object.clone())).collect::<Vec<_>>()
-    };
-    snapshot.services.values().flat_map(|service| of(service)).collect()
-}
-
-struct Resolver<'a> {
-    snapshot: &'a Snapshot,
-    addresses: &'a BTreeMap<IpAddr, Object>,
-    nodes: &'a Nodes,
-    local: &'a NodeName,
-    frontends: BTreeMap<FrontendAddr, Arc<Frontend>>,
-    owners: BTreeMap<FrontendAddr, ServiceName>,
-    problems: BTreeSet<Problem>,
-}
-
-impl Resolver<'_> {
-    fn service(&mut self, service: &Service) {
-        let pool = Pool::of(service, self.snapshot, self.nodes, self.addresses);
-        for what in &service.refused {
-            self.problem(service, What::Said(what.clone()));
-        }
-        let addresses: Vec<IpAddr> =
-            service.addresses.iter().copied().filter(|ip| self.may_have(service, *ip)).collect();
-        let mut ports: Vec<&ServicePort> = service.ports.iter().collect();
-        ports.sort();
-        for port in ports {
-            for ip in &addresses {
-                let at = FrontendAddr::new(*ip, port.port, port.proto);
-                self.frontend(service, port, &pool, at, service.internal_policy);
-            }
-            let Some(number) = port.node_port else { continue };
-            let any: [(bool, IpAddr); 2] = [
-                (service.families.v4, Ipv4Addr::UNSPECIFIED.into()),
-                (service.families.v6, Ipv6Addr::UNSPECIFIED.into()),
-            ];
-            for (_, ip) in any.into_iter().filter(|(has, _)| *has) {
-                let at = FrontendAddr::new(ip, number, port.proto);
-                // The policy for clients from outside belongs here, once it is built.
-                self.frontend(service, port, &pool, at, TrafficPolicy::Cluster);
-            }
-        }
+    let table: BTreeMap<_, ServiceNode> = table.collect();
+    if table.get(local).is_some_and(|node| node.node_ports.is_empty() && !node.addresses.is_empty()) {
+        let what = "node ports answer on none of its addresses: --nodeport-addresses names none of them";
+        problems.insert(Problem::new(Object::Node(local.clone()), What::Said(what.into())));
     }
-
-    /// What this node's own pods publish, for its own processes. No service can have a loopback address.
-    fn host_ports(&mut self) {
-        for (at, published) in &self.snapshot.host_ports {
-            let ProtoMatch::Proto(proto) = at.proto else { continue };
-            let address = published.address;
-            if let Some(kind) = hostile(address) {
-                self.problems.insert(Problem::new(Object::Frontend(*at), What::Hostile { address, kind }));
-                continue;
-            }
-            let backend = Backend {
-                ip: address,
-                port: published.port,
-                proto,
-                node: Some(self.local.clone()),
-                state: BackendState::Active,
-            };
-            let name = format!("hostport/{}", published.owner);
-            let frontend = Frontend { name, backends: [backend].into(), ..Frontend::default() };
-            self.frontends.insert(*at, Arc::new(frontend));
-        }
-    }
-
-    /// A service may not take an address over from a node or its pods, nor one that is nobody's to take.
-    fn may_have(&mut self, service: &Service, address: IpAddr) -> bool {
-        if let Some(kind) = hostile(address) {
-            self.problem(service, What::Hostile { address, kind });
-            return false;
-        }
-        if let Some(node) = self.nodes.owner(address) {
-            let by = Box::new(Object::Node(node.clone()));
-            self.problem(service, What::Taken { address, by });
-            return false;
-        }
-        true
-    }
-
-    fn frontend(
-        &mut self,
-        service: &Service,
-        port: &ServicePort,
-        pool: &Pool<'_>,
-        at: FrontendAddr,
-        policy: TrafficPolicy,
-    ) {
-        if let Some(winner) = self.owners.get(&at) {
-            self.problem(service, What::Conflict { frontend: at, winner: winner.clone() });
-            return;
-        }
-        let v4 = at.ip.is_ipv4();
-        let backends = pool.backends(port, v4, policy, self.local, &mut self.problems);
-        let label = if port.name.is_empty() { port.port.to_string() } else { port.name.clone() };
-        let name = format!("{}:{label}", service.name);
-        self.owners.insert(at, service.name.clone());
-        let outside = at.is_node_port().then_some(Outside::Cluster);
-        self.frontends.insert(at, Arc::new(Frontend { name, backends, outside, ..Frontend::default() }));
-    }
-
-    fn problem(&mut self, service: &Service, what: What) {
-        self.problems.insert(Problem::new(Object::Service(service.name.clone()), what));
-    }
+    table
 }

@@ -9,6 +9,7 @@ use ipnetwork::IpNetwork;
 use super::*;
 use crate::*;
 
+mod naive;
 mod properties;
 
 const VNI: u32 = 1;
@@ -77,7 +78,7 @@ fn host_ports_are_met_on_loopback_and_lead_to_this_node() {
         let at = host_port::loopback(ip(address), 8000 + port, Protocol::Udp);
         all.host_ports.insert(at, Arc::new(published));
     }
-    let (table, problems) = services(&all, &name("n1"), VNI);
+    let (table, problems) = services(&all, &name("n1"), &Rules::default());
     let found: Vec<String> = table
         .frontends
         .iter()
@@ -124,7 +125,7 @@ fn three_nodes() -> Vec<Node> {
 
 /// The table as lines: `frontend -> backend@node/state ...`.
 fn lines(snapshot: &Snapshot) -> Vec<String> {
-    let (table, _) = services(snapshot, &name("n1"), VNI);
+    let (table, _) = services(snapshot, &name("n1"), &Rules::default());
     let line = |(at, frontend): (&FrontendAddr, &Arc<Frontend>)| {
         let backends: Vec<String> = frontend
             .backends
@@ -246,7 +247,7 @@ fn the_address_decides_where_an_endpoint_is() {
     let all = snapshot(three_nodes(), vec![web], vec![ends]);
     let expected = "-> 10.244.2.5:80@n2/Active 172.16.0.2:80@-/Active 192.168.77.2:80@n2/Active 192.168.77.3:80@n3/Active";
     assert!(lines(&all)[0].ends_with(expected), "{:?}", lines(&all));
-    assert_eq!(services(&all, &name("n1"), VNI).1, []);
+    assert_eq!(services(&all, &name("n1"), &Rules::default()).1, []);
 }
 
 #[test]
@@ -269,7 +270,7 @@ fn an_endpoint_at_an_address_that_its_node_does_not_have_is_not_sent_to_that_nod
         ]
     );
     assert_eq!(
-        complaints(services(&all, &name("n1"), VNI).1),
+        complaints(services(&all, &name("n1"), &Rules::default()).1),
         [
             "endpoints default/a: address 10.244.9.5 counts as no node's: node n2 has it neither as its own nor in \
              its pod ranges",
@@ -298,7 +299,7 @@ fn the_older_service_wins_and_then_the_name() {
             "10.96.0.3:80/tcp default/c:80 ->",
         ]
     );
-    let (_, problems) = services(&all, &name("n1"), VNI);
+    let (_, problems) = services(&all, &name("n1"), &Rules::default());
     assert_eq!(
         complaints(problems),
         [
@@ -317,7 +318,7 @@ fn fault_s7_hostile_endpoints_never_become_backends() {
     ends.push(endpoint("10.96.0.10", None, "ready"));
     let all = snapshot(Vec::new(), vec![web], vec![list("web", "a", ends)]);
     assert_eq!(lines(&all), ["10.96.0.10:80/tcp default/web:80 -> 10.0.0.1:80@-/Active"]);
-    let problems = complaints(services(&all, &name("n1"), VNI).1);
+    let problems = complaints(services(&all, &name("n1"), &Rules::default()).1);
     assert_eq!(problems.len(), hostile.len() + 1);
     let own = "endpoints default/a: address 10.96.0.10 refused: it belongs to service default/web";
     assert!(problems.iter().any(|problem| problem == own), "{problems:?}");
@@ -330,7 +331,7 @@ fn a_service_takes_no_address_from_a_node() {
     let all = snapshot(three_nodes(), vec![web], Vec::new());
     assert_eq!(lines(&all), ["10.96.0.10:80/tcp default/web:80 ->"]);
     assert_eq!(
-        complaints(services(&all, &name("n1"), VNI).1),
+        complaints(services(&all, &name("n1"), &Rules::default()).1),
         [
             "service default/web: address 169.254.0.1 refused: link-local (169.254.0.0/16)",
             "service default/web: address 192.168.77.2 refused: it belongs to node n2",
@@ -344,10 +345,10 @@ fn a_service_in_a_pod_range_does_not_cut_the_node_off() {
     let evil = service("evil", 0, &["10.244.2.7", "10.244.3.0", "fd00:10:244:1::5", "10.96.0.11"], 80, None);
     let all = snapshot(three_nodes(), vec![evil], Vec::new());
     assert_eq!(
-        overlay(&all, &name("n1"), VNI),
-        overlay(&snapshot(three_nodes(), vec![], vec![]), &name("n1"), VNI)
+        overlay(&all, &name("n1"), &Rules::default()),
+        overlay(&snapshot(three_nodes(), vec![], vec![]), &name("n1"), &Rules::default())
     );
-    let (table, problems) = services(&all, &name("n1"), VNI);
+    let (table, problems) = services(&all, &name("n1"), &Rules::default());
     assert!(table.nodes.values().all(|node| node.ranges.len() == 2 && node.mac.is_some()), "{table:?}");
     assert_eq!(lines(&all), ["10.96.0.11:80/tcp default/evil:80 ->"]);
     assert_eq!(
@@ -377,7 +378,8 @@ fn a_service_with_the_address_of_a_pod_or_node_does_not_take_it_from_other_servi
 
 #[test]
 fn the_overlay_of_three_nodes() {
-    let (table, problems) = overlay(&snapshot(three_nodes(), Vec::new(), Vec::new()), &name("n2"), VNI);
+    let (table, problems) =
+        overlay(&snapshot(three_nodes(), Vec::new(), Vec::new()), &name("n2"), &Rules::default());
     assert_eq!(problems, []);
     assert_eq!(table.underlay, Some(ip("192.168.77.2")));
     let ranges =
@@ -387,7 +389,7 @@ fn the_overlay_of_three_nodes() {
     let n3 = &table.remotes[&name("n3")];
     assert_eq!(n3.underlay, ip("192.168.77.3"));
     assert_eq!(n3.mac, node::vtep_mac(&name("n3"), VNI));
-    let unknown = overlay(&snapshot(three_nodes(), Vec::new(), Vec::new()), &name("n9"), VNI).0;
+    let unknown = overlay(&snapshot(three_nodes(), Vec::new(), Vec::new()), &name("n9"), &Rules::default()).0;
     assert_eq!(unknown, OverlayTable::default());
 }
 
@@ -417,7 +419,7 @@ fn fault_s15_hostile_node_objects() {
         &["10.99.0.0/24", "10.98.0.0/24"],
     ));
     let all = snapshot(nodes, Vec::new(), Vec::new());
-    let (table, problems) = overlay(&all, &name("n1"), VNI);
+    let (table, problems) = overlay(&all, &name("n1"), &Rules::default());
     let remotes: Vec<_> = table.remotes.keys().map(|name| name.0.as_str()).collect();
     assert_eq!(remotes, ["n2", "n3"], "{problems:?}");
     let problems = complaints(problems);
@@ -445,7 +447,7 @@ fn with_an_older_thief() -> Snapshot {
 fn this_node_loses_neither_range_nor_address_to_an_older_node_object() {
     let all = with_an_older_thief();
     let ranges = three_nodes()[1].pod_ranges.iter().copied().collect::<BTreeSet<IpNetwork>>();
-    let (table, problems) = overlay(&all, &name("n2"), VNI);
+    let (table, problems) = overlay(&all, &name("n2"), &Rules::default());
     assert_eq!((table.underlay, &table.local), (Some(ip("192.168.77.2")), &ranges));
     let expected = [
         "node thief: pod range 10.244.2.0/24 refused: it overlaps 10.244.2.0/24 of node n2",
@@ -456,14 +458,14 @@ fn this_node_loses_neither_range_nor_address_to_an_older_node_object() {
         complaints(problems).iter().collect::<BTreeSet<_>>(),
         expected.map(str::to_owned).iter().collect()
     );
-    let (table, _) = services(&all, &name("n2"), VNI);
+    let (table, _) = services(&all, &name("n2"), &Rules::default());
     assert_eq!(table.nodes[&name("n2")].ranges, ranges);
     assert!(table.nodes[&name("n2")].addresses.contains(&ip("192.168.77.2")));
 }
 
 #[test]
 fn between_two_other_nodes_the_older_object_wins() {
-    let (table, _) = overlay(&with_an_older_thief(), &name("n1"), VNI);
+    let (table, _) = overlay(&with_an_older_thief(), &name("n1"), &Rules::default());
     assert!(table.remotes[&name("thief")].ranges.contains(&"10.244.2.0/24".parse().unwrap()));
     assert!(!table.remotes.contains_key(&name("n2")), "{table:?}");
 }
@@ -478,13 +480,15 @@ fn a_dispute_over_addresses_gives_no_node_another_family() {
         node("n2", 2, &["10.0.0.2", "fd77::2"], &["10.244.2.0/24"]),
     ];
     let all = snapshot(nodes, Vec::new(), Vec::new());
-    let underlay = |local: &str| overlay(&all, &name(local), VNI).0.underlay;
+    let underlay = |local: &str| overlay(&all, &name(local), &Rules::default()).0.underlay;
     assert_eq!(["n1", "n2"].map(underlay), [Some(ip("10.0.0.1")), Some(ip("10.0.0.2"))]);
 }
 
 #[test]
 fn the_overlay_runs_over_the_family_of_most_nodes() {
-    let underlay = |nodes: Vec<Node>| overlay(&snapshot(nodes, vec![], vec![]), &name("n1"), VNI).0.underlay;
+    let underlay = |nodes: Vec<Node>| {
+        overlay(&snapshot(nodes, vec![], vec![]), &name("n1"), &Rules::default()).0.underlay
+    };
     let n1 = |addresses: &[&str]| node("n1", 1, addresses, &["10.244.1.0/24"]);
     let six = |n: u8| node(&format!("n{n}"), 2, &[&format!("fd77::{n}")], &[&format!("10.244.{n}.0/24")]);
     assert_eq!(underlay(vec![n1(&["10.0.0.1", "fd77::1"]), six(2)]), Some(ip("fd77::1")));

@@ -1,15 +1,14 @@
 //! Properties over hostile clusters.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 use proptest::prelude::*;
 
-use super::super::backends::{self, Life};
 use super::super::*;
-use super::{VNI, ip, name};
+use super::{ip, naive, name};
 use crate::*;
 
 /// A universe small enough that everything collides.
@@ -31,14 +30,62 @@ fn any_ip() -> impl Strategy<Value = IpAddr> {
     ]
 }
 
+fn any_zone() -> impl Strategy<Value = Option<String>> {
+    prop::option::weighted(0.8, prop::sample::select(vec!["east".to_owned(), "west".to_owned()]))
+}
+
 prop_compose! {
     fn any_node()(n in 0u8..5, created in 0i64..3, addresses in prop::collection::vec(any_ip(), 0..3),
-        ranges in prop::collection::vec((any_ip(), 6u8..=32), 0..3)) -> Node
+        ranges in prop::collection::vec((any_ip(), 6u8..=32), 0..3), zone in any_zone(), down: bool) -> Node
     {
         let range = |(ip, prefix): (IpAddr, u8)| IpNetwork::new(ip, if ip.is_ipv6() { prefix * 4 } else { prefix });
         let pod_ranges = ranges.into_iter().map(|range_| range(range_).unwrap()).collect();
-        Node { name: name(&format!("n{n}")), created: Created(created), addresses, pod_ranges, ..Node::default() }
+        Node { name: name(&format!("n{n}")), created: Created(created), addresses, pod_ranges, zone, down }
     }
+}
+
+/// What of a service is not its ports and ClusterIPs.
+fn any_policies() -> impl Strategy<Value = Service> {
+    let ips = || prop::collection::btree_set(any_ip(), 0..2);
+    let policy = || prop::sample::select(vec![TrafficPolicy::Cluster, TrafficPolicy::Local]);
+    let ranges = prop::collection::btree_set(prop::sample::select(vec!["10.0.0.0/8", "fd00::/8"]), 0..2)
+        .prop_map(|ranges| ranges.iter().map(|range| range.parse().unwrap()).collect());
+    let wish = prop::option::of(prop::sample::select(vec![Distribution::SameZone, Distribution::SameNode]));
+    (ips(), ips(), policy(), policy(), prop::option::of(ranges), wish, prop::option::of(1u32..9), any::<u8>())
+        .prop_map(
+            |(
+                external_ips,
+                balancer_ips,
+                internal_policy,
+                external_policy,
+                source_ranges,
+                distribution,
+                affinity,
+                odds,
+            )| {
+                Service {
+                    external_ips,
+                    balancer_ips,
+                    internal_policy,
+                    external_policy,
+                    source_ranges,
+                    distribution,
+                    affinity,
+                    publish_not_ready: odds < 30,
+                    ..Service::default()
+                }
+            },
+        )
+}
+
+pub fn any_rules() -> impl Strategy<Value = Rules> {
+    let ranges = |all: &[&str]| {
+        let all: Vec<IpNetwork> = all.iter().map(|range| range.parse().unwrap()).collect();
+        prop::collection::vec(prop::sample::select(all), 0..2)
+    };
+    (ranges(&["10.96.0.0/31", "fd77::/126"]), ranges(&["10.96.0.0/30", "0.0.0.0/0"])).prop_map(
+        |(service_ranges, external_ranges)| Rules { service_ranges, external_ranges, ..Rules::default() },
+    )
 }
 
 fn any_proto() -> impl Strategy<Value = Protocol> {
@@ -48,7 +95,7 @@ fn any_proto() -> impl Strategy<Value = Protocol> {
 prop_compose! {
     fn any_service()(n in 0u8..4, created in 0i64..3, addresses in prop::collection::btree_set(any_ip(), 0..3),
         ports in prop::collection::vec((1u16..3, any_proto(), prop::option::of(30000u16..30003)), 0..3),
-        v4: bool, v6: bool, local: bool) -> Service
+        v4: bool, v6: bool, policies in any_policies()) -> Service
     {
         Service {
             name: ServiceName::new("default", format!("s{n}")),
@@ -58,39 +105,57 @@ prop_compose! {
             ports: ports.into_iter()
                 .map(|(port, proto, node_port)| ServicePort { name: port.to_string(), port, proto, node_port })
                 .collect(),
-            internal_policy: if local { TrafficPolicy::Local } else { TrafficPolicy::Cluster },
-            ..Service::default()
+            ..policies
         }
     }
 }
 
+/// Most have hints, or no rule that needs all of them would ever be met.
+fn any_endpoint() -> impl Strategy<Value = Endpoint> {
+    let zones = || {
+        prop::collection::btree_set(prop::sample::select(vec!["east".to_owned(), "west".to_owned()]), 0..3)
+    };
+    let nodes = prop::collection::btree_set((0u8..3).prop_map(|n| name(&format!("n{n}"))), 0..3);
+    (
+        any_ip(),
+        prop::option::of(0u8..6),
+        prop::sample::select(vec!["ready", "ready", "ending", "deaf"]),
+        any_zone(),
+        zones(),
+        nodes,
+        0u8..3,
+    )
+        .prop_map(|(ip, node, life, zone, for_zones, for_nodes, hinted)| Endpoint {
+            node: node.map(|n| name(&format!("n{n}"))),
+            zone,
+            for_zones: if hinted > 0 { for_zones } else { BTreeSet::new() },
+            for_nodes: if hinted > 1 { for_nodes } else { BTreeSet::new() },
+            ..super::endpoint(&ip.to_string(), None, life)
+        })
+}
+
 prop_compose! {
     fn any_endpoints()(n in 0u8..4, part in 0u8..3, ports in prop::collection::vec((0u16..3, any_proto(), 1u16..3), 0..4),
-        endpoints in prop::collection::vec((any_ip(), prop::option::of(0u8..6), any::<bool>(), any::<bool>()), 0..6))
-        -> Endpoints
+        endpoints in prop::collection::vec(any_endpoint(), 0..6)) -> Endpoints
     {
         Endpoints {
             name: EndpointsName { service: ServiceName::new("default", format!("s{n}")), part: part.to_string() },
             ports: ports.into_iter()
                 .map(|(port, proto, name)| EndpointPort { name: name.to_string(), port, proto })
                 .collect(),
-            endpoints: endpoints.into_iter()
-                .map(|(ip, node, serving, terminating)| Endpoint {
-                    serving, terminating, node: node.map(|n| name(&format!("n{n}"))), ..Endpoint::new(ip)
-                })
-                .collect(),
+            endpoints,
         }
     }
 }
 
-#[derive(Clone, Debug)]
-enum Thing {
+#[derive(Clone, Debug, PartialEq)]
+pub enum Thing {
     Node(Node),
     Service(Service),
     Endpoints(Endpoints),
 }
 
-fn any_things() -> impl Strategy<Value = Vec<Thing>> {
+pub fn any_things() -> impl Strategy<Value = Vec<Thing>> {
     prop::collection::vec(
         prop_oneof![
             any_node().prop_map(Thing::Node),
@@ -102,17 +167,20 @@ fn any_things() -> impl Strategy<Value = Vec<Thing>> {
     // One object of a name: which of two counts is the source's business.
     .prop_map(|things| {
         let mut seen = BTreeSet::new();
-        let key = |thing: &Thing| match thing {
-            Thing::Node(node) => Object::Node(node.name.clone()),
-            Thing::Service(service) => Object::Service(service.name.clone()),
-            Thing::Endpoints(list) => Object::Endpoints(list.name.clone()),
-        };
         things.into_iter().filter(|thing| seen.insert(key(thing))).collect()
     })
 }
 
+fn key(thing: &Thing) -> Object {
+    match thing {
+        Thing::Node(node) => Object::Node(node.name.clone()),
+        Thing::Service(service) => Object::Service(service.name.clone()),
+        Thing::Endpoints(list) => Object::Endpoints(list.name.clone()),
+    }
+}
+
 /// Tells the store one thing after the other.
-fn arrive(things: &[Thing]) -> Arc<Snapshot> {
+pub fn arrive(things: &[Thing]) -> Arc<Snapshot> {
     let store = Store::new();
     let source = store.source("test");
     let mut slice = Slice::default();
@@ -147,31 +215,42 @@ fn shuffled() -> impl Strategy<Value = (Vec<Thing>, Vec<Thing>)> {
 
 proptest! {
     #[test]
-    fn fault_088_the_order_of_arrival_does_not_matter((one, other) in shuffled()) {
+    fn fault_088_the_order_of_arrival_does_not_matter((one, other) in shuffled(), rules in any_rules()) {
         let (one, other) = (arrive(&one), arrive(&other));
         let local = name("n1");
-        prop_assert_eq!(services(&one, &local, VNI), services(&other, &local, VNI));
-        prop_assert_eq!(overlay(&one, &local, VNI), overlay(&other, &local, VNI));
+        prop_assert_eq!(services(&one, &local, &rules), services(&other, &local, &rules));
+        prop_assert_eq!(overlay(&one, &local, &rules), overlay(&other, &local, &rules));
+        prop_assert_eq!(health(&one, &local, &rules), health(&other, &local, &rules));
     }
 
     #[test]
-    fn a_table_holds_nothing_hostile(things in any_things()) {
+    fn a_table_is_what_the_rules_say_in_plain_words(things in any_things(), rules in any_rules()) {
         let snapshot = arrive(&things);
-        let (table, _) = services(&snapshot, &name("n1"), VNI);
+        let (table, _) = services(&snapshot, &name("n1"), &rules);
+        let read: BTreeMap<_, _> = table.frontends.iter().map(|(at, frontend)| (*at, naive::read(frontend))).collect();
+        prop_assert_eq!(read, naive::meanings(&snapshot, &name("n1"), &rules));
+    }
+
+    #[test]
+    fn a_table_holds_nothing_hostile(things in any_things(), rules in any_rules()) {
+        let snapshot = arrive(&things);
+        let (table, _) = services(&snapshot, &name("n1"), &rules);
         let owned: BTreeSet<IpAddr> = table.nodes.values().flat_map(|node| node.addresses.clone()).collect();
         let ranges: BTreeSet<IpNetwork> = table.nodes.values().flat_map(|node| node.ranges.clone()).collect();
-        let service_at = |ip: IpAddr| {
-            let of_a_node = owned.contains(&ip) || ranges.iter().any(|range| range.contains(ip));
-            !of_a_node && snapshot.services.values().any(|service| service.addresses.contains(&ip))
-        };
+        for (range, of_services) in ranges.iter().flat_map(|range| rules.service_ranges.iter().map(move |of| (range, of))) {
+            prop_assert!(!subnet::overlap(*range, *of_services));
+        }
         for (at, frontend) in &table.frontends {
             prop_assert!(at.is_node_port() || subnet::hostile(at.ip).is_none());
             prop_assert!(!owned.contains(&at.ip));
             prop_assert!(!ranges.iter().any(|range| range.contains(at.ip)));
+            // S5: what is reached from outside is nobody's ClusterIP, and in no range of them.
+            let external = frontend.is_external() && !at.is_node_port();
+            let cluster = snapshot.services.values().any(|service| service.addresses.contains(&at.ip));
+            prop_assert!(!external || !cluster && rules.service_range(at.ip).is_none());
             let mut seen = BTreeSet::new();
             for backend in &frontend.backends {
                 prop_assert!(subnet::hostile(backend.ip).is_none());
-                prop_assert!(!service_at(backend.ip));
                 prop_assert!(!table.frontends.keys().any(|at| at.ip == backend.ip));
                 prop_assert_eq!(backend.ip.is_ipv4(), at.ip.is_ipv4());
                 prop_assert!(backend.port != 0 && seen.insert((backend.ip, backend.port)));
@@ -180,26 +259,62 @@ proptest! {
                 };
                 prop_assert!(backend.node.as_ref().is_none_or(|node| table.nodes.get(node).is_some_and(has)));
             }
+            if let Some(Outside::Local { backends, .. }) = &frontend.outside {
+                for at in backends {
+                    let known = frontend.backends.iter().find(|backend| (backend.ip, backend.port) == *at).unwrap();
+                    prop_assert_eq!(&known.node, &Some(name("n1")));
+                    prop_assert!(known.state != BackendState::Down);
+                }
+            }
+            prop_assert!(frontend.sources.iter().flatten().all(|range| range.is_ipv4() == at.ip.is_ipv4()));
         }
     }
 
+    /// Each step shows a node another world; what it says of it must not depend on the worlds before, and what did
+    /// not change must be the very same.
     #[test]
-    fn new_flows_are_refused_only_if_nobody_serves(
-        lives in prop::collection::vec(prop::sample::select(vec![Life::Ready, Life::Ending, Life::Deaf]), 0..6),
-        proto in any_proto(),
+    fn a_memory_changes_nothing(
+        worlds in prop::collection::vec((any_things(), any_rules(), 0u8..9), 1..5), steps in prop::collection::vec(any::<prop::sample::Index>(), 0..20),
     ) {
-        let candidates = (1u16..).zip(lives.clone()).map(|(port, life)| ((ip("10.0.0.1"), port), (life, None)));
-        let backends = backends::states(proto, candidates.collect());
-        let active = backends.iter().filter(|b| b.state == BackendState::Active);
-        let best = lives.iter().min().filter(|life| **life != Life::Deaf);
-        prop_assert_eq!(active.count(), lives.iter().filter(|life| Some(*life) == best).count());
-        prop_assert_eq!(backends.len(), lives.len());
+        let mut resolver = Resolver::default();
+        let (mut things, mut rules) = (Vec::new(), Rules::default());
+        let mut local = name("n1");
+        let mut before = ServiceTable::default();
+        for (number, step) in steps.iter().enumerate() {
+            let (world, other_rules, odds) = step.get(&worlds);
+            if *odds == 0 {
+                rules = other_rules.clone();
+            }
+            if *odds == 1 {
+                local = name("n2");
+            }
+            // One object changes, comes or goes, or everything does.
+            let object = world.get(number % world.len().max(1));
+            match object {
+                Some(thing) if *odds < 8 => {
+                    let had = things.len();
+                    things.retain(|known| known != thing && key(known) != key(thing));
+                    if had == things.len() || number % 2 == 0 {
+                        things.push(thing.clone());
+                    }
+                }
+                _ => things.clone_from(world),
+            }
+            let snapshot = arrive(&things);
+            let answer = resolver.services(&snapshot, &local, &rules);
+            prop_assert_eq!(&answer, &services(&snapshot, &local, &rules));
+            for (at, frontend) in &answer.0.frontends {
+                let same = before.frontends.get(at).filter(|old| *old == frontend);
+                prop_assert!(same.is_none_or(|old| Arc::ptr_eq(old, frontend)), "{at} was made anew");
+            }
+            before = answer.0;
+        }
     }
 
     #[test]
     fn what_nodes_have_is_disjoint(things in any_things()) {
         let snapshot = arrive(&things);
-        let nodes = Nodes::seen_from(&snapshot, &name("n1"));
+        let nodes = Nodes::seen_from(&snapshot, &name("n1"), &Rules::default());
         let ranges: Vec<IpNetwork> = nodes.accepted.values().flat_map(|node| node.ranges.clone()).collect();
         let mut addresses: Vec<IpAddr> = nodes.accepted.values().flat_map(|node| node.addresses.clone()).collect();
         for (i, one) in ranges.iter().enumerate() {
@@ -225,13 +340,13 @@ proptest! {
         let all = arrive(&things);
         let mut alone = Snapshot::clone(&all);
         alone.nodes.retain(|other, _| *other == name("n1"));
-        let own = |snapshot| Nodes::seen_from(snapshot, &name("n1")).accepted.remove(&name("n1"));
+        let own = |snapshot| Nodes::seen_from(snapshot, &name("n1"), &Rules::default()).accepted.remove(&name("n1"));
         prop_assert_eq!(own(&all), own(&alone));
     }
 
     #[test]
     fn a_plan_does_what_it_says((one, other) in (any_things(), any_things())) {
-        let table = |things: &[Thing], local: &str| services(&arrive(things), &name(local), VNI).0;
+        let table = |things: &[Thing], local: &str| services(&arrive(things), &name(local), &Rules::default()).0;
         let (from, to) = (table(&one, "n1"), table(&other, "n2"));
         prop_assert_eq!(diff(&from, &from), []);
         let plan = diff(&from, &to);
@@ -265,7 +380,7 @@ proptest! {
 
     #[test]
     fn tables_survive_json(things in any_things()) {
-        let (table, _) = services(&arrive(&things), &name("n1"), VNI);
+        let (table, _) = services(&arrive(&things), &name("n1"), &Rules::default());
         let text = serde_json::to_string(&table).unwrap();
         prop_assert_eq!(serde_json::from_str::<ServiceTable>(&text).unwrap(), table);
     }

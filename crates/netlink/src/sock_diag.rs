@@ -71,6 +71,8 @@ pub struct Connected {
     pub peer: SocketAddr,
     /// The kernel's name for it, never given again (`SO_COOKIE`, `bpf_get_socket_cookie`).
     pub cookie: u64,
+    /// TCP: how often what waits for an acknowledgement was sent again, without an answer.
+    pub retransmits: u8,
     family: u8,
     id: [u8; ID],
 }
@@ -209,6 +211,8 @@ fn parse(transport: Transport, frame: &Frame<'_>) -> Option<Connected> {
             let word = |at: usize| Some(u32::from_ne_bytes(id.get(at..at + 4)?.try_into().ok()?));
             u64::from(word(40)?) | u64::from(word(44)?) << 32
         },
+        // Behind family, state and timer.
+        retransmits: *frame.payload.get(3)?,
         family,
         id,
     })

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use heddle_bpf::{Maps, Pins};
 use heddle_ebpf_common::{
-    BACKEND_ACTIVE, BACKEND_DRAINING, Backend, CT_ANSWERED, CT_FIN, CT_RST, Flow, Tuple,
+    BACKEND_ACTIVE, BACKEND_DRAINING, Backend, CT_ANSWERED, CT_FIN, CT_REPLY, CT_RST, Flow, NODE_DOWN, Tuple,
 };
 use heddle_model::Protocol;
 use nix::time::{ClockId, clock_gettime};
@@ -37,43 +37,76 @@ pub mod idle {
     pub const TCP_RESET: Duration = Duration::from_secs(10);
     /// Its backend is gone: kept to answer the client's next segment with a RST.
     pub const TCP_STALE: Duration = Duration::from_secs(15 * 60);
+    /// The backend's node is down, and the client goes on asking without an answer for so long.
+    pub const TCP_STALLED: Duration = Duration::from_secs(3);
     /// A datagram without an answer, and a conversation (as nf_conntrack_udp_timeout and _stream).
     pub const UDP_UNANSWERED: Duration = Duration::from_secs(30);
     pub const UDP_ANSWERED: Duration = Duration::from_secs(180);
 }
 
-/// Whether a flow's backend is no longer what it was. A flow of none (a pod's own connection that a service's
-/// flow made way for) has nothing to outlive.
-fn is_stale(flow: &Flow, backends: &impl Fn(u32) -> Option<Backend>) -> bool {
-    flow.backend != 0
-        && backends(flow.backend).is_none_or(|backend| {
-            backend.generation != flow.generation
-                || !matches!(backend.state, BACKEND_ACTIVE | BACKEND_DRAINING)
-        })
+/// What became of a flow's backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    Lives,
+    /// Its node is down, as far as the cluster knows; it may only be cut off from those who say so.
+    NodeDown,
+    Gone,
+}
+
+/// A flow of no backend (a pod's own connection that a service's flow made way for) has nothing to outlive.
+fn fate(flow: &Flow, backends: &impl Fn(u32) -> Option<(Backend, bool)>) -> Fate {
+    if flow.backend == 0 {
+        return Fate::Lives;
+    }
+    match backends(flow.backend) {
+        Some((backend, node_down))
+            if backend.generation == flow.generation
+                && matches!(backend.state, BACKEND_ACTIVE | BACKEND_DRAINING) =>
+        {
+            if node_down {
+                Fate::NodeDown
+            } else {
+                Fate::Lives
+            }
+        }
+        _ => Fate::Gone,
+    }
 }
 
 /// How long the flow may be without a packet. `flags` are those of both directions together.
-fn patience(proto: u8, flags: u32, fins: usize, stale: bool) -> Duration {
+fn patience(proto: u8, flags: u32, fins: usize, fate: Fate) -> Duration {
     let answered = flags & CT_ANSWERED != 0;
     match Protocol::from_number(proto) {
-        Some(Protocol::Tcp) if stale => idle::TCP_STALE,
-        _ if stale => Duration::ZERO,
-        Some(Protocol::Tcp) if flags & CT_RST != 0 => idle::TCP_RESET,
-        Some(Protocol::Tcp) if fins == 2 => idle::TCP_CLOSED,
-        Some(Protocol::Tcp) if !answered => idle::TCP_UNANSWERED,
-        Some(Protocol::Tcp) if fins == 1 => idle::TCP_HALF_CLOSED,
-        Some(Protocol::Tcp) => idle::TCP_ESTABLISHED,
+        Some(Protocol::Tcp) if fate == Fate::Gone => idle::TCP_STALE,
+        Some(Protocol::Tcp) => tcp_patience(flags, fins, answered),
+        _ if fate != Fate::Lives => Duration::ZERO,
         _ if answered => idle::UDP_ANSWERED,
         _ => idle::UDP_UNANSWERED,
     }
 }
 
+fn tcp_patience(flags: u32, fins: usize, answered: bool) -> Duration {
+    match fins {
+        _ if flags & CT_RST != 0 => idle::TCP_RESET,
+        2 => idle::TCP_CLOSED,
+        _ if !answered => idle::TCP_UNANSWERED,
+        1 => idle::TCP_HALF_CLOSED,
+        _ => idle::TCP_ESTABLISHED,
+    }
+}
+
+/// The client has sent since the backend was heard of last, and for some time.
+fn is_stalled(one: &Flow, other: &Flow) -> bool {
+    let (request, reply) = if one.flags & CT_REPLY != 0 { (other, one) } else { (one, other) };
+    Duration::from_nanos(request.seen.saturating_sub(reply.seen)) > idle::TCP_STALLED
+}
+
 /// Of `entries`, those that are over at `now` (nanoseconds of CLOCK_MONOTONIC), both entries of a flow
-/// together. An entry without its other one is over too, if it did not appear this moment.
+/// together. `backends` tells of a slot what is in it, and whether the node of that is down. An entry without its other one is over too, if it did not appear this moment.
 pub fn over(
     entries: &[(Tuple, Flow)],
     now: u64,
-    backends: impl Fn(u32) -> Option<Backend>,
+    backends: impl Fn(u32) -> Option<(Backend, bool)>,
 ) -> Vec<(Tuple, Flow)> {
     let index: BTreeMap<&Tuple, &Flow> = entries.iter().map(|(key, flow)| (key, flow)).collect();
     let ended = entries.iter().filter(|(key, flow)| {
@@ -82,8 +115,11 @@ pub fn over(
         let flags = both.iter().flatten().fold(0, |flags, flow| flags | flow.flags);
         let fins = both.iter().flatten().filter(|flow| flow.flags & CT_FIN != 0).count();
         let seen = both.iter().flatten().map(|flow| flow.seen).max().unwrap_or(0);
+        let fate = fate(flow, &backends);
         let patience = match peer {
-            Some(_) => patience(key.proto, flags, fins, is_stale(flow, &backends)),
+            // The next segment of the client finds no flow, and is answered with a RST.
+            Some(peer) if fate == Fate::NodeDown && is_stalled(flow, peer) => Duration::ZERO,
+            Some(_) => patience(key.proto, flags, fins, fate),
             None => idle::TCP_RESET,
         };
         Duration::from_nanos(now.saturating_sub(seen)) > patience
@@ -119,13 +155,16 @@ pub struct Collector {
 impl Collector {
     /// Starts it over the pinned maps.
     pub fn start(pins: &Pins) -> Result<Self, heddle_bpf::Error> {
-        let mut maps = Maps::open(pins)?;
+        // Seen once before the thread starts; then anew in each pass, as maps that grow are replaced.
+        Maps::open(pins)?;
+        let at = pins.clone();
         let shared = Arc::new(Shared::default());
         let (stop, stopped) = mpsc::channel();
         let theirs = shared.clone();
         let work = move || {
             while stopped.recv_timeout(INTERVAL) == Err(RecvTimeoutError::Timeout) {
-                let error = pass(&mut maps, &theirs).err().map(|error| error.to_string());
+                let pass = Maps::open(&at).and_then(|mut maps| pass(&mut maps, &theirs));
+                let error = pass.err().map(|error| error.to_string());
                 *theirs.error.lock().unwrap_or_else(PoisonError::into_inner) = error;
             }
         };
@@ -174,7 +213,11 @@ pub(super) fn pass(maps: &mut Maps, shared: &Shared) -> Result<(), heddle_bpf::E
     shared.answered.store(answered.len() as u64, Ordering::Relaxed);
     shared.unanswered.store(unanswered.len() as u64, Ordering::Relaxed);
     for (entries, is_new) in [(answered, false), (unanswered, true)] {
-        let backends = |slot: u32| maps.backends.get(&slot, 0).ok();
+        let backends = |slot: u32| {
+            let backend = maps.backends.get(&slot, 0).ok()?;
+            let node = if backend.node == 0 { None } else { maps.nodes.get(&backend.node, 0).ok() };
+            Some((backend, node.is_some_and(|node| node.state == NODE_DOWN)))
+        };
         let ended = over(&entries, now, backends);
         let map = if is_new { &mut maps.ct_new } else { &mut maps.ct };
         for (key, flow) in ended {
@@ -194,8 +237,6 @@ pub(super) fn now() -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use heddle_ebpf_common::CT_REPLY;
-
     use super::*;
 
     const SECOND: u64 = 1_000_000_000;
@@ -215,9 +256,28 @@ mod tests {
         ]
     }
 
+    fn alive() -> Backend {
+        Backend { generation: 1, state: BACKEND_ACTIVE, ..Backend::default() }
+    }
+
+    #[test]
+    fn on_a_node_that_is_down_only_what_gets_no_answer_ends() {
+        let down = |_| Some((alive(), true));
+        let mut tcp = flow(1, 6, CT_ANSWERED, CT_ANSWERED);
+        assert!(over(&tcp, 3600 * SECOND, down).is_empty(), "nobody asks");
+        tcp[0].1.seen = 100 * SECOND;
+        tcp[1].1.seen = 98 * SECOND;
+        assert!(over(&tcp, 101 * SECOND, down).is_empty(), "it answers");
+        tcp[0].1.seen = 102 * SECOND;
+        assert_eq!(over(&tcp, 103 * SECOND, down).len(), 2);
+        assert!(over(&tcp, 103 * SECOND, |_| Some((alive(), false))).is_empty(), "the node is up");
+        let udp = flow(1, 17, CT_ANSWERED, CT_ANSWERED);
+        assert_eq!(over(&udp, SECOND, down).len(), 2);
+    }
+
     fn lives(proto: u8, request: u32, reply: u32, generation: u32, state: u8) -> u64 {
         let entries = flow(1, proto, request, reply);
-        let backends = |_| Some(Backend { generation, state, ..Backend::default() });
+        let backends = |_| Some((Backend { generation, state, ..Backend::default() }, false));
         let end = (0..200_000).find(|s| !over(&entries, s * SECOND, backends).is_empty());
         let end = end.expect("every flow ends");
         assert_eq!(over(&entries, end * SECOND, backends).len(), 2, "both entries go together");
@@ -245,7 +305,7 @@ mod tests {
     fn a_packet_in_one_direction_keeps_both_entries() {
         let mut entries = flow(1, 17, CT_ANSWERED, CT_ANSWERED);
         entries[1].1.seen = 170 * SECOND;
-        let backends = |_| Some(Backend { generation: 1, state: BACKEND_ACTIVE, ..Backend::default() });
+        let backends = |_| Some((alive(), false));
         assert!(over(&entries, 340 * SECOND, backends).is_empty());
         assert_eq!(over(&entries, 351 * SECOND, backends).len(), 2);
     }
@@ -260,7 +320,7 @@ mod tests {
     #[test]
     fn an_entry_alone_goes() {
         let [request, _] = flow(1, 6, CT_ANSWERED, CT_ANSWERED);
-        let backends = |_| Some(Backend { generation: 1, state: BACKEND_ACTIVE, ..Backend::default() });
+        let backends = |_| Some((alive(), false));
         assert!(over(&[request], 9 * SECOND, backends).is_empty());
         assert_eq!(over(&[request], 11 * SECOND, backends).len(), 1);
     }

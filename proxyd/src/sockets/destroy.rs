@@ -1,6 +1,6 @@
 //! Destroying sockets, in all namespaces.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use heddle_netlink::NetNs;
@@ -10,6 +10,8 @@ use super::protocol::{Answer, Gone, Transport};
 
 /// More are not told: they would say the same.
 const PROBLEMS: usize = 8;
+/// Sent again so often, a segment waits for more than a second.
+const STALLED: u8 = 3;
 
 /// Destroys the sockets of `gone` wherever they are among `places`: each must have both the cookie and the peer.
 pub fn destroy(gone: &[Gone], places: &[NetNs]) -> Answer {
@@ -27,7 +29,8 @@ pub fn destroy(gone: &[Gone], places: &[NetNs]) -> Answer {
 }
 
 struct Work<'a> {
-    wanted: BTreeMap<(Transport, SocketAddr), BTreeSet<&'a u64>>,
+    /// Cookies, and whether only a socket that is stalled is meant.
+    wanted: BTreeMap<(Transport, SocketAddr), BTreeMap<&'a u64, bool>>,
     peers: BTreeMap<Transport, Vec<SocketAddr>>,
     left: usize,
     answer: Answer,
@@ -35,14 +38,15 @@ struct Work<'a> {
 
 impl<'a> Work<'a> {
     fn new(gone: &'a [Gone]) -> Self {
-        let mut wanted: BTreeMap<_, BTreeSet<&u64>> = BTreeMap::new();
+        let mut wanted: BTreeMap<_, BTreeMap<&u64, bool>> = BTreeMap::new();
         let mut peers: BTreeMap<_, Vec<SocketAddr>> = BTreeMap::new();
         for gone in gone {
             let backend = SocketAddr::new(gone.backend.ip().to_canonical(), gone.backend.port());
-            wanted.entry((gone.transport, backend)).or_default().extend(&gone.sockets);
+            let cookies = gone.sockets.iter().map(|cookie| (cookie, gone.if_stalled));
+            wanted.entry((gone.transport, backend)).or_default().extend(cookies);
             peers.entry(gone.transport).or_default().push(backend);
         }
-        let left = wanted.values().map(BTreeSet::len).sum();
+        let left = wanted.values().map(BTreeMap::len).sum();
         Self { wanted, peers, left, answer: Answer::default() }
     }
 
@@ -55,8 +59,9 @@ impl<'a> Work<'a> {
             };
             for socket in diag.connected_to(kernels, peers)? {
                 let wanted = self.wanted.get(&(*transport, socket.peer));
-                if !wanted.is_some_and(|cookies| cookies.contains(&socket.cookie)) {
-                    continue;
+                match wanted.and_then(|cookies| cookies.get(&socket.cookie)) {
+                    Some(if_stalled) if !if_stalled || socket.retransmits >= STALLED => {}
+                    _ => continue,
                 }
                 match diag.destroy(&socket) {
                     Ok(()) => {
@@ -133,8 +138,12 @@ mod tests {
             transport: Transport::Udp,
             backend: "127.0.0.1:53".parse().unwrap(),
             sockets: [old.1, there.1, moved.1, unseen.1, u64::MAX].into(),
+            if_stalled: false,
         };
-        let answer = destroy(&[gone], &[one, two]);
+        let places = [one, two];
+        let patient = Gone { if_stalled: true, ..gone.clone() };
+        assert_eq!(destroy(&[patient], &places).destroyed, [].into());
+        let answer = destroy(&[gone], &places);
         assert_eq!(answer.problems, [""; 0]);
         assert_eq!(answer.destroyed, [old.1, there.1].into());
         assert_eq!(answer.namespaces, 2);

@@ -28,6 +28,9 @@ pub struct Gone {
     pub backend: SocketAddr,
     /// Their cookies. A socket that has one of these, but another peer by now, is left alone.
     pub sockets: BTreeSet<u64>,
+    /// It may live: only what has sent again and got no answer is destroyed.
+    #[serde(default)]
+    pub if_stalled: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -85,6 +88,7 @@ mod tests {
             transport: Transport::Udp,
             backend: "[fd00::1]:53".parse().unwrap(),
             sockets: [7, u64::MAX].into(),
+            if_stalled: true,
         };
         for request in [Request::Hello, Request::Destroy(vec![gone])] {
             let mut bytes = Vec::new();

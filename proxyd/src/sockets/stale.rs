@@ -1,6 +1,6 @@
 //! Which sockets have a backend that is gone.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 
 use heddle_ebpf_common::{
@@ -21,21 +21,32 @@ pub trait Maps {
     fn node_state(&self, index: u32) -> Result<u32, ()>;
 }
 
-/// Of what the hook has noted, what names a backend that its service does not have. One that was noted by halves (the
-/// programs write while it is read) says nothing.
-pub fn find(noted: &[(SockKey, SockPeer)], maps: &impl Maps) -> Vec<SockKey> {
-    // Few pairs, many sockets.
-    let mut known: HashMap<(Addr, u16, u8, Addr, u16), bool> = HashMap::new();
-    let sound = noted.iter().filter(|(key, peer)| peer.check == peer.sum(key));
-    let stale = sound.filter(|(key, peer)| {
-        let pair = (key.addr, key.port, key.proto, peer.addr, peer.port);
-        // Whoever cannot be asked about it leaves the socket alone.
-        *known.entry(pair).or_insert_with(|| is_stale(key, peer, maps).unwrap_or(false))
-    });
-    stale.map(|(key, _)| *key).collect()
+/// Why a socket is stale.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Why {
+    /// Its service does not have the backend any more.
+    Gone,
+    /// The backend's node is down, as far as the cluster knows. It may only be cut off from those who say so.
+    NodeDown,
 }
 
-fn is_stale(key: &SockKey, peer: &SockPeer, maps: &impl Maps) -> Result<bool, ()> {
+/// Of what the hook has noted, what names a backend that its service does not have, or one on a node that is down. What
+/// was noted by halves (the programs write while it is read) says nothing.
+pub fn find(noted: &[(SockKey, SockPeer)], maps: &impl Maps) -> BTreeMap<SockKey, Why> {
+    // Few pairs, many sockets.
+    let mut known: HashMap<(Addr, u16, u8, Addr, u16), Option<Why>> = HashMap::new();
+    let sound = noted.iter().filter(|(key, peer)| peer.check == peer.sum(key));
+    let stale = sound.filter_map(|(key, peer)| {
+        let pair = (key.addr, key.port, key.proto, peer.addr, peer.port);
+        // What cannot be asked about is left alone.
+        let why = *known.entry(pair).or_insert_with(|| why(key, peer, maps).unwrap_or(None));
+        Some((*key, why?))
+    });
+    stale.collect()
+}
+
+fn why(key: &SockKey, peer: &SockPeer, maps: &impl Maps) -> Result<Option<Why>, ()> {
+    let mut why = Why::Gone;
     let at = |addr: Addr, net: u32| FrontendKey { addr, net, port: peer.port, proto: key.proto, zero: 0 };
     let any = if peer.addr.is_v4() { Addr::ANY4 } else { Addr::ANY6 };
     // Its own entry, a node port's, a host port's on loopback: whichever it was, it has the backend.
@@ -45,28 +56,31 @@ fn is_stale(key: &SockKey, peer: &SockPeer, maps: &impl Maps) -> Result<bool, ()
         let Some(slot) = maps.choice(&ChoiceKey { service, hash })? else { continue };
         let backend = maps.backend(slot)?;
         let same = (backend.addr, backend.port, backend.proto) == (key.addr, key.port, key.proto);
-        let down = backend.node != 0 && maps.node_state(backend.node)? == NODE_DOWN;
-        // Of two backends with one hash only one is found: the other may live.
-        if !same || matches!(backend.state, BACKEND_ACTIVE | BACKEND_DRAINING) && !down {
-            return Ok(false);
+        let lives = matches!(backend.state, BACKEND_ACTIVE | BACKEND_DRAINING);
+        if same && lives && backend.node != 0 && maps.node_state(backend.node)? == NODE_DOWN {
+            why = Why::NodeDown;
+        } else if lives || !same {
+            // Of two backends with one hash only one is found: the other may live.
+            return Ok(None);
         }
     }
-    Ok(true)
+    Ok(Some(why))
 }
 
 /// The same in the helper's words.
-pub fn requests<'a>(stale: impl IntoIterator<Item = &'a SockKey>) -> Vec<Gone> {
-    let mut gone: BTreeMap<(Transport, SocketAddr), Gone> = BTreeMap::new();
-    for key in stale {
+pub fn requests(stale: &BTreeMap<SockKey, Why>) -> Vec<Gone> {
+    let mut gone: BTreeMap<(Transport, SocketAddr, bool), Gone> = BTreeMap::new();
+    for (key, why) in stale {
         let transport = match key.proto {
             6 => Transport::Tcp,
             17 => Transport::Udp,
             _ => continue,
         };
         let backend = SocketAddr::new(encode::ip(key.addr), u16::from_be(key.port));
-        let entry = gone.entry((transport, backend));
-        let entry = entry.or_insert_with(|| Gone { transport, backend, sockets: Default::default() });
-        entry.sockets.insert(key.cookie);
+        // A datagram's sender cannot tell; a new socket costs it little.
+        let if_stalled = *why == Why::NodeDown && transport == Transport::Tcp;
+        let fresh = || Gone { transport, backend, sockets: BTreeSet::new(), if_stalled };
+        gone.entry((transport, backend, if_stalled)).or_insert_with(fresh).sockets.insert(key.cookie);
     }
     gone.into_values().collect()
 }
@@ -137,7 +151,9 @@ mod tests {
     }
 
     fn stale(maps: &Fake, vip: Addr) -> bool {
-        !find(&[noted(9, vip)], maps).is_empty()
+        let found = find(&[noted(9, vip)], maps);
+        assert!(found.values().all(|why| *why == Why::Gone));
+        !found.is_empty()
     }
 
     #[test]
@@ -164,9 +180,19 @@ mod tests {
             down.backends.get_mut(&5).unwrap().state = state;
             assert!(stale(&down, VIP));
         }
+    }
+
+    #[test]
+    fn of_a_node_that_is_down_only_what_is_stalled_is_ended() {
         let mut dead = maps(frontend(VIP, 0));
         dead.nodes.insert(3, NODE_DOWN);
-        assert!(stale(&dead, VIP), "its node is down");
+        let found = find(&[noted(9, VIP)], &dead);
+        assert_eq!(found.values().collect::<Vec<_>>(), [&Why::NodeDown]);
+        let stalled = |proto| {
+            let key = SockKey { proto, ..noted(9, VIP).0 };
+            requests(&[(key, Why::NodeDown)].into())[0].if_stalled
+        };
+        assert!(stalled(6) && !stalled(17));
     }
 
     #[test]
@@ -180,7 +206,7 @@ mod tests {
     #[test]
     fn sockets_are_asked_for_by_backend() {
         let keys = [noted(1, VIP).0, noted(2, VIP).0, SockKey { port: 81, ..noted(3, VIP).0 }];
-        let gone = requests(&keys);
+        let gone = requests(&keys.map(|key| (key, Why::Gone)).into());
         assert_eq!(gone.len(), 2);
         assert_eq!(gone.iter().map(|gone| gone.sockets.len()).sum::<usize>(), 3);
     }

@@ -18,7 +18,7 @@ use heddle_bpf::{Pins, sys};
 use heddle_ebpf_common::{Backend, ChoiceKey, FrontendKey, SockKey, SockPeer};
 
 use super::ask;
-use super::stale::{self, Maps};
+use super::stale::{self, Maps, Why};
 
 /// Elements read by one system call.
 const BATCH: u32 = 4096;
@@ -30,6 +30,8 @@ const PACE: Duration = Duration::from_millis(100);
 const SOON: Duration = Duration::from_millis(500);
 /// One that is not there after this long is closed, or not connected.
 const LATE: Duration = Duration::from_secs(10);
+/// Between two looks at connections to a node that is down.
+const STALLED: Duration = Duration::from_secs(1);
 /// Between two passes when nothing is left over.
 const SELDOM: Duration = Duration::from_secs(30);
 
@@ -144,13 +146,11 @@ impl Pass {
         let mut found = stale::find(&self.noted()?, &maps);
         if !found.is_empty() {
             thread::sleep(AGAIN);
-            let still = self.noted()?;
-            let wanted: std::collections::HashSet<SockKey> = found.drain(..).collect();
-            found = stale::find(&still, &maps);
-            found.retain(|key| wanted.contains(key));
+            let still = stale::find(&self.noted()?, &maps);
+            found.retain(|key, why| still.get(key) == Some(why));
         }
         self.shared.left.store(found.len() as u64, Ordering::Relaxed);
-        self.asked.retain(|key, _| found.contains(key));
+        self.asked.retain(|key, _| found.contains_key(key));
         if found.is_empty() {
             return Ok(SELDOM);
         }
@@ -160,24 +160,27 @@ impl Pass {
             return Err(Error::Helper(problem));
         }
         let now = Instant::now();
+        let mut wait = SELDOM;
         let mut left = 0;
-        for key in found {
+        for (key, why) in found {
             let first = *self.asked.entry(key).or_insert(now);
-            if answer.destroyed.contains(&key.cookie) || now.duration_since(first) > LATE {
+            let late = why == Why::Gone && now.duration_since(first) > LATE;
+            if late || answer.destroyed.contains(&key.cookie) {
                 // Nobody needs it any more: the socket is gone, or gets no more answers from there.
                 let _ = maps.sock_rev.remove(&key);
                 self.asked.remove(&key);
-            } else {
-                left += 1;
+                continue;
             }
+            left += 1;
+            let next = match why {
+                Why::NodeDown => STALLED,
+                Why::Gone if now.duration_since(first) < SOON => SOON,
+                Why::Gone => LATE,
+            };
+            wait = wait.min(next);
         }
         self.shared.left.store(left, Ordering::Relaxed);
-        let fresh = self.asked.values().any(|first| now.duration_since(*first) < SOON);
-        Ok(match left {
-            0 => SELDOM,
-            _ if fresh => SOON,
-            _ => LATE,
-        })
+        Ok(wait)
     }
 
     fn noted(&self) -> Result<Vec<(SockKey, SockPeer)>, Error> {

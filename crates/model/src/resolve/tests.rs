@@ -9,7 +9,11 @@ use ipnetwork::IpNetwork;
 use super::*;
 use crate::*;
 
+mod changes;
+mod external;
 mod naive;
+mod near;
+mod policies;
 mod properties;
 
 const VNI: u32 = 1;

@@ -34,10 +34,14 @@ pub enum Counter {
     DropNoFlow,
     /// A request that another node sent through the tunnel, for a service without a backend here.
     DropNotHere,
+    /// A service whose traffic policy allows only backends of this node, and there is none.
+    DropNoBackend,
+    /// A client whose address is not among those that the service allows.
+    DropSource,
 }
 
 impl Counter {
-    pub const COUNT: u32 = Self::DropNotHere as u32 + 1;
+    pub const COUNT: u32 = Self::DropSource as u32 + 1;
 
     /// In the order of their indices, with the names that people see.
     pub const ALL: [(Self, &'static str); Self::COUNT as usize] = [
@@ -60,6 +64,8 @@ impl Counter {
         (Self::DropNoOverlay, "drop_no_overlay"),
         (Self::DropNoFlow, "drop_no_flow"),
         (Self::DropNotHere, "drop_not_here"),
+        (Self::DropNoBackend, "drop_no_backend"),
+        (Self::DropSource, "drop_source"),
     ];
 }
 

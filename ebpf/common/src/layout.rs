@@ -41,6 +41,13 @@ impl Addr {
         self.0[3]
     }
 
+    /// Picks the slot of a Maglev table for all flows of a client alike.
+    #[inline(always)]
+    pub const fn hash(&self) -> u32 {
+        let [a, b] = self.words();
+        slot_hash(sum(&[a, b, 0]))
+    }
+
     #[inline(always)]
     const fn words(&self) -> [u64; 2] {
         let [a, b, c, d] = self.0;
@@ -258,6 +265,14 @@ pub struct Affinity {
     pub check: u64,
 }
 
+impl AffinityKey {
+    /// What stands for the client where only the cookie of its network namespace is known.
+    #[inline(always)]
+    pub const fn namespace(cookie: u64) -> Addr {
+        Addr([u32::MAX, u32::MAX, cookie as u32, (cookie >> 32) as u32])
+    }
+}
+
 impl Affinity {
     #[inline(always)]
     pub const fn sum(&self, key: &AffinityKey) -> u64 {
@@ -314,8 +329,7 @@ impl Tuple {
     #[inline(always)]
     pub const fn client_hash(&self) -> u32 {
         let [a, b] = self.src.words();
-        let hash = sum(&[a, b, self.ports()]);
-        (hash ^ hash >> 29).wrapping_mul(0x9fb2_1c65_1e98_df25).wrapping_shr(32) as u32
+        slot_hash(sum(&[a, b, self.ports()]))
     }
 }
 
@@ -544,6 +558,12 @@ pub const MESH_REQUEST: [u8; 2] = [0x0a, 0x48];
 pub const MESH_REPLY: [u8; 2] = [0x0e, 0x48];
 /// The first byte of every VTEP's Ethernet address.
 pub const VTEP_MAC_FIRST: u8 = 0x02;
+
+/// Every bit of a sum counts in the upper ones, which pick a slot.
+#[inline(always)]
+const fn slot_hash(sum: u64) -> u32 {
+    (sum ^ sum >> 29).wrapping_mul(0x9fb2_1c65_1e98_df25).wrapping_shr(32) as u32
+}
 
 #[inline(always)]
 const fn pair(low: u32, high: u32) -> u64 {

@@ -7,6 +7,7 @@
 #![cfg_attr(not(test), no_std)]
 
 mod counter;
+pub mod decide;
 mod layout;
 
 pub use counter::*;

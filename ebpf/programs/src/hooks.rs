@@ -3,17 +3,19 @@
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use heddle_ebpf_common::{
-    CT_ENTRY, CT_HOST, CT_TUNNEL, Config, Counter, FRONTEND_EXTERNAL, MESH_REPLY, MESH_REQUEST,
-    ADDR_NODE, ADDR_OVERLAY, NODE_SELF,
+    ADDR_NODE, ADDR_OVERLAY, CT_ENTRY, CT_HOST, CT_TUNNEL, Config, Counter, FRONTEND_EXTERNAL, MESH_REPLY,
+    MESH_REQUEST, NODE_SELF,
 };
 
 use crate::ct;
-use crate::frontend::{self, Nodes, known};
+use heddle_ebpf_common::decide::{Found, Nodes, Origin};
+
+use crate::frontend::{self, known};
 use crate::maps::{Kind, Work, config, has_flows, work};
 use crate::nat;
 use crate::out::{self, REPLY};
 use crate::packet::Parsed;
-use crate::serve::{self, Origin};
+use crate::serve;
 use crate::skb::{MARK_HOST, PASS, Skb, UDP};
 use crate::vxlan;
 
@@ -56,7 +58,7 @@ fn from_pod(skb: Skb, config: &Config) -> i32 {
     parse!(skb, packet);
     if packet.tuple.proto == UDP
         && packet.tuple.dport == config.vxlan_port.to_be()
-        && known(&packet.tuple.dst).is_some_and(|addr| addr.is(ADDR_NODE | ADDR_OVERLAY))
+        && known(&packet.tuple.dst).is(ADDR_NODE | ADDR_OVERLAY)
     {
         // Pods do not talk as nodes do.
         return skb.drop(Counter::DropSpoofed);
@@ -75,7 +77,7 @@ fn from_pod(skb: Skb, config: &Config) -> i32 {
             return verdict;
         }
     }
-    if !frontend::of(&packet.tuple, Nodes::All, frontend) {
+    if frontend::of(&packet.tuple, Nodes::All, frontend) != Found::Frontend {
         return if has_flows(Kind::Pod) && serve::may_collide(packet) {
             serve::aside(skb, packet, found, fresh)
         } else {
@@ -131,7 +133,7 @@ fn from_outside(skb: Skb, config: &Config) -> i32 {
     if packet.tuple.proto == UDP
         && packet.tuple.dport == config.vxlan_port.to_be()
         && config.vxlan_ifindex != 0
-        && known(&packet.tuple.dst).is_some_and(|owner| owner.node == NODE_SELF)
+        && known(&packet.tuple.dst).node == NODE_SELF
     {
         return vxlan::check(skb, packet, config);
     }
@@ -152,7 +154,9 @@ fn from_outside(skb: Skb, config: &Config) -> i32 {
             return verdict;
         }
     }
-    if frontend::of(&packet.tuple, Nodes::Own, frontend) && frontend.flags & FRONTEND_EXTERNAL != 0 {
+    if frontend::of(&packet.tuple, Nodes::Own, frontend) == Found::Frontend
+        && frontend.flags & FRONTEND_EXTERNAL != 0
+    {
         serve::begin(skb, packet, fresh, frontend, &Origin::Outside)
     } else {
         PASS
@@ -201,11 +205,12 @@ fn mesh_request(skb: Skb, work: &mut Work, hash: u32, config: &Config) -> i32 {
     let Work { packet, found, fresh, frontend } = work;
     // The address that the client talked to tells which node it was. (Of a service's external address nothing
     // does; those are not sent by tunnel.)
-    let entry = match known(&packet.tuple.dst) {
-        Some(owner) if owner.is(ADDR_NODE) && owner.node != NODE_SELF => owner.node,
-        _ => return skb.drop(Counter::DropUnknownTunnel),
-    };
-    let origin = Origin::Tunnel { entry, hash };
+    let owner = known(&packet.tuple.dst);
+    if !owner.is(ADDR_NODE) || owner.node == NODE_SELF {
+        return skb.drop(Counter::DropUnknownTunnel);
+    }
+    let entry = owner.node;
+    let origin = Origin::Tunnel { entry, hash, dsr: false };
     if let Some(mut known) = ct::find(&packet.tuple, found) {
         if known.is_reply() || known.flow.flags & CT_TUNNEL == 0 {
             return skb.drop(Counter::DropUnknownTunnel);
@@ -214,7 +219,7 @@ fn mesh_request(skb: Skb, work: &mut Work, hash: u32, config: &Config) -> i32 {
             return verdict;
         }
     }
-    if !frontend::of(&packet.tuple, Nodes::All, frontend) {
+    if frontend::of(&packet.tuple, Nodes::All, frontend) != Found::Frontend {
         // The other node knows the service and this one does not, for a moment: the client asks again.
         return skb.drop(Counter::DropNotHere);
     }

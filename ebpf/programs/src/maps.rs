@@ -5,8 +5,9 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::lpm_trie::LpmTrie;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
 use heddle_ebpf_common::{
-    Addr, Affinity, AffinityKey, Backend, ChoiceKey, Config, Counter, Flow, FragKey, FragPorts, Frontend, FrontendKey, Name, Node,
-    KnownAddr, PORTS_LEN, RingBlock, SockChoice, SockKey, SockPeer, SourceKey, Tuple,
+    Addr, Affinity, AffinityKey, Backend, ChoiceKey, Config, Counter, Flow, FragKey, FragPorts, Frontend,
+    FrontendKey, KnownAddr, Name, Node, PORTS_LEN, RingBlock, SockChoice, SockKey, SockPeer, SourceKey,
+    Tuple,
 };
 
 use crate::packet::Packet;

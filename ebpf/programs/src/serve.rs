@@ -1,38 +1,26 @@
 //! What becomes of a packet of a service: of a flow that is known ([`request`], [`reply`]), and of one that
 //! begins ([`begin`]).
 
+use heddle_ebpf_common::decide::{Origin, Refusal, Way};
 use heddle_ebpf_common::{
-    Addr, BACKEND_ACTIVE, BACKEND_DRAINING, Backend, CT_ANSWERED, CT_ENTRY, CT_HOST, CT_TUNNEL, ChoiceKey,
-    Config, Counter, Flow, Frontend, HAIRPIN4, HAIRPIN6, ADDR_NODE, NODE_SELF, REMOTE_TUNNEL, Tuple,
+    Addr, Backend, CT_ANSWERED, CT_ENTRY, CT_HOST, CT_TUNNEL, Config, Counter, Flow, Frontend, HAIRPIN4,
+    HAIRPIN6, Tuple,
 };
 
 use crate::ct::{self, Entry, Ports};
-use crate::frontend::{self, Scope};
-use crate::maps::{self, BACKENDS, CHOICES, NODES, config, count, note_flow};
+use crate::frontend::{self, REFUSED};
+use crate::maps::{self, BACKENDS, config, count, note_flow};
 use crate::out::{self, REPLY};
 use crate::packet::{Kind, Packet};
 use crate::reject::{self, From};
 use crate::skb::{PASS, Skb};
-use crate::time::random;
 
-/// Where a request was met.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Origin {
-    /// A pod of this node sent it.
-    Pod,
-    /// It came in by an underlay device.
-    Outside,
-    /// Another node sent it through the tunnel.
-    Tunnel { entry: u32, hash: u32 },
-}
-
-impl Origin {
-    #[inline(always)]
-    fn from(self) -> From {
-        match self {
-            Self::Tunnel { entry, .. } => entry,
-            _ => 0,
-        }
+/// The node that hears of a refusal through the tunnel.
+#[inline(always)]
+fn from(origin: Origin) -> From {
+    match origin {
+        Origin::Tunnel { entry, .. } => entry,
+        _ => 0,
     }
 }
 
@@ -53,7 +41,7 @@ pub fn request(
     if entry.is_stale() {
         // TCP cannot move to another backend; a datagram can.
         if packet.is_tcp() || packet.kind == Kind::Error {
-            return Some(reject::unreachable(skb, packet, origin.from(), Counter::RejectStale));
+            return Some(reject::unreachable(skb, packet, from(origin), Counter::RejectStale));
         }
         ct::remove(&packet.tuple, entry.flow);
         return None;
@@ -126,18 +114,15 @@ pub fn begin(skb: Skb, packet: &mut Packet, flow: &mut Flow, frontend: &Frontend
     }
     if packet.is_tcp() && !packet.is_syn() {
         // The rest of a connection that nobody here knows.
-        return reject::unreachable(skb, packet, origin.from(), Counter::RejectStale);
+        return reject::unreachable(skb, packet, from(*origin), Counter::RejectStale);
     }
-    let index = match *origin {
-        Origin::Pod => frontend::from_ring(frontend, random(config), packet.v4, Scope::Cluster),
-        Origin::Outside => frontend::from_maglev(frontend, packet.tuple.client_hash(), packet.v4),
-        Origin::Tunnel { hash, .. } => chosen(frontend, hash, packet, config),
-    };
-    let backend = match frontend::backend(index) {
-        Some(backend) if index != 0 => backend,
-        // The nodes disagree for a moment: the client asks again, and then they do not.
-        _ if matches!(origin, Origin::Tunnel { .. }) => return skb.drop(Counter::DropNotHere),
-        _ => return reject::unreachable(skb, packet, origin.from(), Counter::RejectNoBackend),
+    let choice = frontend::choose(frontend, &packet.tuple, origin, config);
+    if choice & REFUSED != 0 {
+        return refuse(skb, packet, from(*origin), choice as u32);
+    }
+    let index = choice as u32;
+    let Some(backend) = frontend::backend(index) else {
+        return refuse(skb, packet, from(*origin), Refusal::Reject as u32);
     };
     flow.to = packet.tuple;
     flow.backend = index;
@@ -146,7 +131,8 @@ pub fn begin(skb: Skb, packet: &mut Packet, flow: &mut Flow, frontend: &Frontend
     flow.flags = 0;
     flow.node = 0;
     flow.ifindex = if *origin == Origin::Pod { skb.ifindex() } else { 0 };
-    let Some(ports) = route(flow, backend, *origin, packet.v4, config) else {
+    let way = frontend::way(backend, &packet.tuple.dst, &packet.tuple.src, origin, config);
+    let Some(ports) = route(flow, backend, way, origin, config) else {
         return skb.drop(Counter::DropNoOverlay);
     };
     if !ct::insert(&packet.tuple, flow, &ports, config) {
@@ -196,74 +182,61 @@ pub fn aside(skb: Skb, packet: &mut Packet, found: &mut Flow, flow: &mut Flow) -
     out::leave(skb, packet, &flow.to)
 }
 
-/// The backend that the entry node chose, if it is here and lives; else another one of this node.
-#[inline(always)]
-fn chosen(frontend: &Frontend, hash: u32, packet: &Packet, config: &Config) -> u32 {
-    // SAFETY: four bytes, written at once.
-    if let Some(&index) = unsafe { CHOICES.get(ChoiceKey { service: frontend.service, hash }) }
-        && let Some(backend) = BACKENDS.get(index)
-        && backend.node == NODE_SELF
-        && backend.hash == hash
-        && (backend.state == BACKEND_ACTIVE || backend.state == BACKEND_DRAINING)
-        && backend.addr.is_v4() == packet.v4
-    {
-        return index;
+/// There is no backend for this client. `refusal`: a [`Refusal`].
+#[inline(never)]
+fn refuse(skb: Skb, packet: &Packet, from: From, refusal: u32) -> i32 {
+    const DROP: u32 = Refusal::Drop as u32;
+    const SOURCE: u32 = Refusal::Source as u32;
+    const NOT_HERE: u32 = Refusal::NotHere as u32;
+    match refusal {
+        DROP => skb.drop(Counter::DropNoBackend),
+        SOURCE => skb.drop(Counter::DropSource),
+        // The client asks again, and then the nodes agree.
+        NOT_HERE => skb.drop(Counter::DropNotHere),
+        _ => reject::unreachable(skb, packet, from, Counter::RejectNoBackend),
     }
-    frontend::from_ring(frontend, random(config), packet.v4, Scope::Local)
 }
 
-/// Decides how the flow reaches its backend: what its packets become, by which way. Returns the source ports that
-/// it may get; `None`: this node has no address to give to packets that need one.
+/// Fills in what the flow's packets become and how they go. Returns the source ports that it may get; `None`: this
+/// node has no address to give to packets that need one.
 #[inline(always)]
-fn route(flow: &mut Flow, backend: &Backend, origin: Origin, v4: bool, config: &Config) -> Option<Ports> {
-    let client = flow.to.src;
-    let frontend = flow.to;
-    flow.to.dst = backend.addr;
-    flow.to.dport = backend.port;
-    let host = frontend::known(&backend.addr).is_some_and(|addr| addr.is(ADDR_NODE));
-    if let Origin::Tunnel { entry, .. } = origin {
+fn route(flow: &mut Flow, backend: &Backend, way: Way, origin: &Origin, config: &Config) -> Option<Ports> {
+    let v4 = backend.addr.is_v4();
+    if let Origin::Tunnel { entry, .. } = *origin {
         flow.flags |= CT_TUNNEL;
         flow.node = entry;
     }
-    if backend.node == NODE_SELF {
-        if host {
-            flow.flags |= CT_HOST;
-            note_flow(maps::Kind::Host);
-        } else if backend.addr == client {
-            flow.to.src = if v4 { HAIRPIN4 } else { HAIRPIN6 };
-        }
-        return Some(Ports::OWN);
-    }
-    let overlay = NODES.get(backend.node).is_some_and(|node| node.overlay != 0) && config.vxlan_ifindex != 0;
-    let inside = backend.node != 0 && overlay && !host;
-    if origin == Origin::Pod {
-        // Pod to pod, as if the pod had asked for that one.
-        if inside {
-            return Some(Ports::OWN);
-        }
-    } else if config.remote == REMOTE_TUNNEL
-        && backend.node != 0
-        && overlay
-        // The other end learns from this address who asks; an external one says nothing.
-        && frontend::known(&frontend.dst).is_some_and(|addr| addr.is(ADDR_NODE))
-    {
+    if matches!(way, Way::Tunnel | Way::Dsr) {
         flow.flags |= CT_ENTRY;
         flow.node = backend.node;
-        flow.to = frontend;
         return Some(Ports::OWN);
     }
-    // snat: the answers must come back here.
-    flow.to.src = match (inside, v4) {
-        (true, true) => config.overlay4,
-        (true, false) => config.overlay6,
-        (false, true) => config.underlay4,
-        (false, false) => config.underlay6,
-    };
-    if flow.to.src == Addr([0; 4]) || config.snat_port_max < config.snat_port_min {
-        return None;
+    flow.to.dst = backend.addr;
+    flow.to.dport = backend.port;
+    match way {
+        Way::Host => {
+            flow.flags |= CT_HOST;
+            note_flow(maps::Kind::Host);
+        }
+        Way::Hairpin => flow.to.src = if v4 { HAIRPIN4 } else { HAIRPIN6 },
+        Way::Snat { overlay } => {
+            // The answers must come back here.
+            flow.to.src = match (overlay, v4) {
+                (true, true) => config.overlay4,
+                (true, false) => config.overlay6,
+                (false, true) => config.underlay4,
+                (false, false) => config.underlay6,
+            };
+            if flow.to.src == Addr([0; 4]) || config.snat_port_max < config.snat_port_min {
+                return None;
+            }
+            let first = u32::from(config.snat_port_min);
+            let count = u32::from(config.snat_port_max) - first + 1;
+            return Some(Ports { first, count, always: true });
+        }
+        Way::Pod | Way::Overlay | Way::Tunnel | Way::Dsr => {}
     }
-    let first = u32::from(config.snat_port_min);
-    Some(Ports { first, count: u32::from(config.snat_port_max) - first + 1, always: true })
+    Some(Ports::OWN)
 }
 
 /// Is this the source that `snat` gives to packets into the underlay (`overlay`: into the overlay)?

@@ -10,13 +10,13 @@ use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_set_retval};
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 use heddle_ebpf_common::{
-    Addr, BACKEND_ACTIVE, Backend, Counter, Frontend, ADDR_NODE, NODE_SELF, SockChoice, SockKey,
-    SockPeer,
+    ADDR_NODE, Addr, BACKEND_ACTIVE, Backend, Counter, Frontend, NODE_SELF, SockChoice, SockKey, SockPeer,
 };
 
-use crate::frontend::{self, Nodes, Scope};
+use heddle_ebpf_common::decide::{self, Found, Nodes};
+
+use crate::frontend::{self, Kernel, REFUSED};
 use crate::maps::{SOCK_REV, SOCK_UDP, config, count};
-use crate::time::random;
 
 const ALLOW: i32 = 1;
 const DENY: i32 = 0;
@@ -169,9 +169,9 @@ fn is_of_node(ctx: *mut bpf_sock_addr) -> Option<bool> {
 fn find(ctx: *mut bpf_sock_addr, addr: &Addr, port: u16, proto: u8, copy: &mut Frontend) -> bool {
     if addr.is_loopback() {
         // A pod's loopback is its own.
-        return is_of_node(ctx) == Some(true) && frontend::find_loopback(addr, port, proto, copy);
+        return is_of_node(ctx) == Some(true) && decide::find_loopback(Kernel, addr, port, proto, copy);
     }
-    frontend::find(addr, port, proto, Nodes::All, copy)
+    decide::find(Kernel, addr, port, proto, Nodes::All, copy) == Found::Frontend
 }
 
 #[inline(always)]
@@ -198,11 +198,11 @@ fn taken(key: &SockKey, addr: &Addr, port: u16) -> bool {
 
 #[inline(always)]
 fn choose(frontend: &Frontend, v4: bool) -> Option<(u32, &'static Backend)> {
-    let index = frontend::from_ring(frontend, random(config()?), v4, Scope::Cluster);
-    if index == 0 {
+    let choice = frontend::choose_inside(frontend, &Addr::ANY6, v4, config()?);
+    if choice & REFUSED != 0 {
         return None;
     }
-    Some((index, frontend::backend(index)?))
+    Some((choice as u32, frontend::backend(choice as u32)?))
 }
 
 /// Is this a pod's socket, and the backend neither a pod nor on this node? What the pod sends there needs
@@ -213,8 +213,7 @@ fn is_left_to_pod(ctx: *mut bpf_sock_addr, backend: &Backend) -> bool {
     if backend.node == NODE_SELF {
         return false;
     }
-    let outside = backend.node == 0
-        || frontend::known(&backend.addr).is_some_and(|addr| addr.is(ADDR_NODE));
+    let outside = backend.node == 0 || frontend::known(&backend.addr).is(ADDR_NODE);
     outside && is_of_node(ctx) == Some(false)
 }
 
@@ -256,7 +255,7 @@ fn kept(key: &SockKey, service: u32) -> Option<&'static Backend> {
     let backend = frontend::backend(choice.backend)?;
     let alive = backend.generation == choice.generation
         && backend.state == BACKEND_ACTIVE
-        && (backend.node == 0 || frontend::is_up(backend.node));
+        && (backend.node == 0 || decide::is_up(Kernel, backend.node));
     alive.then_some(backend)
 }
 

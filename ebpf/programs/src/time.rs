@@ -4,16 +4,21 @@ use aya_ebpf::helpers::bpf_get_prandom_u32;
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use heddle_ebpf_common::Config;
 
-/// Monotonic nanoseconds, in steps of 2^30 (about a second).
+/// Monotonic nanoseconds.
 #[inline(always)]
-pub fn coarse_now(config: &Config) -> u64 {
-    let now = if config.fixed_time != 0 {
+pub fn now(config: &Config) -> u64 {
+    if config.fixed_time != 0 {
         config.fixed_time
     } else {
         // SAFETY: no argument, no memory.
         unsafe { bpf_ktime_get_ns() }
-    };
-    now >> 30 << 30
+    }
+}
+
+/// The same in steps of 2^30 (about a second).
+#[inline(always)]
+pub fn coarse_now(config: &Config) -> u64 {
+    now(config) >> 30 << 30
 }
 
 #[inline(always)]

@@ -1,6 +1,6 @@
 //! VXLAN packets before the kernel unwraps them: only here is the sender to be seen.
 
-use heddle_ebpf_common::{Addr, Config, Counter, MESH_REPLY, MESH_REQUEST, ADDR_NODE, NODE_SELF};
+use heddle_ebpf_common::{ADDR_NODE, Addr, Config, Counter, MESH_REPLY, MESH_REQUEST, NODE_SELF};
 
 use crate::frontend::known;
 use crate::maps::{RANGES, count};
@@ -31,11 +31,11 @@ pub fn check(skb: Skb, packet: &Packet, config: &Config) -> i32 {
     if flags.to_ne_bytes()[0] & 0x08 == 0 || u32::from_be(vni) >> 8 != config.vni {
         return PASS;
     }
-    let sender = match known(&packet.tuple.src) {
-        Some(owner) if owner.is(ADDR_NODE) && owner.node != NODE_SELF => owner.node,
-        _ => return skb.drop(Counter::DropUnknownTunnel),
-    };
-    if allowed(skb, packet, sender) {
+    let sender = known(&packet.tuple.src);
+    if !sender.is(ADDR_NODE) || sender.node == NODE_SELF {
+        return skb.drop(Counter::DropUnknownTunnel);
+    }
+    if allowed(skb, packet, sender.node) {
         count(Counter::TunnelReceived);
         PASS
     } else {
@@ -70,10 +70,12 @@ fn allowed(skb: Skb, packet: &Packet, sender: u32) -> bool {
     let mark = [inner.src[0], inner.src[1]];
     if mark == MESH_REQUEST {
         // An address of no node: an external one of a service, looked for when it is unwrapped.
-        return known(&dst).is_none_or(|owner| owner.node == 0 || owner.node == sender);
+        let owner = known(&dst).node;
+        return owner == 0 || owner == sender;
     }
     if mark == MESH_REPLY {
-        return known(&src).is_none_or(|owner| owner.node == 0 || owner.node == NODE_SELF);
+        let owner = known(&src).node;
+        return owner == 0 || owner == NODE_SELF;
     }
     owner(&src) == sender && owner(&dst) == NODE_SELF
 }
@@ -84,6 +86,6 @@ fn allowed(skb: Skb, packet: &Packet, sender: u32) -> bool {
 fn owner(addr: &Addr) -> u32 {
     match RANGES.get(Key::new(128, *addr)) {
         Some(node) => *node,
-        None => known(addr).map_or(0, |owner| owner.node),
+        None => known(addr).node,
     }
 }

@@ -9,9 +9,9 @@ use std::thread;
 
 use heddle_bpf::{Datapath, Maps, Pins, Sizes, TcHook, sys};
 use heddle_ebpf_common::{
-    ADDR_NODE, ADDR_NODE_PORTS, ADDR_OVERLAY, Addr, BACKEND_ACTIVE, Backend, ChoiceKey, Config, Counter,
-    FRONTEND_EXTERNAL, Flow, Frontend, FrontendKey, KnownAddr, NODE_SELF, NODE_UP, Node, RING_BLOCK, Tuple,
-    choice_hash,
+    ADDR_CLUSTER_IP, ADDR_NODE, ADDR_NODE_PORTS, ADDR_OVERLAY, Addr, BACKEND_ACTIVE, Backend, ChoiceKey,
+    Config, Counter, FRONTEND_EXTERNAL, Flow, Frontend, FrontendKey, KnownAddr, NODE_SELF, NODE_UP, Node,
+    RING_BLOCK, Tuple, choice_hash,
 };
 use heddle_netlink::{NetNs, Socket, link, neigh, route, sysctl};
 use nix::mount::{MsFlags, mount};
@@ -288,7 +288,7 @@ impl World {
             let keys: Vec<_> = maps.$map.keys().map(Result::unwrap).collect();
             for key in keys { maps.$map.remove(&key).unwrap(); }
         )* } }
-        clear!(frontends, choices, ct, ct_new, addrs, sock_rev, sock_udp);
+        clear!(frontends, choices, ct, ct_new, addrs, affinity, sock_rev, sock_udp);
         for n in [1u8, 2, 3] {
             let node = Node { state: NODE_UP, mac: vtep_mac(n), overlay: 1, zero: 0 };
             maps.nodes.set(n.into(), node, 0).unwrap();
@@ -370,7 +370,13 @@ impl World {
             };
             self.maps().frontends.insert(key, frontend.sealed(&key), 0).unwrap();
         }
+        self.know(cluster.ip(), ADDR_CLUSTER_IP);
         indices
+    }
+
+    /// Lists an address of a service.
+    pub fn know(&mut self, ip: IpAddr, kind: u32) {
+        self.maps().addrs.insert(addr(ip), KnownAddr { node: 0, kind }, 0).unwrap();
     }
 
     pub fn ring(&mut self, indices: &[u32]) -> u32 {

@@ -15,5 +15,6 @@ mod ports;
 mod snat;
 mod stale;
 mod status;
+mod udp;
 mod unhooked;
 mod world;

@@ -49,6 +49,10 @@ pub struct Cli {
     pub port: u16,
     #[command(flatten)]
     pub services: ServiceRules,
+    /// How long services must have been gone before they are removed, where most of them go at once: the source may
+    /// be mistaken; 0: not at all
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    pub removal_delay: u32,
     #[command(flatten)]
     pub sizes: MapSizes,
     #[command(subcommand)]
@@ -130,6 +134,7 @@ mod tests {
             ("service-range", "10.96.0.0/12"),
             ("external-range", "203.0.113.0/24"),
             ("nodeport-addresses", "primary"),
+            ("removal-delay", "0"),
             ("max-frontends", "100"),
             ("max-backends", "1000"),
             ("max-flows", "1000000"),

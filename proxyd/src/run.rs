@@ -84,7 +84,8 @@ async fn serve<D: Dataplane + Debug>(
     tracing::info!(%node, mode = ?cli.mode, "started");
     let wanted = Wanted { underlay: cli.underlay.clone(), overlay: format!("heddle.{}", cli.vni) };
     let services = Services::new(dataplane, finder(wanted, Socket::open()?), node, cli.rules());
-    let runner = Runner::new(services, Pace::default(), u64::from(std::process::id()));
+    let pace = Pace { removal_delay: Duration::from_secs(cli.removal_delay.into()), ..Pace::default() };
+    let runner = Runner::new(services, pace, u64::from(std::process::id()));
     let announced = tokio::spawn(announce(runner.status(), instance));
     let end = async {
         let signal = stop.wait().await;

@@ -5,7 +5,8 @@ use std::net::IpAddr;
 
 use heddle_model::resolve::{Resolver, Rules};
 use heddle_model::{
-    Effect, NodeName, Object, Part as TablePart, Problem, ServiceTable, Snapshot, Step as TableStep, What,
+    BackendState, Effect, Frontend, NodeName, Object, Part as TablePart, Problem, ServiceTable, Snapshot,
+    Step as TableStep, What,
 };
 use heddle_reconcile::{Error, Outcome, Target};
 
@@ -69,6 +70,11 @@ impl<D: Dataplane> Services<D> {
     }
 }
 
+/// Somebody takes new flows there.
+fn leads(frontend: &Frontend) -> bool {
+    frontend.backends.iter().any(|backend| backend.state == BackendState::Active)
+}
+
 impl<D: fmt::Debug> fmt::Debug for Services<D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Services").field("dataplane", &self.dataplane).field("node", &self.node).finish()
@@ -103,6 +109,20 @@ impl<D: Dataplane> Target for Services<D> {
         // Last: hooks come when the tables that they look into are as they must be.
         let changed = desired.devices.clone().filter(|_| desired.devices != observed.devices);
         table.chain(changed.map(Step::Devices)).collect()
+    }
+
+    /// Frontends that lead somewhere.
+    fn guarded(&self, observed: &State) -> usize {
+        observed.table.frontends.values().filter(|frontend| leads(frontend)).count()
+    }
+
+    fn takes_away(&self, observed: &State, step: &Step) -> bool {
+        let led = |at| observed.table.frontends.get(at).is_some_and(|frontend| leads(frontend));
+        match step {
+            Step::Table(TableStep::RemoveFrontend { at }) => led(at),
+            Step::Table(TableStep::PutFrontend { at, frontend, .. }) => !leads(frontend) && led(at),
+            _ => false,
+        }
     }
 
     fn part(step: &Step) -> Part {

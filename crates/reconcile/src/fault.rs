@@ -45,6 +45,14 @@ impl<T: Target> Target for Faulty<T> {
         self.inner.diff(observed, desired)
     }
 
+    fn guarded(&self, observed: &T::State) -> usize {
+        self.inner.guarded(observed)
+    }
+
+    fn takes_away(&self, observed: &T::State, step: &T::Step) -> bool {
+        self.inner.takes_away(observed, step)
+    }
+
     fn part(step: &T::Step) -> T::Part {
         T::part(step)
     }

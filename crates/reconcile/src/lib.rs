@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod fault;
+pub mod guard;
 pub mod pace;
 pub mod runner;
 pub mod status;

@@ -22,6 +22,8 @@ pub struct Pace {
     pub first_retry: Duration,
     /// The longest wait between two attempts.
     pub last_retry: Duration,
+    /// How long a great loss is doubted ([`guard`](crate::guard)) before it is believed. Zero: not at all.
+    pub removal_delay: Duration,
     /// Time between two calls of [`Target::tend`](crate::Target::tend).
     pub tend: Duration,
 }
@@ -35,6 +37,7 @@ impl Default for Pace {
             resync: Duration::from_secs(30),
             first_retry: Duration::from_millis(100),
             last_retry: Duration::from_secs(30),
+            removal_delay: Duration::from_secs(60),
             tend: Duration::from_secs(1),
         }
     }

@@ -10,6 +10,7 @@
 //! - A part that failed waits (longer each time) without holding up the others.
 //! - After a pass without failure only what changed between two desired states is done, without asking the
 //!   kernel. An event of the kernel, a failure and the resync timer make a full pass: observe, diff, apply.
+//! - A great loss is not believed before it has lasted ([`guard`](crate::guard)); what is new is made meanwhile.
 //! - A full pass over what is already as it must be writes nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,6 +22,7 @@ use heddle_model::{Effect, Snapshot};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until};
 
+use crate::guard::Guard;
 use crate::pace::{Backoff, Pace, Random};
 use crate::status::Status;
 use crate::target::Target;
@@ -32,6 +34,7 @@ pub struct Runner<T: Target> {
     pace: Pace,
     random: Random,
     backoff: Backoff<Option<T::Part>>,
+    guard: Guard,
     /// What the kernel was made to be by the last pass, if nothing of it failed or waits.
     settled: Option<T::State>,
     /// What this process has made, as long as not everything may be changed.
@@ -47,6 +50,7 @@ impl<T: Target<Input = Snapshot>> Runner<T> {
             pace,
             random: Random::new(seed),
             backoff: Backoff::default(),
+            guard: Guard::default(),
             settled: None,
             own: BTreeSet::new(),
             status: watch::Sender::default(),
@@ -87,7 +91,7 @@ impl<T: Target<Input = Snapshot>> Runner<T> {
                     tracing::debug!("housekeeping: {error}");
                 }
             }
-            let retry = self.backoff.next();
+            let retry = self.backoff.next().into_iter().chain(self.guard.until()).min();
             let mut full = false;
             tokio::select! {
                 biased;
@@ -184,10 +188,30 @@ impl<T: Target<Input = Snapshot>> Runner<T> {
         let mut parts = BTreeMap::new();
         let mut complete = true;
         let mut missing = BTreeSet::new();
-        for step in self.target.diff(observed, desired) {
+        let all = self.target.diff(observed, desired);
+        let (lost, had) = match self.target.guarded(observed) {
+            had if had > 0 && synced => {
+                (all.iter().filter(|step| self.target.takes_away(observed, step)).count(), had)
+            }
+            _ => (0, 0),
+        };
+        let held = self.guard.holds(lost, had, self.pace.removal_delay, now);
+        if held {
+            trouble(
+                "sources".into(),
+                format!(
+                    "{lost} of {had} would go at once: kept until they have been gone for {} s",
+                    self.pace.removal_delay.as_secs()
+                ),
+            );
+        }
+        for step in all {
             let (part, effect) = (T::part(&step), T::effect(&step));
             missing.insert(Some(part.clone()));
-            if !synced && effect != Effect::Create && !self.own.contains(&part) {
+            if held && (effect == Effect::Remove || self.target.takes_away(observed, &step)) {
+                complete = false;
+                self.backoff.forget(&Some(part));
+            } else if !synced && effect != Effect::Create && !self.own.contains(&part) {
                 complete = false;
                 self.backoff.forget(&Some(part));
             } else if let Some(why) = self.backoff.must_wait(&Some(part.clone()), now) {

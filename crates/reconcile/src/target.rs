@@ -32,6 +32,17 @@ pub trait Target: Send {
     /// nothing to do; at most one step for a part.
     fn diff(&self, observed: &Self::State, desired: &Self::State) -> Vec<Self::Step>;
 
+    /// How much there is whose loss would be noticed, if most of it went at once ([`guard`](crate::guard)). 0:
+    /// nothing is guarded.
+    fn guarded(&self, _observed: &Self::State) -> usize {
+        0
+    }
+
+    /// Whether this step takes one of these away, or leaves nothing of it.
+    fn takes_away(&self, _observed: &Self::State, step: &Self::Step) -> bool {
+        Self::effect(step) == Effect::Remove
+    }
+
     fn part(step: &Self::Step) -> Self::Part;
 
     fn effect(step: &Self::Step) -> Effect;

@@ -155,8 +155,7 @@ fn rig_over(
 fn slice(parts: &[(&str, i64)]) -> Slice {
     let node = |(name, value): &(&str, i64)| {
         let name = NodeName((*name).to_owned());
-        let node =
-            Node { name: name.clone(), created: Created(*value), addresses: vec![], pod_ranges: vec![] };
+        let node = Node { name: name.clone(), created: Created(*value), ..Node::default() };
         (name, Arc::new(node))
     };
     Slice { nodes: parts.iter().map(node).collect(), ..Slice::default() }

@@ -19,7 +19,8 @@ pub type From = u32;
 /// Nobody serves this: the client learns it at once.
 #[inline(never)]
 pub fn unreachable(skb: Skb, packet: &Packet, from: From, reason: Counter) -> i32 {
-    if packet.kind != Kind::Whole && packet.kind != Kind::First {
+    // A RST is never answered (RFC 9293 section 3.5.2).
+    if (packet.kind != Kind::Whole && packet.kind != Kind::First) || packet.flags & RST != 0 {
         return skb.drop(Counter::DropNoFlow);
     }
     count(reason);
@@ -129,9 +130,6 @@ fn answer_by_tunnel(skb: Skb, from: From, config: &Config) -> i32 {
 /// RFC 9293 section 3.5.2: what would be accepted at the other end.
 #[inline(never)]
 fn reset(skb: Skb, packet: &Packet, from: From) -> i32 {
-    if packet.flags & RST != 0 {
-        return skb.drop(Counter::DropNoFlow);
-    }
     let Some([seq, ack]) = skb.load::<[u32; 2]>(packet.l4 + 4) else {
         return skb.drop(Counter::DropMalformed);
     };

@@ -15,6 +15,7 @@ pub mod node;
 pub mod problem;
 pub mod resolve;
 pub mod service;
+pub mod shared_map;
 pub mod store;
 pub mod subnet;
 
@@ -28,4 +29,5 @@ pub use host_port::HostPort;
 pub use node::{Mac, Node, NodeName, OverlayTable, RemoteNode};
 pub use problem::{Object, Problem, What};
 pub use service::{Backend, BackendState, Frontend, Outside, Refusal, ServiceNode, ServiceTable};
+pub use shared_map::SharedMap;
 pub use store::{Slice, Snapshot, Store};

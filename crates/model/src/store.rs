@@ -1,7 +1,7 @@
 //! What all sources say together: a sequence of immutable snapshots.
 //!
-//! Each source owns its slice and replaces it whole; objects are shared, so a replacement costs what
-//! changed. A source says "synced" once, when it has told everything that existed when it began; before
+//! Each source owns its slice and replaces it whole; what is equal is shared ([`SharedMap`]), so a replacement costs
+//! what changed. A source says "synced" once, when it has told everything that existed when it began; before
 //! all have, absence of an object means nothing. Nobody is ever called back: who follows the store holds a
 //! [`Watch`] and gets the newest snapshot, however many there were in between.
 
@@ -15,6 +15,7 @@ use crate::cluster::{Endpoints, EndpointsName, Service, ServiceName};
 use crate::host_port::HostPort;
 use crate::node::{Node, NodeName};
 use crate::problem::{Object, Problem, What};
+use crate::shared_map::SharedMap;
 
 /// Numbers snapshots, from 0 on. A later snapshot has a higher number.
 pub type Revision = u64;
@@ -22,11 +23,11 @@ pub type Revision = u64;
 /// What one source says.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Slice {
-    pub nodes: BTreeMap<NodeName, Arc<Node>>,
-    pub services: BTreeMap<ServiceName, Arc<Service>>,
-    pub endpoints: BTreeMap<EndpointsName, Arc<Endpoints>>,
+    pub nodes: SharedMap<NodeName, Arc<Node>>,
+    pub services: SharedMap<ServiceName, Arc<Service>>,
+    pub endpoints: SharedMap<EndpointsName, Arc<Endpoints>>,
     /// What pods of this node publish, by where it is met on loopback.
-    pub host_ports: BTreeMap<FrontendAddr, Arc<HostPort>>,
+    pub host_ports: SharedMap<FrontendAddr, Arc<HostPort>>,
     /// What it could not read.
     pub problems: BTreeSet<Problem>,
 }
@@ -37,21 +38,11 @@ pub struct Snapshot {
     pub revision: Revision,
     /// There are sources, and all of them have said "synced".
     pub synced: bool,
-    pub nodes: BTreeMap<NodeName, Arc<Node>>,
-    pub services: BTreeMap<ServiceName, Arc<Service>>,
-    pub endpoints: BTreeMap<EndpointsName, Arc<Endpoints>>,
-    pub host_ports: BTreeMap<FrontendAddr, Arc<HostPort>>,
+    pub nodes: SharedMap<NodeName, Arc<Node>>,
+    pub services: SharedMap<ServiceName, Arc<Service>>,
+    pub endpoints: SharedMap<EndpointsName, Arc<Endpoints>>,
+    pub host_ports: SharedMap<FrontendAddr, Arc<HostPort>>,
     pub problems: BTreeSet<Problem>,
-}
-
-/// The names of the objects that differ.
-pub fn changed<'a, K: Ord, V: PartialEq>(
-    old: &'a BTreeMap<K, Arc<V>>,
-    new: &'a BTreeMap<K, Arc<V>>,
-) -> impl Iterator<Item = &'a K> {
-    let differs = |(key, value): &(&K, &Arc<V>)| old.get(key).is_none_or(|before| before != *value);
-    let gone = old.keys().filter(|key| !new.contains_key(key));
-    new.iter().filter(differs).map(|(key, _)| key).chain(gone)
 }
 
 /// Holds the slices. Cheap to clone; all clones are the same store.
@@ -168,17 +159,14 @@ impl State {
     fn publish(&mut self) {
         let synced = !self.sources.is_empty() && self.sources.iter().all(|source| source.synced);
         let mut next = Snapshot { revision: self.current.revision + 1, synced, ..Snapshot::default() };
-        let all = &mut next;
-        let mut owners = BTreeMap::new();
         for source in &self.sources {
-            let Slice { nodes, services, endpoints, host_ports, problems } = &source.slice;
-            all.problems.extend(problems.iter().cloned());
-            let mut merge = Merge { source: &source.name, owners: &mut owners, problems: &mut all.problems };
-            merge.add(&mut all.nodes, nodes, Object::Node);
-            merge.add(&mut all.services, services, Object::Service);
-            merge.add(&mut all.endpoints, endpoints, Object::Endpoints);
-            merge.add(&mut all.host_ports, host_ports, Object::Frontend);
+            next.problems.extend(source.slice.problems.iter().cloned());
         }
+        let problems = &mut next.problems;
+        next.nodes = merge(&self.sources, |slice| &slice.nodes, Object::Node, problems);
+        next.services = merge(&self.sources, |slice| &slice.services, Object::Service, problems);
+        next.endpoints = merge(&self.sources, |slice| &slice.endpoints, Object::Endpoints, problems);
+        next.host_ports = merge(&self.sources, |slice| &slice.host_ports, Object::Frontend, problems);
         self.current = Arc::new(next);
         for waker in std::mem::take(&mut self.waiting).into_values() {
             waker.wake();
@@ -186,37 +174,35 @@ impl State {
     }
 }
 
-/// Adds a source's objects to those of the sources before it.
-struct Merge<'a, 'b> {
-    source: &'a str,
-    owners: &'b mut BTreeMap<Object, &'a str>,
-    problems: &'b mut BTreeSet<Problem>,
-}
-
-impl Merge<'_, '_> {
-    fn add<K: Ord + Clone, V>(
-        &mut self,
-        all: &mut BTreeMap<K, Arc<V>>,
-        slice: &BTreeMap<K, Arc<V>>,
-        object: impl Fn(K) -> Object,
-    ) {
-        for (key, value) in slice {
-            let object = object(key.clone());
-            match self.owners.get(&object) {
-                Some(winner) => {
-                    let what = What::Duplicate {
-                        loser: format!("what {} says", self.source),
-                        winner: (*winner).to_owned(),
-                    };
-                    self.problems.insert(Problem::new(object, what));
-                }
-                None => {
-                    self.owners.insert(object, self.source);
-                    all.insert(key.clone(), Arc::clone(value));
-                }
+/// What all sources say of one kind of object. Costs what the second and later of those say that say anything.
+fn merge<K: Ord + Clone, V>(
+    sources: &[Registered],
+    of: impl Fn(&Slice) -> &SharedMap<K, Arc<V>>,
+    object: impl Fn(K) -> Object,
+    problems: &mut BTreeSet<Problem>,
+) -> SharedMap<K, Arc<V>> {
+    let mut all = SharedMap::default();
+    for source in sources {
+        let said = of(&source.slice);
+        if all.is_empty() {
+            all = said.clone();
+            continue;
+        }
+        for (key, value) in said {
+            if !all.contains_key(key) {
+                all.insert(key.clone(), Arc::clone(value));
+                continue;
             }
+            // The source that was made first counts; and this one is not it.
+            let winner = sources.iter().find(|source| of(&source.slice).contains_key(key));
+            let what = What::Duplicate {
+                loser: format!("what {} says", source.name),
+                winner: winner.map_or_else(String::new, |winner| winner.name.clone()),
+            };
+            problems.insert(Problem::new(object(key.clone()), what));
         }
     }
+    all
 }
 
 /// A thread that panicked while it held the lock left a whole state: every change is made on a copy and

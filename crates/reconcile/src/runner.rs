@@ -208,10 +208,8 @@ impl<T: Target<Input = Snapshot>> Runner<T> {
         for step in all {
             let (part, effect) = (T::part(&step), T::effect(&step));
             missing.insert(Some(part.clone()));
-            if held && (effect == Effect::Remove || self.target.takes_away(observed, &step)) {
-                complete = false;
-                self.backoff.forget(&Some(part));
-            } else if !synced && effect != Effect::Create && !self.own.contains(&part) {
+            let doubted = held && (effect == Effect::Remove || self.target.takes_away(observed, &step));
+            if doubted || (!synced && effect != Effect::Create && !self.own.contains(&part)) {
                 complete = false;
                 self.backoff.forget(&Some(part));
             } else if let Some(why) = self.backoff.must_wait(&Some(part.clone()), now) {

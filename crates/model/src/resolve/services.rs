@@ -9,7 +9,8 @@ use crate::cluster::{Created, Service, ServiceName};
 use crate::node::{NodeName, vtep_mac};
 use crate::problem::{Object, Problem, What};
 use crate::service::{Backend, BackendState, Frontend, ServiceNode, ServiceTable};
-use crate::store::{Snapshot, changed};
+use crate::shared_map::changed;
+use crate::store::Snapshot;
 use crate::subnet::hostile;
 
 use super::frontends::{Asked, asked};
@@ -73,7 +74,7 @@ impl Resolver {
         let seen = self.seen.take().filter(|(_, node, old)| node == local && old == rules);
         let before = seen.as_ref().map(|(before, ..)| before);
         let mut all = before.is_none();
-        if before.is_none_or(|before| changed(&before.nodes, &snapshot.nodes).next().is_some()) {
+        if before.is_none_or(|before| before.nodes != snapshot.nodes) {
             let nodes = Nodes::seen_from(snapshot, local, rules);
             all |= nodes.accepted != self.nodes.accepted;
             self.nodes = nodes;

@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 
 use nix::libc;
 
+use crate::program::XDP_ATTACH;
 use crate::sys::LinkInfo;
-use crate::{Datapath, Error, Pins, Result, SocketHook, TcHook, pins, sys};
+use crate::{Datapath, Error, Pins, Result, SocketHook, TcHook, XdpMode, pins, sys};
 
 /// What attaching came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,7 +37,7 @@ impl PinnedLink {
     /// Is the interface or cgroup gone?
     pub fn is_dead(&self) -> bool {
         match self.info.kind {
-            sys::LINK_TCX => self.info.ifindex == 0,
+            sys::LINK_TCX | sys::LINK_XDP => self.info.ifindex == 0,
             sys::LINK_CGROUP => self.info.cgroup == 0,
             _ => true,
         }
@@ -79,6 +80,7 @@ struct Place<'a> {
     /// Interface index or cgroup descriptor.
     target: u32,
     attach_type: u32,
+    flags: u32,
     words: &'a str,
 }
 
@@ -91,9 +93,24 @@ impl Datapath {
             pin: self.pins.link(hook.name(), ifname),
             target: ifindex,
             attach_type: hook.attach_type(),
+            flags: 0,
             words: ifname,
         };
         attach(self.tc_program(hook)?, &place, |info| info.kind == sys::LINK_TCX && info.ifindex == ifindex)
+    }
+
+    /// Attaches the XDP program to an underlay device, or swaps it into the link that is pinned for it. The device
+    /// may have one of another mode no more ([`retain_links`](Self::retain_links)).
+    pub fn attach_xdp(&self, mode: XdpMode, ifname: &str, ifindex: u32) -> Result<Attached> {
+        let place = Place {
+            program: mode.name(),
+            pin: self.pins.link(mode.name(), ifname),
+            target: ifindex,
+            attach_type: XDP_ATTACH,
+            flags: mode.flags(),
+            words: ifname,
+        };
+        attach(self.xdp_program(mode)?, &place, |info| info.kind == sys::LINK_XDP && info.ifindex == ifindex)
     }
 
     /// Attaches the socket hooks to a cgroup2 directory, or swaps them into the pinned links.
@@ -110,6 +127,7 @@ impl Datapath {
                     pin: self.pins.link(hook.name(), &id.to_string()),
                     target: file.as_raw_fd().cast_unsigned(),
                     attach_type: hook.attach_type(),
+                    flags: 0,
                     words: &dir.to_string_lossy(),
                 };
                 attach(self.socket_program(hook)?, &place, |info| {
@@ -164,7 +182,7 @@ fn attach(
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(source) => return Err(Error::Pin { operation: "open", path: place.pin.clone(), source }),
     }
-    let link = sys::link_create(program, place.target, place.attach_type)
+    let link = sys::link_create(program, place.target, place.attach_type, place.flags)
         .map_err(|source| fail("attach", source))?;
     sys::pin(link.as_fd(), &place.pin).map_err(|source| Error::Pin {
         operation: "pin",

@@ -25,5 +25,5 @@ pub use maps::Maps;
 pub use object::is_embedded;
 pub use pins::Pins;
 pub use pod::{attach_pod, detach_pod};
-pub use program::{SocketHook, TcHook};
+pub use program::{SocketHook, TcHook, XdpMode};
 pub use sys::grace_period;

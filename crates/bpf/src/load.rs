@@ -15,7 +15,7 @@ use heddle_ebpf_common::{
 };
 
 use crate::pins::{entries, remove_file};
-use crate::{Error, Maps, Pins, Result, SocketHook, TcHook, object, sys};
+use crate::{Error, Maps, Pins, Result, SocketHook, TcHook, XdpMode, object, sys};
 
 /// How many elements the maps hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -169,7 +169,11 @@ impl Datapath {
         }
         let mut ebpf = loader.load(object).map_err(|source| Error::Load { source: Box::new(source) })?;
         let mut programs = BTreeMap::new();
-        let names = TcHook::ALL.map(TcHook::name).into_iter().chain(SocketHook::ALL.map(SocketHook::name));
+        let names = TcHook::ALL
+            .map(TcHook::name)
+            .into_iter()
+            .chain(SocketHook::ALL.map(SocketHook::name))
+            .chain(XdpMode::ALL.map(XdpMode::name));
         for name in names {
             let program = ebpf.program_mut(name).ok_or(Error::NoProgram { name })?;
             let fd = load(program).map_err(|source| Error::Program { name, source: Box::new(source) })?;
@@ -188,6 +192,10 @@ impl Datapath {
         self.program(hook.name())
     }
 
+    pub fn xdp_program(&self, mode: XdpMode) -> Result<BorrowedFd<'_>> {
+        self.program(mode.name())
+    }
+
     pub fn socket_program(&self, hook: SocketHook) -> Result<BorrowedFd<'_>> {
         self.program(hook.name())
     }
@@ -196,6 +204,7 @@ impl Datapath {
 fn load(program: &mut Program) -> Result<OwnedFd, ProgramError> {
     match program {
         Program::SchedClassifier(program) => program.load()?,
+        Program::Xdp(program) => program.load()?,
         Program::CgroupSockAddr(program) => program.load()?,
         _ => return Err(ProgramError::UnexpectedProgramType),
     }

@@ -24,7 +24,7 @@ pub fn attach_pod(bpf_root: &Path, ifname: &str, ifindex: u32) -> Result<bool> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
             Err(source) => return Err(Error::Pin { operation: "open", path, source }),
         };
-        let link = match sys::link_create(program.as_fd(), ifindex, hook.attach_type()) {
+        let link = match sys::link_create(program.as_fd(), ifindex, hook.attach_type(), 0) {
             Ok(link) => link,
             // A proxyd that runs has seen the interface first.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,

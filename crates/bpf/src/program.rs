@@ -12,6 +12,7 @@ mod attach_type {
     pub const INET6_GETPEERNAME: u32 = 30;
     pub const TCX_INGRESS: u32 = 46;
     pub const TCX_EGRESS: u32 = 47;
+    pub const XDP: u32 = 37;
 }
 
 /// Hooks of network devices.
@@ -49,6 +50,37 @@ impl TcHook {
         }
     }
 }
+
+/// How a device runs XDP programs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum XdpMode {
+    /// The driver does, before there is a socket buffer.
+    Native,
+    /// The kernel does, for any device, after it.
+    Generic,
+}
+
+impl XdpMode {
+    pub const ALL: [Self; 2] = [Self::Native, Self::Generic];
+
+    /// The name of the program.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Native => "xdp_native",
+            Self::Generic => "xdp_generic",
+        }
+    }
+
+    /// `XDP_FLAGS_*` (include/uapi/linux/if_link.h).
+    pub(crate) const fn flags(self) -> u32 {
+        match self {
+            Self::Generic => 1 << 1,
+            Self::Native => 1 << 2,
+        }
+    }
+}
+
+pub(crate) const XDP_ATTACH: u32 = attach_type::XDP;
 
 /// Hooks of a cgroup: the sockets of its processes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

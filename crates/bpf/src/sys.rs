@@ -81,10 +81,16 @@ pub fn pin(fd: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
 }
 
 /// `target`: an interface index (tcx) or the descriptor of a cgroup directory.
-pub fn link_create(program: BorrowedFd<'_>, target: u32, attach_type: u32) -> io::Result<OwnedFd> {
+/// `flags`: 0, or `XDP_FLAGS_*`.
+pub fn link_create(
+    program: BorrowedFd<'_>,
+    target: u32,
+    attach_type: u32,
+    flags: u32,
+) -> io::Result<OwnedFd> {
     let mut attr = Attr([0; 16]);
     attr.0[0] = low_high(raw(program), target);
-    attr.0[1] = low_high(attach_type, 0);
+    attr.0[1] = low_high(attach_type, flags);
     // SAFETY: no addresses.
     unsafe { bpf(BPF_LINK_CREATE, &mut attr) }.map(owned)
 }
@@ -109,6 +115,7 @@ pub struct LinkInfo {
 }
 
 pub const LINK_CGROUP: u32 = 3;
+pub const LINK_XDP: u32 = 6;
 pub const LINK_TCX: u32 = 11;
 
 fn info<const N: usize>(fd: BorrowedFd<'_>) -> io::Result<[u32; N]> {
@@ -127,7 +134,7 @@ pub fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
     Ok(LinkInfo {
         kind: words[0],
         program_id: words[2],
-        ifindex: if words[0] == LINK_TCX { words[4] } else { 0 },
+        ifindex: if matches!(words[0], LINK_TCX | LINK_XDP) { words[4] } else { 0 },
         cgroup: if words[0] == LINK_CGROUP { low_high(words[4], words[5]) } else { 0 },
     })
 }

@@ -186,7 +186,9 @@ pub struct Node {
     pub mac: [u8; 6],
     /// 1 if `mac` is known: the node can be reached by `tunnel`.
     pub overlay: u8,
-    pub zero: u8,
+    pub zero: [u8; 5],
+    /// Where VXLAN packets for it are sent; zero: not known.
+    pub underlay: Addr,
 }
 
 pub const NODE_FREE: u32 = 0;
@@ -635,7 +637,7 @@ mod tests {
         sum!(Affinity: backend, generation, seen, check);
         sum!(SourceKey: service, addr);
         sum!(Backend: addr, generation, node, port, proto, state, hash);
-        sum!(Node: state, mac, overlay, zero);
+        sum!(Node: state, mac, overlay, zero, underlay);
         sum!(KnownAddr: node, kind);
         sum!(ChoiceKey: service, hash);
         sum!(Tuple: src, dst, sport, dport, proto, zero);

@@ -102,6 +102,12 @@ fn sound<'a>(place: Option<*mut Flow>, key: &Tuple, copy: &'a mut Flow) -> Optio
     if copy.check == copy.sum(key) { Some(Entry { flow: copy, place }) } else { None }
 }
 
+/// The entry of an answered flow under `key`, copied to `copy`.
+#[inline(always)]
+pub fn established<'a>(key: &Tuple, copy: &'a mut Flow) -> Option<Entry<'a>> {
+    sound(CT.get_ptr_mut(key), key, copy)
+}
+
 /// The entry under `key`, copied to `copy`.
 #[inline(always)]
 pub fn find<'a>(key: &Tuple, copy: &'a mut Flow) -> Option<Entry<'a>> {

@@ -33,6 +33,7 @@ mod skb;
 mod socket;
 mod time;
 mod vxlan;
+mod xdp;
 
 /// The kernel takes these words as the programs' licence.
 #[unsafe(no_mangle)]

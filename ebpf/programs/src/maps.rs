@@ -6,8 +6,8 @@ use aya_ebpf::maps::lpm_trie::LpmTrie;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
 use heddle_ebpf_common::{
     Addr, Affinity, AffinityKey, Backend, ChoiceKey, Config, Counter, Flow, FragKey, FragPorts, Frontend,
-    FrontendKey, KnownAddr, Name, Node, PORTS_LEN, RingBlock, SockChoice, SockKey, SockPeer, SourceKey,
-    Tuple,
+    FrontendKey, KnownAddr, Name, Node, PORTS_EXTERNAL, PORTS_LEN, RingBlock, SockChoice, SockKey, SockPeer,
+    SourceKey, Tuple,
 };
 
 use crate::packet::Packet;
@@ -120,6 +120,15 @@ pub fn note_flow(kind: Kind) {
         // SAFETY: one word, and all write the same.
         unsafe { flows.write_volatile(1) };
     }
+}
+
+/// Can a packet from outside be for a frontend, or an answer to `snat`? Two words tell it of nearly all that
+/// are not.
+#[inline(always)]
+pub fn may_be_ours(to: &Tuple) -> bool {
+    let port = u32::from(u16::from_be(to.dport));
+    PORTS.get(port / 64).is_some_and(|ports| ports >> (port % 64) & 1 != 0)
+        || PORTS.get(PORTS_EXTERNAL).is_some_and(|externals| *externals != 0)
 }
 
 /// Count one event.

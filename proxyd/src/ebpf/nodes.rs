@@ -31,7 +31,7 @@ impl State {
             state: if wanted.down { NODE_DOWN } else { NODE_UP },
             mac: wanted.mac.map_or([0; 6], |mac| mac.0),
             overlay: u8::from(wanted.mac.is_some()),
-            zero: 0,
+            ..Node::default()
         };
         let mut writes = Vec::new();
         let before = old.as_ref().map(|entry| entry.value).unwrap_or_default();

@@ -209,7 +209,7 @@ fn fill(maps: &mut Maps, devices: &Devices) -> Result<()> {
     };
     maps.config.set(0, config, 0)?;
     for (index, mac) in [(NODE_SELF, [2, 0x48, 0, 0, 0, 1]), (OTHER, OTHER_MAC)] {
-        maps.nodes.set(index, NodeValue { state: NODE_UP, mac, overlay: 1, zero: 0 }, 0)?;
+        maps.nodes.set(index, NodeValue { state: NODE_UP, mac, overlay: 1, ..Default::default() }, 0)?;
         for v4 in [true, false] {
             let ip = addr(node_ip(v4, index));
             maps.addrs.insert(ip, KnownAddr { node: index, kind: ADDR_NODE | ADDR_NODE_PORTS }, 0)?;

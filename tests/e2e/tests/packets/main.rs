@@ -14,3 +14,4 @@ mod reject;
 mod snat;
 mod tunnel;
 mod world;
+mod xdp;

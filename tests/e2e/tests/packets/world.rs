@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 
-use heddle_bpf::{Datapath, Maps, Pins, Sizes, TcHook, sys};
+use heddle_bpf::{Datapath, Maps, Pins, Sizes, TcHook, XdpMode, sys};
 use heddle_ebpf_common::{
     ADDR_CLUSTER_IP, ADDR_NODE, ADDR_NODE_PORTS, ADDR_OVERLAY, Addr, BACKEND_ACTIVE, Backend, ChoiceKey,
     Config, Counter, FRONTEND_EXTERNAL, Flow, Frontend, FrontendKey, KnownAddr, NODE_SELF, NODE_UP, Node,
@@ -17,7 +17,7 @@ use heddle_netlink::{NetNs, Socket, link, neigh, route, sysctl};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 
-use crate::frames::{Packet, Seen, describe};
+use crate::frames::{CLIENT_MAC, Packet, Seen, describe};
 
 pub const UNDERLAY: &str = "eth0";
 pub const OVERLAY: &str = "heddle.1";
@@ -113,6 +113,9 @@ pub fn request_mac(backend: SocketAddr, proto: u8) -> [u8; 6] {
     let hash = choice_hash(&addr(backend.ip()), backend.port().to_be(), proto).to_be_bytes();
     [0x0a, 0x48, hash[0], hash[1], hash[2], hash[3]]
 }
+
+/// The Ethernet address of the other nodes in the underlay.
+pub const PEER_MAC: [u8; 6] = [0x02, 0x99, 0, 0, 0, 1];
 
 pub const REPLY_MAC: [u8; 6] = [0x0e, 0x48, 0, 0, 0, 0];
 
@@ -211,6 +214,8 @@ fn build() -> World {
             None => Datapath::open(Pins::new(&root), &sizes),
         };
         let datapath = datapath.unwrap();
+        // BPF_PROG_TEST_RUN takes frames from devices only that do XDP.
+        datapath.attach_xdp(XdpMode::Native, UNDERLAY, links[UNDERLAY]).unwrap();
         World { datapath, links, netns, next_backend: 1, next_ring: 0, next_service: 1 }
     })
     .join()
@@ -249,6 +254,12 @@ fn wire() -> BTreeMap<&'static str, u32> {
             let ip = family.pod(1, i, 0).ip();
             route::add(&mut socket, &route::Route::on_link(net(ip, host), links[pod])).unwrap();
             neigh::add(&mut socket, &neigh::Neigh::new(links[pod], ip, [2, 0, 0, 0, 0, i])).unwrap();
+        }
+        let device = links[UNDERLAY];
+        neigh::add(&mut socket, &neigh::Neigh::new(device, family.client(0).ip(), CLIENT_MAC)).unwrap();
+        for n in [2, 3] {
+            let node = family.node(n, 0).ip();
+            neigh::add(&mut socket, &neigh::Neigh::new(device, node, PEER_MAC)).unwrap();
         }
         for n in [2, 3] {
             let range = net(family.pod(n, 0, 0).ip(), range);
@@ -290,7 +301,13 @@ impl World {
         )* } }
         clear!(frontends, choices, ct, ct_new, addrs, affinity, sock_rev, sock_udp);
         for n in [1u8, 2, 3] {
-            let node = Node { state: NODE_UP, mac: vtep_mac(n), overlay: 1, zero: 0 };
+            let node = Node {
+                state: NODE_UP,
+                mac: vtep_mac(n),
+                overlay: 1,
+                zero: [0; 5],
+                underlay: addr(Family::V4.node(n, 0).ip()),
+            };
             maps.nodes.set(n.into(), node, 0).unwrap();
             for family in BOTH {
                 let known = |kind| KnownAddr { node: n.into(), kind };

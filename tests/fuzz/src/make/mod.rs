@@ -1,0 +1,9 @@
+//! What is tried: random tables, random packets over them, weighted towards what is hard.
+
+mod frame;
+mod packet;
+mod table;
+
+pub use frame::Draft;
+pub use packet::stimulus;
+pub use table::{change, table};

@@ -1,0 +1,307 @@
+//! Flows: those that are known, and those that begin.
+
+use heddle_ebpf_common::{
+    ADDR_EXTERNAL, ADDR_NODE, Addr, CT_ENTRY, CT_HOST, CT_TUNNEL, Counter, HAIRPIN4, HAIRPIN6, NODE_SELF,
+    REMOTE_SNAT, Tuple,
+};
+
+use super::choose::Refused;
+use super::flows::{Flow, Side};
+use super::hooks::owns_source;
+use super::{Model, Outcome, Stimulus, pass};
+use crate::table::Front;
+use crate::wire::{FIN, Kind, Packet, RST};
+
+/// Where a request comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    Pod,
+    Outside,
+    /// Another node, which has chosen the backend with this hash.
+    Tunnel {
+        entry: u32,
+        hash: u32,
+    },
+}
+
+impl Origin {
+    /// The node to which an answer goes through the tunnel.
+    fn node(self) -> Option<u32> {
+        match self {
+            Self::Tunnel { entry, .. } => Some(entry),
+            _ => None,
+        }
+    }
+}
+
+/// Source ports that are tried.
+const PORTS: u32 = 16;
+
+/// The source ports that a flow may get, if the client's own cannot be kept.
+#[derive(Clone, Copy)]
+struct Ports {
+    first: u16,
+    last: u16,
+    keep: bool,
+}
+
+impl Model {
+    /// Is the backend gone: its slot free or another's?
+    pub fn is_stale(&self, flow: &Flow) -> bool {
+        flow.backend != 0
+            && self.table.backend(flow.backend).is_none_or(|backend| backend.generation != flow.generation)
+    }
+
+    /// May another take its place?
+    fn is_over(&self, flow: &Flow) -> bool {
+        self.is_stale(flow) || flow.is_closed()
+    }
+
+    /// Notes what this packet says about its flow.
+    fn touch(&mut self, packet: &Packet, id: u32, is_reply: bool) {
+        if packet.is_error() {
+            return;
+        }
+        let now = self.now();
+        let side = self.flows.get_mut(id).side(is_reply);
+        side.seen = now;
+        side.fin |= packet.flags & FIN != 0;
+        side.rst |= packet.flags & RST != 0;
+    }
+
+    /// A request of a flow that is known; `None`: it begins another one.
+    pub(super) fn request(
+        &mut self,
+        stimulus: &Stimulus,
+        packet: &Packet,
+        id: u32,
+        origin: Origin,
+    ) -> Option<Outcome> {
+        let (stale, over) = (self.is_stale(self.flows.get(id)), self.is_over(self.flows.get(id)));
+        if packet.is_syn() && over {
+            self.flows.remove(id);
+            return None;
+        }
+        if stale {
+            // TCP is told, it never moves. A datagram moves.
+            if packet.is_tcp() || packet.is_error() {
+                return Some(self.unreachable(stimulus, packet, origin.node(), Counter::RejectStale));
+            }
+            self.flows.remove(id);
+            return None;
+        }
+        self.touch(packet, id, false);
+        self.count(Counter::Request);
+        Some(self.forward(stimulus, packet, id))
+    }
+
+    fn forward(&mut self, stimulus: &Stimulus, packet: &Packet, id: u32) -> Outcome {
+        let flow = self.flows.get(id).clone();
+        if flow.has(CT_HOST) {
+            return if flow.has(CT_TUNNEL) {
+                self.to_stack_by_underlay(stimulus, packet, &flow.to)
+            } else {
+                self.to_stack(stimulus, packet, &flow.to)
+            };
+        }
+        if flow.has(CT_ENTRY) {
+            let hash = self.table.backends[flow.backend as usize].hash;
+            return self.by_tunnel(stimulus, packet, &flow.to, flow.node, Some(hash));
+        }
+        let came_from = flow.has(CT_TUNNEL).then_some(flow.node);
+        self.by_route(stimulus, packet, &flow.to, came_from)
+    }
+
+    /// `Err`: the reply goes no further.
+    pub(super) fn known_reply(
+        &mut self,
+        stimulus: &Stimulus,
+        packet: &Packet,
+        id: u32,
+    ) -> Result<(), Outcome> {
+        if self.is_stale(self.flows.get(id)) {
+            return Err(self.unreachable(stimulus, packet, None, Counter::RejectStale));
+        }
+        self.touch(packet, id, true);
+        if !self.flows.get(id).answered && !packet.is_error() {
+            if 2 * self.flows.answered() + 2 > self.room {
+                return Err(self.drop(Counter::DropCtFull));
+            }
+            self.flows.get_mut(id).answered = true;
+        }
+        self.count(Counter::Reply);
+        Ok(())
+    }
+
+    pub(super) fn reply(&mut self, stimulus: &Stimulus, packet: &Packet, id: u32) -> Outcome {
+        if let Err(outcome) = self.known_reply(stimulus, packet, id) {
+            return outcome;
+        }
+        let flow = self.flows.get(id);
+        let (to, node) = (flow.from.reversed(), flow.node);
+        if flow.has(CT_TUNNEL) {
+            self.by_tunnel(stimulus, packet, &to, node, None)
+        } else {
+            self.by_route(stimulus, packet, &to, None)
+        }
+    }
+
+    /// The first packet of a flow.
+    pub(super) fn begin(
+        &mut self,
+        stimulus: &Stimulus,
+        packet: &Packet,
+        front: &Front,
+        origin: Origin,
+    ) -> Outcome {
+        if packet.is_error() || packet.kind == Kind::Later {
+            return self.drop(Counter::DropNoFlow);
+        }
+        if packet.is_tcp() && !packet.is_syn() {
+            // The rest of a connection that nobody here knows.
+            return self.unreachable(stimulus, packet, origin.node(), Counter::RejectStale);
+        }
+        let index = match self.choose(packet, front, origin) {
+            Ok(index) => index,
+            Err(Refused::Reject) => {
+                return self.unreachable(stimulus, packet, None, Counter::RejectNoBackend);
+            }
+            Err(Refused::Drop) => return self.drop(Counter::DropNoBackend),
+            Err(Refused::Source) => return self.drop(Counter::DropSource),
+            // The nodes disagree for a moment; the client asks again.
+            Err(Refused::NotHere) => return self.drop(Counter::DropNotHere),
+        };
+        let Some((mut flow, ports)) = self.way(packet, index, front.service, origin) else {
+            return self.drop(Counter::DropNoOverlay);
+        };
+        if origin == Origin::Pod {
+            flow.request.ifindex = stimulus.dev.ifindex();
+        }
+        let Some(id) = self.enter(flow, ports) else { return self.drop(Counter::DropNoPort) };
+        self.pod_flows |= origin == Origin::Pod;
+        self.count(Counter::Request);
+        self.forward(stimulus, packet, id)
+    }
+
+    /// How the flow reaches its backend. `None`: it cannot.
+    fn way(&mut self, packet: &Packet, index: u32, service: u32, origin: Origin) -> Option<(Flow, Ports)> {
+        let backend = self.table.backends[index as usize];
+        let config = self.table.config;
+        let from = packet.tuple;
+        let mut flow = Flow {
+            from,
+            to: Tuple { dst: backend.addr, dport: backend.port, ..from },
+            backend: index,
+            generation: backend.generation,
+            service,
+            way: 0,
+            node: 0,
+            answered: false,
+            request: Side::default(),
+            reply: Side::default(),
+        };
+        let own = Ports { first: 1024, last: u16::MAX, keep: true };
+        // A process in the host network of a node.
+        let host = self.table.known(backend.addr).is(ADDR_NODE);
+        if let Some(entry) = origin.node() {
+            flow.way |= CT_TUNNEL;
+            flow.node = entry;
+        }
+        if backend.node == NODE_SELF {
+            if host {
+                flow.way |= CT_HOST;
+                self.host_flows = true;
+            } else if backend.addr == from.src {
+                // To itself: the source must not be its own.
+                flow.to.src = if packet.v4 { HAIRPIN4 } else { HAIRPIN6 };
+            }
+            return Some((flow, own));
+        }
+        let reached = backend.node != 0 && self.table.by_tunnel(backend.node).is_some();
+        let pod = reached && !host;
+        if origin == Origin::Pod && pod {
+            // As if the pod had asked for that one.
+            return Some((flow, own));
+        }
+        // The other end must learn who asks: from a node's address, or from the outer source.
+        let told = self.table.known(from.dst).is(ADDR_NODE | ADDR_EXTERNAL);
+        if origin == Origin::Outside && config.remote != REMOTE_SNAT && reached && told {
+            flow.way |= CT_ENTRY;
+            flow.node = backend.node;
+            flow.to = from;
+            return Some((flow, own));
+        }
+        // snat: into the overlay with the address there, else with the one in the underlay.
+        flow.to.src = match (pod, packet.v4) {
+            (true, true) => config.overlay4,
+            (true, false) => config.overlay6,
+            (false, true) => config.underlay4,
+            (false, false) => config.underlay6,
+        };
+        let ports = Ports { first: config.snat_port_min, last: config.snat_port_max, keep: false };
+        (flow.to.src != Addr::default() && ports.first <= ports.last).then_some((flow, ports))
+    }
+
+    /// Law 4: no two living flows have the same replies. Of two, the later gets another source port; one that is over
+    /// makes room.
+    fn enter(&mut self, mut flow: Flow, ports: Ports) -> Option<u32> {
+        let now = self.now();
+        (flow.request.seen, flow.reply.seen) = (now, now);
+        let kept = ports.keep.then_some(flow.to.sport);
+        // Spread by the golden ratio from a random one on.
+        let count = u64::from(ports.last - ports.first) + 1;
+        let random = self.table.config.fixed_random;
+        let tried = (0..PORTS).map(|i| {
+            let at = u64::from(random.wrapping_add(i.wrapping_mul(0x9e37_79b9)));
+            (ports.first + ((at * count) >> 32) as u16).to_be()
+        });
+        for port in kept.into_iter().chain(tried) {
+            flow.to.sport = port;
+            if let Some((other, _)) = self.flows.find(&flow.back()) {
+                if !self.is_over(self.flows.get(other)) {
+                    continue;
+                }
+                self.flows.remove(other);
+            }
+            self.count(Counter::FlowNew);
+            return Some(self.flows.add(flow));
+        }
+        None
+    }
+
+    /// A packet of a pod that is not for a service. It may have the tuple of what a flow is translated to; then the
+    /// replies would be taken for that flow's.
+    pub(super) fn beside(&mut self, stimulus: &Stimulus, packet: &Packet) -> Outcome {
+        let begins = packet.kind == Kind::Whole && (packet.is_syn() || packet.is_udp());
+        if !self.pod_flows || !begins {
+            return pass(stimulus);
+        }
+        let Some((id, true)) = self.flows.find(&packet.tuple.reversed()) else { return pass(stimulus) };
+        if self.is_over(self.flows.get(id)) {
+            self.flows.remove(id);
+            return pass(stimulus);
+        }
+        if !owns_source(stimulus.dev, packet) {
+            return self.drop(Counter::DropSpoofed);
+        }
+        let flow = Flow {
+            from: packet.tuple,
+            to: packet.tuple,
+            backend: 0,
+            generation: 0,
+            service: self.flows.get(id).service,
+            way: 0,
+            node: 0,
+            answered: false,
+            request: Side { ifindex: stimulus.dev.ifindex(), ..Side::default() },
+            reply: Side::default(),
+        };
+        let own = Ports { first: 1024, last: u16::MAX, keep: true };
+        if self.enter(flow, own).is_none() {
+            return self.drop(Counter::DropNoPort);
+        }
+        let (id, _) = self.flows.find(&packet.tuple).expect("just entered");
+        let to = self.flows.get(id).to;
+        self.by_route(stimulus, packet, &to, None)
+    }
+}

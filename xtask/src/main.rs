@@ -9,6 +9,7 @@ mod build;
 mod cargo;
 mod demo;
 mod ebpf;
+mod fuzz;
 mod libtest;
 mod linker;
 mod lint;
@@ -44,6 +45,8 @@ enum Command {
     Build(build::Args),
     /// Figures, each next to a reference measured in the same run
     Bench(bench::Args),
+    /// Random packets over random services: the eBPF programs against a model
+    Fuzz(fuzz::Args),
     /// Tests on another kernel, in a VM
     Vm(vm::Args),
     /// Formatting, clippy, and the rules of the house
@@ -74,6 +77,7 @@ fn run() -> Result<bool> {
         Command::Test(args) => return test::run(&args),
         Command::Build(args) => build::run(&args)?,
         Command::Bench(args) => bench::run(&args)?,
+        Command::Fuzz(args) => fuzz::run(&args)?,
         Command::Vm(args) => return vm::run(&args),
         Command::Lint => return lint::run(),
         Command::Lab(args) => demo::run("lab", &args)?,

@@ -118,7 +118,11 @@ fn host_reply(skb: Skb, config: &Config) -> i32 {
         return out::tunnel(skb, packet, &flow.to, flow.node, REPLY);
     }
     packet.note_fragment();
-    if nat::translate(skb, packet, &flow.to) { PASS } else { skb.drop(Counter::DropMalformed) }
+    if nat::translate(skb, packet, &flow.to, nat::DELIVERED) {
+        PASS
+    } else {
+        skb.drop(Counter::DropMalformed)
+    }
 }
 
 #[inline(always)]

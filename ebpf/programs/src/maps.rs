@@ -77,10 +77,14 @@ pub struct CtWork {
     fib: bpf_fib_lookup,
     /// `reject::quote`.
     quote: [u32; QUOTE],
+    /// `nat::translate`.
+    block: [u32; BLOCK],
 }
 
 /// Words of a packet that an ICMP error quotes, at most.
 const QUOTE: usize = 12;
+/// Words of a packet that are rewritten at once, at most: from the addresses of IPv6 to the checksum of TCP.
+const BLOCK: usize = 13;
 
 macro_rules! ct_work { ($($name:ident: $type:ty),*) => { $(
     #[inline(always)]
@@ -90,7 +94,7 @@ macro_rules! ct_work { ($($name:ident: $type:ty),*) => { $(
     }
 )* } }
 
-ct_work!(mirror: Flow, other: Flow, peer: Flow, fib: bpf_fib_lookup, quote: [u32; QUOTE]);
+ct_work!(mirror: Flow, other: Flow, peer: Flow, fib: bpf_fib_lookup, quote: [u32; QUOTE], block: [u32; BLOCK]);
 
 /// To be called once in a run of a program.
 #[inline(always)]

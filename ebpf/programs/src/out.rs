@@ -89,11 +89,11 @@ pub fn leave(skb: Skb, packet: &mut Packet, to: &Tuple) -> i32 {
     };
     mss::clamp(skb, packet, mtu.saturating_sub(if packet.v4 { HEADERS4 } else { HEADERS6 }));
     packet.note_fragment();
-    if !nat::translate(skb, packet, to) {
-        return skb.drop(Counter::DropMalformed);
-    }
-    if !nat::decrement_ttl(skb, packet) {
+    if packet.ttl <= 1 {
         return skb.drop(Counter::DropTtl);
+    }
+    if !nat::translate(skb, packet, to, nat::FORWARDED) {
+        return skb.drop(Counter::DropMalformed);
     }
     skb.set_done(params.ifindex);
     // SAFETY: plain fields of unions; `next` outlives the call.
@@ -124,11 +124,11 @@ pub fn tunnel(skb: Skb, packet: &mut Packet, to: &Tuple, node: u32, hash: u32) -
     }
     mss::clamp(skb, packet, config.tunnel_mtu.saturating_sub(if packet.v4 { HEADERS4 } else { HEADERS6 }));
     packet.note_fragment();
-    if !nat::translate(skb, packet, to) {
-        return skb.drop(Counter::DropMalformed);
-    }
-    if !nat::decrement_ttl(skb, packet) {
+    if packet.ttl <= 1 {
         return skb.drop(Counter::DropTtl);
+    }
+    if !nat::translate(skb, packet, to, nat::FORWARDED) {
+        return skb.drop(Counter::DropMalformed);
     }
     into_tunnel(skb, mac, hash, config)
 }
@@ -165,7 +165,7 @@ pub fn send_back(skb: Skb) -> i32 {
 #[inline(never)]
 pub fn to_host(skb: Skb, packet: &mut Packet, to: &Tuple) -> i32 {
     packet.note_fragment();
-    if nat::translate(skb, packet, to) { PASS } else { skb.drop(Counter::DropMalformed) }
+    if nat::translate(skb, packet, to, nat::DELIVERED) { PASS } else { skb.drop(Counter::DropMalformed) }
 }
 
 /// The same for what came out of the tunnel: a client's address is at home behind the underlay device, and
@@ -174,7 +174,7 @@ pub fn to_host(skb: Skb, packet: &mut Packet, to: &Tuple) -> i32 {
 pub fn to_host_by_underlay(skb: Skb, packet: &mut Packet, to: &Tuple) -> i32 {
     let Some(config) = config() else { return skb.drop(Counter::DropNoOverlay) };
     packet.note_fragment();
-    if !nat::translate(skb, packet, to) {
+    if !nat::translate(skb, packet, to, nat::DELIVERED) {
         return skb.drop(Counter::DropMalformed);
     }
     skb.set_mark(MARK_HOST);

@@ -58,25 +58,23 @@ pub enum Parsed {
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct Ip4 {
-    version_len: u8,
-    tos: u8,
-    len: [u8; 2],
-    id: [u8; 2],
-    fragment: [u8; 2],
-    ttl: u8,
-    proto: u8,
-    sum: [u8; 2],
-    src: [u8; 4],
-    dst: [u8; 4],
+    /// Version, header length, type of service; length.
+    first: u32,
+    /// Identification; fragment.
+    second: u32,
+    /// Time to live, protocol; checksum.
+    third: u32,
+    src: u32,
+    dst: u32,
 }
 
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct Ip6 {
-    version: [u8; 4],
-    len: [u8; 2],
-    next: u8,
-    hops: u8,
+    /// Version, traffic class, flow label.
+    first: u32,
+    /// Payload length, next header, hop limit.
+    second: u32,
     src: [u32; 4],
     dst: [u32; 4],
 }
@@ -105,21 +103,21 @@ impl Packet {
     #[inline(always)]
     fn parse4(&mut self, skb: Skb) -> Parsed {
         let Some(ip) = skb.at::<Ip4>(ETH_LEN) else { return Parsed::Malformed };
-        let header = u32::from(ip.version_len & 0xf) * 4;
-        self.len = u16::from_be_bytes(ip.len).into();
-        if ip.version_len >> 4 != 4 || header < IP4_LEN || self.len < header || self.len > skb.len() - ETH_LEN
+        let header = (ip.first & 0xf) * 4;
+        self.len = ((ip.first >> 16) as u16).swap_bytes().into();
+        if ip.first >> 4 & 0xf != 4 || header < IP4_LEN || self.len < header || self.len > skb.len() - ETH_LEN
         {
             return Parsed::Malformed;
         }
         self.v4 = true;
-        self.ttl = ip.ttl;
+        self.ttl = ip.third as u8;
         self.l4 = ETH_LEN + header;
-        self.tuple.src = Addr::v4(u32::from_ne_bytes(ip.src));
-        self.tuple.dst = Addr::v4(u32::from_ne_bytes(ip.dst));
-        self.tuple.proto = ip.proto;
-        let fragment = u16::from_be_bytes(ip.fragment);
+        self.tuple.src = Addr::v4(ip.src);
+        self.tuple.dst = Addr::v4(ip.dst);
+        self.tuple.proto = (ip.third >> 8) as u8;
+        let fragment = ((ip.second >> 16) as u16).swap_bytes();
         self.whole_only = fragment & 0x4000 != 0;
-        self.frag_id = u16::from_ne_bytes(ip.id).into();
+        self.frag_id = ip.second & 0xffff;
         if fragment & 0x1fff != 0 {
             self.kind = Kind::Later;
         } else if fragment & 0x2000 != 0 {
@@ -131,19 +129,20 @@ impl Packet {
     #[inline(always)]
     fn parse6(&mut self, skb: Skb) -> Parsed {
         let Some(ip) = skb.at::<Ip6>(ETH_LEN) else { return Parsed::Malformed };
-        self.len = u32::from(u16::from_be_bytes(ip.len)) + IP6_LEN;
-        if ip.version[0] >> 4 != 6 || self.len > skb.len() - ETH_LEN {
+        self.len = u32::from((ip.second as u16).swap_bytes()) + IP6_LEN;
+        if ip.first >> 4 & 0xf != 6 || self.len > skb.len() - ETH_LEN {
             return Parsed::Malformed;
         }
         self.v4 = false;
         self.whole_only = true;
         self.frag_id = 0;
-        self.ttl = ip.hops;
+        self.ttl = (ip.second >> 24) as u8;
         self.tuple.src = Addr(ip.src);
         self.tuple.dst = Addr(ip.dst);
         self.l4 = ETH_LEN + IP6_LEN;
-        self.tuple.proto = ip.next;
-        if ip.next == TCP || ip.next == UDP || ip.next == ICMP6 {
+        let next = (ip.second >> 16) as u8;
+        self.tuple.proto = next;
+        if next == TCP || next == UDP || next == ICMP6 {
             return Parsed::Flow;
         }
         extensions(self, skb)

@@ -15,6 +15,9 @@ pub const PASS: i32 = TC_ACT_UNSPEC;
 pub const ETH_LEN: u32 = 14;
 pub const IP4_LEN: u32 = 20;
 pub const IP6_LEN: u32 = 40;
+/// Without options.
+pub const TCP_LEN: u32 = 20;
+pub const UDP_LEN: u32 = 8;
 
 /// `htons(ETH_P_IP)`, `htons(ETH_P_IPV6)`.
 pub const ETH_P_IP: u16 = 0x0800_u16.to_be();
@@ -74,16 +77,34 @@ impl Skb {
     /// Reads at a constant offset: straight from the packet where it is in one piece, as it nearly always is.
     #[inline(always)]
     pub fn at<T: Copy>(self, offset: u32) -> Option<T> {
+        match self.near(offset) {
+            None => self.load(offset),
+            near => near,
+        }
+    }
+
+    /// The same, if it is in the first piece of the packet.
+    ///
+    /// In loads as wide as the parts of `T`, which need not lie at multiples of their size: the kernel lets a program
+    /// load so on every machine that can (on others it arranges that IP headers lie at a multiple of four). An unaligned
+    /// read in the language's sense would be one of single bytes.
+    #[inline(always)]
+    pub fn near<T: Copy>(self, offset: u32) -> Option<T> {
         // SAFETY: the kernel's context; the bounds are compared in the form that the verifier knows.
         unsafe {
             let start = (&raw const (*self.0).data).read_volatile() as usize;
             let end = (&raw const (*self.0).data_end).read_volatile() as usize;
             let from = start + offset as usize;
-            if from + size_of::<T>() <= end {
-                return Some((from as *const T).read_unaligned());
-            }
+            if from + size_of::<T>() <= end { Some(*(from as *const T)) } else { None }
         }
-        self.load(offset)
+    }
+
+    /// Are so many bytes in the first piece of the packet?
+    #[inline(always)]
+    pub fn is_near(self, len: u32) -> bool {
+        // SAFETY: the kernel's context.
+        let [start, end] = unsafe { [(*self.0).data, (*self.0).data_end] };
+        start as usize + len as usize <= end as usize
     }
 
     /// Reads at any offset.
@@ -111,6 +132,16 @@ impl Skb {
         unsafe {
             bpf_skb_store_bytes(self.0, offset, (&raw const *value).cast(), size_of::<T>() as u32, 0) == 0
         }
+    }
+
+    /// Writes the first `len` bytes of `value`.
+    #[inline(always)]
+    pub fn store_part<T: Copy>(self, offset: u32, value: &T, len: u32) -> bool {
+        if len > size_of::<T>() as u32 {
+            return false;
+        }
+        // SAFETY: plain data, of which `len` bytes are there.
+        unsafe { bpf_skb_store_bytes(self.0, offset, (&raw const *value).cast(), len, 0) == 0 }
     }
 
     /// The same for a byte that no checksum in the packet covers: the sum that a network card computed over

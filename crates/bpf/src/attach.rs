@@ -1,7 +1,6 @@
 //! Links: one per program and place, pinned, swapped in place.
 
 use std::fs::File;
-use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -9,6 +8,7 @@ use std::path::{Path, PathBuf};
 use nix::libc;
 
 use crate::program::XDP_ATTACH;
+use crate::raw::Kind;
 use crate::sys::LinkInfo;
 use crate::{Datapath, Error, Pins, Result, SocketHook, TcHook, XdpMode, pins, sys};
 
@@ -56,8 +56,8 @@ impl Pins {
         for path in pins::entries(&self.links())? {
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             let Some((program, place)) = name.split_once('-') else { continue };
-            // Another process (the CNI plugin) may remove one at any time.
-            let Ok(fd) = sys::get(&path) else { continue };
+            // Another process (the CNI plugin) may remove one at any time. What is none of ours is not looked at.
+            let Ok(Some(fd)) = pins::inspect(&path, Kind::Link) else { continue };
             let info = sys::link_info(fd.as_fd()).map_err(|source| Error::Pin {
                 operation: "look at",
                 path: path.clone(),
@@ -161,10 +161,11 @@ fn attach(
         to: format!("{} {}", if operation == "attach" { "to" } else { "at" }, place.words),
         source,
     };
-    match sys::get(&place.pin) {
-        Ok(link) => {
+    let mut removed = false;
+    match pins::inspect(&place.pin, Kind::Link) {
+        Ok(Some(link)) => {
             let info = sys::link_info(link.as_fd()).map_err(|source| fail("look at", source))?;
-            if matches(&info) {
+            if matches(&info) && info.attach_type == place.attach_type {
                 let id = sys::program_id(program).map_err(|source| fail("look at", source))?;
                 if info.program_id == id {
                     return Ok(Attached::AsItWas);
@@ -178,12 +179,26 @@ fn attach(
             }
             // A link of an interface of this name that is gone.
             pins::remove_file(&place.pin)?;
+            removed = true;
         }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(source) => return Err(Error::Pin { operation: "open", path: place.pin.clone(), source }),
+        Ok(None) => {}
+        // Somebody else's, under the name of ours.
+        Err(_) => {
+            pins::remove_any(&place.pin)?;
+            removed = true;
+        }
     }
-    let link = sys::link_create(program, place.target, place.attach_type, place.flags)
-        .map_err(|source| fail("attach", source))?;
+    let mut attempts = 0;
+    let link = loop {
+        match sys::link_create(program, place.target, place.attach_type, place.flags) {
+            // The kernel takes a link that was removed just now away a moment later.
+            Err(error) if removed && error.raw_os_error() == Some(libc::EEXIST) && attempts < 10 => {
+                attempts += 1;
+                sys::grace_period()?;
+            }
+            other => break other.map_err(|source| fail("attach", source))?,
+        }
+    };
     sys::pin(link.as_fd(), &place.pin).map_err(|source| Error::Pin {
         operation: "pin",
         path: place.pin.clone(),

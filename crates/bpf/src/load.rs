@@ -1,12 +1,13 @@
 //! Loading, or adopting what is there.
 
 use std::collections::BTreeMap;
+use std::fmt::Write;
 use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::DirBuilderExt;
 
 use aya::EbpfLoader;
-use aya::maps::{MapData, MapType};
+use aya::maps::MapType;
 use aya::programs::{Program, ProgramError};
 use heddle_ebpf_common::{
     Addr, Affinity, AffinityKey, Backend, ChoiceKey, Config, Counter, Flow, FragKey, FragPorts, Frontend,
@@ -14,8 +15,9 @@ use heddle_ebpf_common::{
     Tuple,
 };
 
-use crate::pins::{entries, remove_file};
-use crate::{Error, Maps, Pins, Result, SocketHook, TcHook, XdpMode, object, sys};
+use crate::pins::{entries, inspect, remove_any};
+use crate::raw::{Entries, Kind, RawMap, Shape};
+use crate::{Error, Maps, Pins, Result, SocketHook, TcHook, XdpMode, describe, object, sys};
 
 /// How many elements the maps hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,9 +69,35 @@ struct Spec {
     max_entries: u32,
 }
 
+/// How many maps there are.
+const MAPS: usize = 20;
+
 impl Sizes {
+    /// The same with what the maps hold that were kept.
+    fn held_by(mut self, specs: &[Spec]) -> Self {
+        let of = |name| specs.iter().find(|spec| spec.name == name).map_or(0, |spec| spec.max_entries);
+        let Self { frontends, ring, backends, nodes, addrs, choices, ct_new, ct, affinity, sources, sockets } =
+            &mut self;
+        for (size, name) in [
+            (frontends, "frontends"),
+            (ring, "ring"),
+            (backends, "backends"),
+            (nodes, "nodes"),
+            (addrs, "addrs"),
+            (choices, "choices"),
+            (ct_new, "ct_new"),
+            (ct, "ct"),
+            (affinity, "affinity"),
+            (sources, "sources"),
+            (sockets, "sock_rev"),
+        ] {
+            *size = of(name);
+        }
+        self
+    }
+
     /// What a pinned map must be like to be adopted.
-    fn specs(&self) -> [Spec; 20] {
+    fn specs(&self) -> [Spec; MAPS] {
         use MapType::{Array, Hash, LpmTrie, LruHash, PerCpuArray};
         let spec = |name, kind, key, value, max_entries| Spec { name, kind, key, value, max_entries };
         let lpm_key = size_of::<aya::maps::lpm_trie::Key<Addr>>();
@@ -99,23 +127,60 @@ impl Sizes {
     }
 }
 
+/// What only user space writes, in numbers of its own: all of these are of one piece, and what programs remember
+/// speaks in those numbers.
+const WRITTEN: [&str; 11] = [
+    "frontends",
+    "ring",
+    "backends",
+    "nodes",
+    "addrs",
+    "ports",
+    "ranges",
+    "sources",
+    "choices",
+    "services",
+    "node_names",
+];
+
 impl Spec {
-    /// The reason why the map that is pinned cannot be ours, if it is there and there is one.
-    fn mismatch(&self, pins: &Pins) -> Option<String> {
-        let path = pins.map(self.name);
-        let meta = fs::symlink_metadata(&path).ok()?;
-        if meta.uid() != 0 {
-            return Some(format!("map {} belongs to user {}", self.name, meta.uid()));
+    /// The map that is pinned under this name, if there is one and it is ours.
+    ///
+    /// # Errors
+    /// Why it cannot be ours.
+    fn find(&self, pins: &Pins) -> Result<Option<RawMap>, String> {
+        let foreign = |why: String| format!("map {} {why}", self.name);
+        let Some(fd) = inspect(&pins.map(self.name), Kind::Map).map_err(foreign)? else { return Ok(None) };
+        let map = RawMap::new(fd).map_err(|error| foreign(error.to_string()))?;
+        let Shape { kind, key, value, .. } = map.shape;
+        let wanted = (self.kind as u32, self.key as u32, self.value as u32);
+        if (kind, key, value) != wanted {
+            let found = (kind, key, value);
+            return Err(foreign(format!("has (type, key, value) {found:?} instead of {wanted:?}")));
         }
-        let info = match MapData::from_pin(&path).and_then(|map| map.info()) {
-            Ok(info) => info,
-            Err(error) => return Some(format!("map {}: {error}", self.name)),
-        };
-        let found = (info.map_type().ok(), info.key_size(), info.value_size(), info.max_entries());
-        let wanted = (Some(self.kind), self.key as u32, self.value as u32, self.max_entries);
-        (found != wanted).then(|| {
-            format!("map {} has (type, key, value, entries) {found:?} instead of {wanted:?}", self.name)
-        })
+        if map.name != self.name {
+            return Err(foreign(format!("is called {}", map.name)));
+        }
+        Ok(Some(map))
+    }
+
+    /// What `map` holds, if that fits into this many elements.
+    fn content(&self, map: &RawMap) -> Result<Option<Entries>> {
+        let fail = |source| Error::Pin { operation: "read map", path: self.name.into(), source };
+        if !matches!(self.kind, MapType::Hash | MapType::LruHash | MapType::Array | MapType::LpmTrie) {
+            return Ok(Some(Entries::default()));
+        }
+        let mut content = map.entries().map_err(fail)?;
+        let room = self.max_entries as usize;
+        if self.kind == MapType::Array {
+            // In order; behind the last one in use there are zeros.
+            let used =
+                content.values.iter().rposition(|byte| *byte != 0).map_or(0, |last| last / self.value + 1);
+            content.keys.truncate(used * self.key);
+            content.values.truncate(used * self.value);
+        }
+        let fits = self.kind == MapType::LruHash || content.keys.len() / self.key <= room;
+        Ok(fits.then_some(content))
     }
 }
 
@@ -126,8 +191,10 @@ pub enum Opened {
     Fresh,
     /// The maps of an earlier run, with all that they hold.
     Adopted,
-    /// The maps of an earlier run did not fit, for this reason, and were replaced by empty ones. What is still
-    /// attached works on with the old ones until the new programs are swapped in.
+    /// The same, and some of them were given another size: which, and from what to what.
+    Resized(String),
+    /// The maps of an earlier run could not be used, for this reason, and were replaced by empty ones. What is
+    /// still attached works on with the old ones until the new programs are swapped in.
     Rebuilt(String),
 }
 
@@ -137,12 +204,86 @@ pub struct Datapath {
     pub pins: Pins,
     pub maps: Maps,
     pub opened: Opened,
-    programs: BTreeMap<&'static str, OwnedFd>,
+    /// What the maps really hold: a map that holds more than it was asked to is not made smaller.
+    pub sizes: Sizes,
+    pub(crate) programs: BTreeMap<&'static str, OwnedFd>,
+}
+
+/// Which maps are as they must be, which are to be made.
+struct Found {
+    specs: [Spec; MAPS],
+    adopted: Vec<&'static str>,
+    /// Those of another size, with what they hold.
+    resized: BTreeMap<&'static str, Entries>,
+    sizes: String,
+    refused: Vec<String>,
+}
+
+impl Found {
+    fn look(pins: &Pins, sizes: &Sizes, refused: Vec<String>) -> Result<Self> {
+        let mut found = Self {
+            specs: sizes.specs(),
+            adopted: Vec::new(),
+            resized: BTreeMap::new(),
+            sizes: String::new(),
+            refused,
+        };
+        let mut missing = Vec::new();
+        for spec in &mut found.specs {
+            match spec.find(pins) {
+                Ok(None) => missing.push(spec.name),
+                Ok(Some(map)) if map.shape.entries == spec.max_entries => found.adopted.push(spec.name),
+                Ok(Some(map)) => match spec.content(&map)? {
+                    Some(content) => {
+                        let _ = write!(
+                            found.sizes,
+                            " {} {} to {}",
+                            spec.name, map.shape.entries, spec.max_entries
+                        );
+                        found.resized.insert(spec.name, content);
+                    }
+                    None => {
+                        spec.max_entries = map.shape.entries;
+                        found.adopted.push(spec.name);
+                    }
+                },
+                Err(why) => {
+                    missing.push(spec.name);
+                    found.refused.push(why);
+                }
+            }
+        }
+        if missing.len() < found.specs.len() && missing.iter().any(|name| WRITTEN.contains(name)) {
+            // An empty one among them would make the others lie.
+            if found.refused.is_empty() {
+                found.refused.push(format!("map {} is missing", missing.join(", ")));
+            }
+            found.adopted.clear();
+            found.resized.clear();
+        }
+        Ok(found)
+    }
+
+    fn opened(&self) -> Opened {
+        if !self.refused.is_empty() {
+            Opened::Rebuilt(self.refused.join("; "))
+        } else if !self.resized.is_empty() {
+            Opened::Resized(self.sizes.trim_start().to_owned())
+        } else if self.adopted.is_empty() {
+            Opened::Fresh
+        } else {
+            Opened::Adopted
+        }
+    }
 }
 
 impl Datapath {
     /// Loads the programs of the embedded object over the maps that are pinned, as far as they fit, or over new
     /// ones, and pins maps and programs. Attaches nothing.
+    ///
+    /// Maps of another size are replaced by new ones with the same content. What is foreign among the pins is
+    /// removed. Nothing is touched before all programs have passed the verifier. If other programs are attached
+    /// that work with other maps, ours are pinned when they [have taken over](Self::take_over).
     pub fn open(pins: Pins, sizes: &Sizes) -> Result<Self> {
         Self::open_object(pins, sizes, object::bytes()?)
     }
@@ -150,38 +291,52 @@ impl Datapath {
     /// The same with another object than the embedded one: an older or newer version, or one that a test has
     /// broken.
     pub fn open_object(pins: Pins, sizes: &Sizes, object: &[u8]) -> Result<Self> {
-        pins.create()?;
-        let specs = sizes.specs();
-        let found = specs.iter().filter(|spec| pins.map(spec.name).exists()).count();
-        let opened = match specs.iter().find_map(|spec| spec.mismatch(&pins)) {
-            Some(reason) => {
-                for path in entries(&pins.dir().join("maps"))? {
-                    remove_file(&path)?;
-                }
-                Opened::Rebuilt(reason)
+        let refused = pins.create()?;
+        let found = Found::look(&pins, sizes, refused)?;
+        let next = pins.next();
+        remove_any(&next)?;
+        let fail = |source| Error::Pin { operation: "create", path: next.clone(), source };
+        fs::DirBuilder::new().mode(0o700).create(&next).map_err(fail)?;
+        let loaded = load_all(&pins, &found, object).and_then(|programs| {
+            found.fill(&pins)?;
+            Ok(programs)
+        });
+        let programs = match loaded {
+            Ok(programs) => programs,
+            Err(error) => {
+                // What was there works on, and is all that is there.
+                let _ = remove_any(&next);
+                return Err(error);
             }
-            None if found == specs.len() => Opened::Adopted,
-            None => Opened::Fresh,
         };
-        let mut loader = EbpfLoader::new();
-        for spec in &specs {
-            loader.map_max_entries(spec.name, spec.max_entries).map_pin_path(spec.name, pins.map(spec.name));
+        if found.adopted.is_empty() && found.resized.is_empty() {
+            // Not one by one: a daemon that is killed here must not leave a mixture that looks whole.
+            for path in entries(&pins.dir().join("maps"))? {
+                remove_any(&path)?;
+            }
         }
-        let mut ebpf = loader.load(object).map_err(|source| Error::Load { source: Box::new(source) })?;
-        let mut programs = BTreeMap::new();
-        let names = TcHook::ALL
-            .map(TcHook::name)
-            .into_iter()
-            .chain(SocketHook::ALL.map(SocketHook::name))
-            .chain(XdpMode::ALL.map(XdpMode::name));
-        for name in names {
-            let program = ebpf.program_mut(name).ok_or(Error::NoProgram { name })?;
-            let fd = load(program).map_err(|source| Error::Program { name, source: Box::new(source) })?;
-            pin_program(&pins, name, fd.as_fd())?;
-            programs.insert(name, fd);
+        for path in entries(&next)? {
+            let Some(name) = path.file_name() else { continue };
+            let to = pins.dir().join("maps").join(name);
+            if fs::symlink_metadata(&to).is_ok_and(|meta| !meta.is_file()) {
+                remove_any(&to)?;
+            }
+            fs::rename(&path, &to).map_err(|source| Error::Pin { operation: "pin", path: to, source })?;
         }
+        remove_any(&next)?;
+        describe::publish(&pins)?;
         let maps = Maps::open(&pins)?;
-        Ok(Self { pins, maps, opened, programs })
+        let sizes = sizes.held_by(&found.specs);
+        let datapath = Self { pins, maps, opened: found.opened(), sizes, programs };
+        if !datapath.is_succession()? {
+            datapath.pin_programs()?;
+        }
+        Ok(datapath)
+    }
+
+    /// Where the CNI plugin finds them.
+    pub(crate) fn pin_programs(&self) -> Result<()> {
+        self.programs.iter().try_for_each(|(name, fd)| pin_program(&self.pins, name, fd.as_fd()))
     }
 
     fn program(&self, name: &'static str) -> Result<BorrowedFd<'_>> {
@@ -201,6 +356,37 @@ impl Datapath {
     }
 }
 
+impl Found {
+    /// Gives new maps what those of another size hold.
+    fn fill(&self, pins: &Pins) -> Result<()> {
+        for (name, content) in &self.resized {
+            let path = pins.next().join(name);
+            let fail = |source| Error::Pin { operation: "fill map", path: path.clone(), source };
+            RawMap::new(sys::get(&path).map_err(fail)?).and_then(|map| map.put(content)).map_err(fail)?;
+        }
+        Ok(())
+    }
+}
+
+/// Loads all programs over the maps that were adopted and new ones, which wait in a directory of their own.
+fn load_all(pins: &Pins, found: &Found, object: &[u8]) -> Result<BTreeMap<&'static str, OwnedFd>> {
+    let mut loader = EbpfLoader::new();
+    for spec in &found.specs {
+        let adopted = found.adopted.contains(&spec.name);
+        let path = if adopted { pins.map(spec.name) } else { pins.next().join(spec.name) };
+        loader.map_max_entries(spec.name, spec.max_entries).map_pin_path(spec.name, path);
+    }
+    let mut ebpf = loader.load(object).map_err(|source| Error::Load { source: Box::new(source) })?;
+    let sockets = SocketHook::ALL.map(SocketHook::name);
+    let names = TcHook::ALL.map(TcHook::name).into_iter().chain(sockets).chain(XdpMode::ALL.map(XdpMode::name));
+    let load = |name| {
+        let program = ebpf.program_mut(name).ok_or(Error::NoProgram { name })?;
+        let fd = load(program).map_err(|source| Error::Program { name, source: Box::new(source) })?;
+        Ok((name, fd))
+    };
+    names.map(load).collect()
+}
+
 fn load(program: &mut Program) -> Result<OwnedFd, ProgramError> {
     match program {
         Program::SchedClassifier(program) => program.load()?,
@@ -215,7 +401,10 @@ fn load(program: &mut Program) -> Result<OwnedFd, ProgramError> {
 fn pin_program(pins: &Pins, name: &'static str, fd: BorrowedFd<'_>) -> Result<()> {
     let path = pins.program(name);
     let new = pins.program(&format!("new:{name}"));
-    remove_file(&new)?;
+    remove_any(&new)?;
+    if fs::symlink_metadata(&path).is_ok_and(|meta| !meta.is_file()) {
+        remove_any(&path)?;
+    }
     sys::pin(fd, &new).map_err(|source| Error::Pin { operation: "pin", path: new.clone(), source })?;
     fs::rename(&new, &path).map_err(|source| Error::Pin { operation: "pin", path, source })
 }

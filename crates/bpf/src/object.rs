@@ -8,6 +8,11 @@ pub fn is_embedded() -> bool {
     !OBJECT.is_empty()
 }
 
+/// The object, for tests that change something in it.
+pub fn object() -> crate::Result<&'static [u8]> {
+    bytes()
+}
+
 pub(crate) fn bytes() -> crate::Result<&'static [u8]> {
     if is_embedded() { Ok(OBJECT) } else { Err(crate::Error::NotEmbedded) }
 }

@@ -2,24 +2,43 @@
 
 use std::fs::{self, Permissions};
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use heddle_ebpf_common::LAYOUT_VERSION;
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
-use crate::{Error, Result};
+use crate::raw::{self, Kind};
+use crate::{Error, Result, sys};
 
 /// The paths under `<bpf root>/heddle/v<LAYOUT_VERSION>/`.
 #[derive(Clone, Debug)]
 pub struct Pins {
     bpf_root: PathBuf,
+    layout: u32,
 }
 
 impl Pins {
     /// `bpf_root`: a mounted BPF file system, `/sys/fs/bpf` unless configured otherwise.
     pub fn new(bpf_root: &Path) -> Self {
-        Self { bpf_root: bpf_root.to_owned() }
+        Self { bpf_root: bpf_root.to_owned(), layout: LAYOUT_VERSION }
+    }
+
+    /// The version of the layout whose pins these are.
+    pub const fn layout(&self) -> u32 {
+        self.layout
+    }
+
+    /// The pins of other layouts that are there, in directories that only root can write to.
+    pub fn others(&self) -> Result<Vec<Self>> {
+        let layouts = entries(&self.ours())?.into_iter().filter_map(|path| {
+            let layout = path.file_name()?.to_str()?.strip_prefix('v')?.parse().ok()?;
+            let meta = fs::symlink_metadata(&path).ok()?;
+            (layout != self.layout && is_private(&meta))
+                .then(|| Self { bpf_root: self.bpf_root.clone(), layout })
+        });
+        Ok(layouts.collect())
     }
 
     fn ours(&self) -> PathBuf {
@@ -27,11 +46,21 @@ impl Pins {
     }
 
     pub fn dir(&self) -> PathBuf {
-        self.ours().join(format!("v{LAYOUT_VERSION}"))
+        self.ours().join(format!("v{}", self.layout))
     }
 
     pub fn map(&self, name: &str) -> PathBuf {
         self.dir().join("maps").join(name)
+    }
+
+    /// Where new maps wait until all of them are filled and the programs over them are loaded.
+    pub(crate) fn next(&self) -> PathBuf {
+        self.dir().join("next")
+    }
+
+    /// The description of the layout (`describe`).
+    pub(crate) fn description(&self) -> PathBuf {
+        self.dir().join("layout")
     }
 
     pub fn program(&self, name: &str) -> PathBuf {
@@ -53,7 +82,7 @@ impl Pins {
     pub fn exist(&self) -> Result<bool> {
         for dir in [self.ours(), self.dir()] {
             match fs::symlink_metadata(&dir) {
-                Ok(meta) if is_ours(&meta) && meta.mode() & 0o022 == 0 => {}
+                Ok(meta) if is_private(&meta) => {}
                 Ok(_) => return Ok(false),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
                 Err(source) => return Err(Error::Pin { operation: "look at", path: dir, source }),
@@ -62,9 +91,11 @@ impl Pins {
         Ok(true)
     }
 
-    /// Makes the directories (0700). One that is there and not root's is removed with all that is in it: a BPF
-    /// file system is often writable for everybody.
-    pub fn create(&self) -> Result<()> {
+    /// Makes the directories (0700). A BPF file system is often writable for everybody: what stands in the place of
+    /// a directory and is none of root's is removed with all that is in it; from one of root's that others could
+    /// write to that right is taken, and the maps and programs in it are removed, as they may be anybody's. Returns
+    /// what was not as it must be.
+    pub fn create(&self) -> Result<Vec<String>> {
         let stat = statfs(&self.bpf_root).map_err(|errno| Error::Pin {
             operation: "look at",
             path: self.bpf_root.clone(),
@@ -73,21 +104,37 @@ impl Pins {
         if stat.filesystem_type() != BPF_FS_MAGIC {
             return Err(Error::NotBpffs { path: self.bpf_root.clone() });
         }
-        for dir in [self.ours(), self.dir(), self.dir().join("maps"), self.dir().join("progs"), self.links()]
-        {
+        let mut refused = Vec::new();
+        let (maps, programs) = (self.dir().join("maps"), self.dir().join("progs"));
+        // One that was open to others makes doubtful what is below it.
+        let mut open = false;
+        for dir in [self.ours(), self.dir(), maps, programs, self.links()] {
             let fail = |operation, source| Error::Pin { operation, path: dir.clone(), source };
-            if let Ok(meta) = fs::symlink_metadata(&dir) {
-                if is_ours(&meta) {
+            match fs::symlink_metadata(&dir) {
+                Ok(meta) if is_ours(&meta) => {
+                    if !is_private(&meta) {
+                        refused.push(format!("{} could be written to by others", dir.display()));
+                        open = true;
+                    }
                     fs::set_permissions(&dir, Permissions::from_mode(0o700))
                         .map_err(|source| fail("take from others the right to write to", source))?;
+                    if open && dir.parent() == Some(&self.dir()) && dir != self.links() {
+                        for path in entries(&dir)? {
+                            remove_any(&path)?;
+                        }
+                    }
                     continue;
                 }
-                let removed = if meta.is_dir() { fs::remove_dir_all(&dir) } else { fs::remove_file(&dir) };
-                removed.map_err(|source| fail("remove what is not root's:", source))?;
+                Ok(meta) => {
+                    let what = if meta.is_dir() { "is not root's" } else { "is no directory" };
+                    refused.push(format!("{} {what}", dir.display()));
+                    remove_any(&dir)?;
+                }
+                Err(_) => {}
             }
             fs::DirBuilder::new().mode(0o700).create(&dir).map_err(|source| fail("create", source))?;
         }
-        Ok(())
+        Ok(refused)
     }
 
     /// Removes everything, links first: with the last pin of an object the object goes. What is not there is
@@ -95,11 +142,10 @@ impl Pins {
     pub fn remove(&self) -> Result<()> {
         for dir in [self.links(), self.dir().join("progs"), self.dir().join("maps")] {
             for path in entries(&dir)? {
-                remove_file(&path)?;
+                remove_any(&path)?;
             }
-            remove_dir(&dir)?;
         }
-        remove_dir(&self.dir())?;
+        remove_any(&self.dir())?;
         // Another layout's directory may be beside ours.
         match fs::remove_dir(self.ours()) {
             Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
@@ -108,6 +154,11 @@ impl Pins {
             Ok(()) => Ok(()),
         }
     }
+}
+
+/// One that nobody else can write to.
+fn is_private(meta: &fs::Metadata) -> bool {
+    is_ours(meta) && meta.mode() & 0o022 == 0
 }
 
 /// A directory of root's.
@@ -140,10 +191,50 @@ pub(crate) fn remove_file(path: &Path) -> Result<bool> {
     }
 }
 
-fn remove_dir(path: &Path) -> Result<()> {
-    match fs::remove_dir(path) {
-        Ok(()) => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(source) => Err(Error::Pin { operation: "remove", path: path.to_owned(), source }),
+/// Removes whatever stands there.
+pub(crate) fn remove_any(path: &Path) -> Result<()> {
+    let removed = match fs::symlink_metadata(path) {
+        Ok(meta) if meta.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+        Err(error) => Err(error),
+    };
+    match removed {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(Error::Pin { operation: "remove", path: path.to_owned(), source: error })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What is pinned at `path`, if it is ours: a file (no link to one) of root's, which nobody else may open, and the
+/// `wanted` kind of object. `Ok(None)`: nothing is there.
+///
+/// # Errors
+/// What is wrong with it.
+pub(crate) fn inspect(path: &Path, wanted: Kind) -> Result<Option<OwnedFd>, String> {
+    let meta = match fs::symlink_metadata(path) {
+        Ok(meta) => meta,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error.to_string()),
+    };
+    if !meta.is_file() {
+        return Err(format!("is a {}", if meta.is_dir() { "directory" } else { "link to something else" }));
+    }
+    if meta.uid() != 0 {
+        return Err(format!("belongs to user {}", meta.uid()));
+    }
+    if meta.mode() & 0o077 != 0 {
+        return Err(format!("is open to others (mode {:03o})", meta.mode() & 0o777));
+    }
+    let fd = match sys::get(path) {
+        Ok(fd) => fd,
+        // Removed in this very moment.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error.to_string()),
+    };
+    match raw::kind(fd.as_fd()) {
+        Ok(kind) if kind == wanted => Ok(Some(fd)),
+        Ok(kind) => Err(format!("is a {kind}, no {wanted}")),
+        Err(error) => Err(error.to_string()),
     }
 }

@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
 
+use crate::raw::Kind;
 use crate::{Error, Pins, Result, TcHook, pins, sys};
 
 const HOOKS: [TcHook; 2] = [TcHook::PodOut, TcHook::Pod];
@@ -19,11 +20,8 @@ pub fn attach_pod(bpf_root: &Path, ifname: &str, ifindex: u32) -> Result<bool> {
     }
     for hook in HOOKS {
         let path = pins.program(hook.name());
-        let program = match sys::get(&path) {
-            Ok(program) => program,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-            Err(source) => return Err(Error::Pin { operation: "open", path, source }),
-        };
+        // What is none of ours is as good as nothing.
+        let Ok(Some(program)) = pins::inspect(&path, Kind::Program) else { return Ok(false) };
         let link = match sys::link_create(program.as_fd(), ifindex, hook.attach_type(), 0) {
             Ok(link) => link,
             // A proxyd that runs has seen the interface first.
@@ -35,7 +33,7 @@ pub fn attach_pod(bpf_root: &Path, ifname: &str, ifindex: u32) -> Result<bool> {
         };
         let path = pins.link(hook.name(), ifname);
         // Of an interface of this name that is gone.
-        pins::remove_file(&path)?;
+        pins::remove_any(&path)?;
         sys::pin(link.as_fd(), &path).map_err(|source| Error::Pin { operation: "pin", path, source })?;
     }
     Ok(true)

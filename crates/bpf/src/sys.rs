@@ -24,22 +24,22 @@ const BPF_LINK_UPDATE: u32 = 29;
 
 /// `union bpf_attr`, as words of 64 bits; what is not set is zero, as the kernel demands.
 #[repr(C, align(8))]
-struct Attr([u64; 16]);
+pub(crate) struct Attr(pub(crate) [u64; 16]);
 
-fn low_high(low: u32, high: u32) -> u64 {
+pub(crate) fn low_high(low: u32, high: u32) -> u64 {
     u64::from(low) | u64::from(high) << 32
 }
 
-fn raw(fd: BorrowedFd<'_>) -> u32 {
+pub(crate) fn raw(fd: BorrowedFd<'_>) -> u32 {
     fd.as_raw_fd().cast_unsigned()
 }
 
-fn address<T: ?Sized>(pointer: *const T) -> u64 {
+pub(crate) fn address<T: ?Sized>(pointer: *const T) -> u64 {
     pointer.cast::<u8>().addr() as u64
 }
 
 /// SAFETY: the addresses in `attr` must be valid for what `command` does with them.
-unsafe fn bpf(command: u32, attr: &mut Attr) -> io::Result<i64> {
+pub(crate) unsafe fn bpf(command: u32, attr: &mut Attr) -> io::Result<i64> {
     loop {
         // SAFETY: the caller's promise; the size is that of `attr`.
         let result = unsafe { libc::syscall(libc::SYS_bpf, command, attr as *mut Attr, size_of::<Attr>()) };
@@ -53,7 +53,7 @@ unsafe fn bpf(command: u32, attr: &mut Attr) -> io::Result<i64> {
     }
 }
 
-fn owned(fd: i64) -> OwnedFd {
+pub(crate) fn owned(fd: i64) -> OwnedFd {
     // SAFETY: the kernel has just given it to us.
     unsafe { OwnedFd::from_raw_fd(fd as i32) }
 }
@@ -112,13 +112,15 @@ pub struct LinkInfo {
     pub ifindex: u32,
     /// cgroup: its id, 0 if it is gone.
     pub cgroup: u64,
+    /// `enum bpf_attach_type`: which hook of it.
+    pub attach_type: u32,
 }
 
 pub const LINK_CGROUP: u32 = 3;
 pub const LINK_XDP: u32 = 6;
 pub const LINK_TCX: u32 = 11;
 
-fn info<const N: usize>(fd: BorrowedFd<'_>) -> io::Result<[u32; N]> {
+pub(crate) fn info<const N: usize>(fd: BorrowedFd<'_>) -> io::Result<[u32; N]> {
     let mut info = [0u32; N];
     let mut attr = Attr([0; 16]);
     attr.0[0] = low_high(raw(fd), (N * 4) as u32);
@@ -136,6 +138,12 @@ pub fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
         program_id: words[2],
         ifindex: if matches!(words[0], LINK_TCX | LINK_XDP) { words[4] } else { 0 },
         cgroup: if words[0] == LINK_CGROUP { low_high(words[4], words[5]) } else { 0 },
+        attach_type: match words[0] {
+            LINK_TCX => words[5],
+            LINK_CGROUP => words[6],
+            LINK_XDP => crate::program::XDP_ATTACH,
+            _ => 0,
+        },
     })
 }
 

@@ -2,52 +2,15 @@
 //! file system of its own.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
-use std::os::unix::fs::{PermissionsExt, chown};
-use std::path::{Path, PathBuf};
-use std::thread;
+mod alone;
 
-use heddle_bpf::{Attached, Datapath, Opened, Pins, Sizes, SocketHook, TcHook, attach_pod, detach_pod, sys};
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, chown, symlink};
+use std::path::Path;
+
+use alone::{LO, SMALL, alone};
+use heddle_bpf::{Attached, Datapath, Opened, Pins, SocketHook, TcHook, attach_pod, detach_pod, sys};
 use heddle_ebpf_common::{Frontend, FrontendKey};
-use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
-
-const SMALL: Sizes = Sizes {
-    frontends: 64,
-    ring: 64,
-    backends: 64,
-    nodes: 64,
-    addrs: 64,
-    choices: 64,
-    ct_new: 64,
-    ct: 64,
-    affinity: 64,
-    sources: 64,
-    sockets: 64,
-};
-
-/// Runs `test` with a fresh network namespace and a BPF file system, both of which go with their thread.
-fn alone(test: impl FnOnce(&Path) + Send + 'static) {
-    if !heddle_bpf::is_embedded() {
-        panic!("built without the eBPF object; run `cargo xtask build-ebpf` first");
-    }
-    let result = thread::spawn(|| {
-        unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).unwrap();
-        mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).unwrap();
-        let dir = tempfile::tempdir().unwrap();
-        let root: PathBuf = dir.path().join("bpf");
-        std::fs::create_dir(&root).unwrap();
-        mount(Some("bpf"), &root, Some("bpf"), MsFlags::empty(), None::<&str>).unwrap();
-        test(&root);
-        nix::mount::umount(&root).unwrap();
-    })
-    .join();
-    if let Err(panic) = result {
-        std::panic::resume_unwind(panic);
-    }
-}
-
-/// Interface index of `lo` in a fresh namespace.
-const LO: u32 = 1;
 
 #[test]
 fn maps_survive_a_restart_and_links_are_swapped_in_place() {
@@ -88,41 +51,118 @@ fn maps_survive_a_restart_and_links_are_swapped_in_place() {
     });
 }
 
+/// Something is made foreign, in each way that there is; nothing of it is used, and what comes of it is as good as new.
 #[test]
-fn maps_of_another_size_are_not_used() {
+fn fault_107_s16_what_others_have_planted_is_not_used() {
     alone(|root| {
-        drop(Datapath::open(Pins::new(root), &SMALL).unwrap());
-        let other = Datapath::open(Pins::new(root), &Sizes { frontends: 128, ..SMALL }).unwrap();
-        assert!(
-            matches!(&other.opened, Opened::Rebuilt(reason) if reason.contains("frontends")),
-            "{:?}",
-            other.opened
-        );
+        let dir = root.join("heddle");
+        let pins = Pins::new(root);
+        let mode = |dir: &Path| fs::metadata(dir).unwrap().permissions().mode() & 0o7777;
+        let open = || Datapath::open(Pins::new(root), &SMALL).unwrap();
+        let rebuilt = |words: &str| {
+            let datapath = open();
+            let why = match &datapath.opened {
+                Opened::Rebuilt(why) => why.clone(),
+                other => panic!("{words}: {other:?}"),
+            };
+            assert!(why.contains(words), "{why}");
+            assert!(attach_pod(root, "lo", LO).unwrap());
+            detach_pod(root, "lo").unwrap();
+        };
+        // Root's, but open to all, and somebody was there.
+        fs::create_dir(&dir).unwrap();
+        fs::set_permissions(&dir, PermissionsExt::from_mode(0o777)).unwrap();
+        assert!(!attach_pod(root, "lo", LO).unwrap());
+        rebuilt("could be written to by others");
+        assert_eq!(mode(&dir), 0o700);
+        fs::set_permissions(pins.dir().join("maps"), PermissionsExt::from_mode(0o722)).unwrap();
+        rebuilt("could be written to by others");
+
+        // Of a map: the owner, the mode, what it is.
+        chown(pins.map("nodes"), Some(1000), None).unwrap();
+        rebuilt("map nodes belongs to user 1000");
+        fs::set_permissions(pins.map("ct"), PermissionsExt::from_mode(0o606)).unwrap();
+        rebuilt("map ct is open to others (mode 606)");
+        fs::remove_file(pins.map("ring")).unwrap();
+        fs::create_dir(pins.map("ring")).unwrap();
+        rebuilt("map ring is a directory");
+        fs::rename(pins.map("sock_udp"), root.join("elsewhere")).unwrap();
+        symlink(root.join("elsewhere"), pins.map("sock_udp")).unwrap();
+        rebuilt("map sock_udp is a link");
+        fs::remove_file(root.join("elsewhere")).unwrap();
+        sys::pin(open().tc_program(TcHook::Pod).unwrap(), &root.join("program")).unwrap();
+        fs::rename(root.join("program"), pins.map("addrs")).unwrap();
+        rebuilt("map addrs is a program, no map");
+        // Two of ours of one shape, exchanged; one of another shape.
+        fs::rename(pins.map("ct"), root.join("other")).unwrap();
+        fs::rename(pins.map("ct_new"), pins.map("ct")).unwrap();
+        fs::rename(root.join("other"), pins.map("ct_new")).unwrap();
+        rebuilt("map ct_new has (type, key, value)");
+        fs::rename(pins.map("services"), root.join("other")).unwrap();
+        fs::rename(pins.map("node_names"), pins.map("services")).unwrap();
+        fs::rename(root.join("other"), pins.map("node_names")).unwrap();
+        rebuilt("map services is called node_names");
+        // A part is missing.
+        fs::remove_file(pins.map("choices")).unwrap();
+        rebuilt("map choices is missing");
+
+        // The directory is somebody else's, or none.
+        chown(&dir, Some(1000), None).unwrap();
+        assert!(!attach_pod(root, "lo", LO).unwrap(), "without proxyd ADD succeeds");
+        rebuilt("is not root's");
+        fs::remove_dir_all(&dir).unwrap();
+        symlink("/tmp", &dir).unwrap();
+        assert!(!attach_pod(root, "lo", LO).unwrap());
+        rebuilt("is no directory");
+        assert_eq!(mode(&dir), 0o700);
+        assert_eq!(open().opened, Opened::Adopted, "it is as it must be");
+        pins.remove().unwrap();
+        assert!(!dir.exists(), "nothing is left");
     });
 }
 
+/// Another's program under the name of ours is not attached, another's link not swapped.
 #[test]
-fn what_others_have_planted_is_not_used() {
+fn fault_107_s16_a_foreign_program_is_not_attached() {
     alone(|root| {
-        let dir = root.join("heddle");
-        let mode = |dir: &Path| std::fs::metadata(dir).unwrap().permissions().mode() & 0o7777;
-        // Root's, but open to all: closed.
-        std::fs::create_dir(&dir).unwrap();
-        std::fs::set_permissions(&dir, PermissionsExt::from_mode(0o777)).unwrap();
+        let pins = Pins::new(root);
+        let datapath = Datapath::open(pins.clone(), &SMALL).unwrap();
+        let id = sys::program_id(datapath.tc_program(TcHook::Pod).unwrap()).unwrap();
+        let attached = || {
+            let links = pins.pinned_links().unwrap();
+            links.iter().find(|link| link.program == "pod").map(|link| link.info.program_id)
+        };
+        chown(pins.program("pod"), Some(1000), None).unwrap();
+        assert!(!attach_pod(root, "lo", LO).unwrap(), "as if no proxyd were there");
+        fs::remove_file(pins.program("pod")).unwrap();
+        fs::hard_link(pins.map("ct"), pins.program("pod")).unwrap();
         assert!(!attach_pod(root, "lo", LO).unwrap());
-        drop(Datapath::open(Pins::new(root), &SMALL).unwrap());
-        assert_eq!(mode(&dir), 0o700);
-        // A map of somebody else's: replaced, and all with it.
-        let map = Pins::new(root).map("nodes");
-        chown(&map, Some(1000), None).unwrap();
-        let again = Datapath::open(Pins::new(root), &SMALL).unwrap();
-        assert!(matches!(&again.opened, Opened::Rebuilt(reason) if reason.contains("user 1000")));
-        // The directory is somebody else's: removed.
-        chown(&dir, Some(1000), None).unwrap();
-        assert!(!attach_pod(root, "lo", LO).unwrap(), "without proxyd ADD succeeds");
-        let again = Datapath::open(Pins::new(root), &SMALL).unwrap();
-        assert_eq!((again.opened.clone(), mode(&dir)), (Opened::Fresh, 0o700));
+        assert_eq!(attached(), None);
+        // proxyd puts its own there.
+        let datapath = {
+            drop(datapath);
+            Datapath::open(pins.clone(), &SMALL).unwrap()
+        };
         assert!(attach_pod(root, "lo", LO).unwrap());
+        // A link that somebody else pinned; one of another hook of the same device; a map in the place of a link.
+        for plant in [
+            &|path: &Path| chown(path, Some(1000), None).unwrap(),
+            &|path: &Path| fs::rename(pins.link("pod_out", "lo"), path).unwrap(),
+            &|path: &Path| {
+                fs::remove_file(path).unwrap();
+                fs::hard_link(pins.map("ranges"), path).unwrap();
+            },
+        ] as [&dyn Fn(&Path); 3]
+        {
+            plant(&pins.link("pod", "lo"));
+            assert_eq!(datapath.attach_tcx(TcHook::Pod, "lo", LO).unwrap(), Attached::Created);
+            let now = sys::program_id(datapath.tc_program(TcHook::Pod).unwrap()).unwrap();
+            assert_ne!(now, id);
+            assert_eq!(attached(), Some(now));
+            let info =
+                pins.pinned_links().unwrap().into_iter().find(|link| link.program == "pod").unwrap().info;
+            assert_eq!((info.kind, info.ifindex), (sys::LINK_TCX, LO));
+        }
     });
 }
 

@@ -150,6 +150,7 @@ impl Ebpf {
         match &datapath.opened {
             heddle_bpf::Opened::Fresh => tracing::info!("new maps"),
             heddle_bpf::Opened::Adopted => tracing::info!("maps of an earlier run adopted"),
+            heddle_bpf::Opened::Resized(what) => tracing::info!(%what, "maps of an earlier run resized"),
             heddle_bpf::Opened::Rebuilt(why) => tracing::warn!(%why, "maps of an earlier run replaced"),
         }
         let maps = heddle_bpf::Maps::open(&datapath.pins).map_err(place::failure)?;

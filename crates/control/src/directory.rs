@@ -14,13 +14,13 @@ use std::path::Path;
 
 use nix::dir::Dir;
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat, openat2};
-use nix::sys::stat::{FileStat, Mode, SFlag, fstat, stat};
+use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat, openat2};
+use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat, stat};
 
 /// Largest file, in bytes. The nodes of a cluster of 5,000 as kubectl prints them fit twice.
 const LARGEST: u64 = 64 << 20;
 /// Most files.
-const MOST: usize = 10_000;
+const MOST: usize = 100_000;
 
 /// Changes whenever the file does, by whatever way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +49,15 @@ impl From<&FileStat> for Identity {
             changed: (stat.st_ctime, stat.st_ctime_nsec),
         }
     }
+}
+
+/// A file that was read.
+#[derive(Debug)]
+pub struct Found {
+    pub identity: Identity,
+    pub text: Vec<u8>,
+    /// It has another name as well, or this is a symbolic link: it may be written to without this name being told.
+    pub is_linked: bool,
 }
 
 /// An open directory.
@@ -89,7 +98,7 @@ impl Directory {
     }
 
     /// Reads a file, unless it is still the `known` one. `Ok(None)`: it is, or it is no file (a directory).
-    pub fn read(&self, name: &str, known: Option<Identity>) -> io::Result<Option<(Identity, Vec<u8>)>> {
+    pub fn read(&self, name: &str, known: Option<Identity>) -> io::Result<Option<Found>> {
         // O_PATH does not open what is there (a device would notice), and never waits.
         let Some(seen) = self.look(name, OFlag::O_PATH)? else { return Ok(None) };
         if known == Some(Identity::from(&seen.1)) {
@@ -105,8 +114,21 @@ impl Directory {
         File::from(fd).take(LARGEST + 1).read_to_end(&mut text)?;
         match text.len() as u64 > LARGEST {
             true => Err(too_large()),
-            false => Ok(Some((Identity::from(&stat), text))),
+            false => {
+                let is_linked = stat.st_nlink > 1 || self.is_link(name);
+                Ok(Some(Found { identity: Identity::from(&stat), text, is_linked }))
+            }
         }
+    }
+
+    /// Whether there is something of this name, be it a link that leads nowhere.
+    pub fn has(&self, name: &str) -> bool {
+        fstatat(&self.fd, name, AtFlags::AT_SYMLINK_NOFOLLOW).is_ok()
+    }
+
+    fn is_link(&self, name: &str) -> bool {
+        fstatat(&self.fd, name, AtFlags::AT_SYMLINK_NOFOLLOW)
+            .is_ok_and(|stat| SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFLNK)
     }
 
     fn look(&self, name: &str, flags: OFlag) -> io::Result<Option<(OwnedFd, FileStat)>> {

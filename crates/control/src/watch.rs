@@ -1,6 +1,6 @@
 //! What happens in the directory, from inotify. An event is never more than a reason to look.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
@@ -13,9 +13,12 @@ use tokio::io::unix::AsyncFd;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 /// Quiet time after an event before the directory is read: a writer of many files writes all.
-const QUIET: Duration = Duration::from_millis(20);
+pub const QUIET: Duration = Duration::from_millis(20);
 /// ... but not for ever.
 const LONGEST: Duration = Duration::from_millis(200);
+/// A file alone, and the first of many, is told of as soon as it is whole: so many times in so long. It may take two: a
+/// file is written under another name, and renamed.
+const PROMPT: (usize, Duration) = (4, Duration::from_millis(100));
 /// A file that was written to is read when it is closed, or when nothing was written for this long.
 const SETTLED: Duration = Duration::from_secs(2);
 
@@ -35,6 +38,10 @@ pub struct Watch {
     inotify: AsyncFd<Raw>,
     /// Files that somebody is writing, and when he last did.
     writing: BTreeMap<OsString, Instant>,
+    /// Files that came into being and were not closed since: what they are is not known yet.
+    open: BTreeSet<OsString>,
+    /// When changes were told last, as many as matter.
+    told: VecDeque<Instant>,
 }
 
 #[derive(Debug)]
@@ -66,7 +73,7 @@ impl Watch {
             reason = "its successor is unsafe; `Raw` owns its descriptor and never replaces it"
         )]
         let inotify = AsyncFd::new(Raw(inotify))?;
-        Ok(Self { inotify, writing: BTreeMap::new() })
+        Ok(Self { inotify, writing: BTreeMap::new(), open: BTreeSet::new(), told: VecDeque::new() })
     }
 
     /// Whether somebody is in the middle of writing this file.
@@ -84,7 +91,14 @@ impl Watch {
             () = sleep_until(settled.unwrap_or_else(Instant::now)), if settled.is_some() => {}
         }
         let limit = Instant::now() + LONGEST;
-        loop {
+        // Not much happened before, so this may be all there is.
+        let (times, within) = PROMPT;
+        let calm = self.told.len() < times || self.told.front().is_none_or(|told| told.elapsed() >= within);
+        let whole = |watch: &Self, changes: &Changes| {
+            let half = |name| watch.open.contains(name) || watch.writing.contains_key(name);
+            !changes.names.is_empty() && !changes.names.iter().any(half)
+        };
+        while !(calm && whole(self, &changes)) {
             let quiet = (Instant::now() + QUIET).min(limit);
             // An event that comes as the time runs out stays in the queue.
             match timeout_at(quiet, read(&self.inotify)).await {
@@ -97,6 +111,11 @@ impl Watch {
             .into_iter()
             .partition(|(_, last)| now.duration_since(*last) < SETTLED);
         self.writing = open;
+        self.open.clear();
+        self.told.push_back(now);
+        if self.told.len() > times {
+            self.told.pop_front();
+        }
         changes.names.extend(settled.into_keys());
         Ok(changes)
     }
@@ -112,8 +131,11 @@ impl Watch {
             let Some(name) = name else { continue };
             if mask.contains(AddWatchFlags::IN_MODIFY) {
                 self.writing.insert(name.clone(), Instant::now());
-            } else if !mask.intersects(AddWatchFlags::IN_CREATE | AddWatchFlags::IN_ATTRIB) {
+            } else if mask.contains(AddWatchFlags::IN_CREATE) {
+                self.open.insert(name.clone());
+            } else if !mask.contains(AddWatchFlags::IN_ATTRIB) {
                 self.writing.remove(&name);
+                self.open.remove(&name);
             }
             changes.names.insert(name);
         }

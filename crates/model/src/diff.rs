@@ -1,5 +1,6 @@
 //! From what a node does to what it must do: the difference of two tables as an ordered plan.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -120,26 +121,39 @@ pub fn diff(observed: &ServiceTable, desired: &ServiceTable) -> Plan {
         };
         plan.push(Step::SetLocal { name: desired.local.clone(), effect });
     }
-    for (name, node) in &desired.nodes {
-        if let Some(effect) = put(observed.nodes.get(name), node) {
-            plan.push(Step::PutNode { name: name.clone(), node: node.clone(), effect });
-        }
+    let (put, gone_nodes) = differ(&observed.nodes, &desired.nodes);
+    for (name, node, effect) in put {
+        plan.push(Step::PutNode { name: name.clone(), node: node.clone(), effect });
     }
-    for (at, frontend) in &desired.frontends {
-        if let Some(effect) = put(observed.frontends.get(at), frontend) {
-            plan.push(Step::PutFrontend { at: *at, frontend: frontend.clone(), effect });
-        }
+    // Most frontends are the very same: two `Arc`s are compared by their addresses first.
+    let (put, gone) = differ(&observed.frontends, &desired.frontends);
+    for (at, frontend, effect) in put {
+        plan.push(Step::PutFrontend { at: *at, frontend: Arc::clone(frontend), effect });
     }
-    let gone = observed.frontends.keys().filter(|at| !desired.frontends.contains_key(at));
-    plan.extend(gone.map(|at| Step::RemoveFrontend { at: *at }));
-    let gone = observed.nodes.keys().filter(|name| !desired.nodes.contains_key(name));
-    plan.extend(gone.map(|name| Step::RemoveNode { name: name.clone() }));
+    plan.extend(gone.into_iter().map(|at| Step::RemoveFrontend { at: *at }));
+    plan.extend(gone_nodes.into_iter().map(|name| Step::RemoveNode { name: name.clone() }));
     plan
 }
 
-fn put<T: PartialEq>(observed: Option<&T>, desired: &T) -> Option<Effect> {
-    match observed {
-        None => Some(Effect::Create),
-        Some(observed) => (observed != desired).then_some(Effect::Change),
+type Differences<'a, K, V> = (Vec<(&'a K, &'a V, Effect)>, Vec<&'a K>);
+
+/// What is new or other, and what is gone; both maps are walked through once.
+fn differ<'a, K: Ord, V: PartialEq>(
+    observed: &'a BTreeMap<K, V>,
+    desired: &'a BTreeMap<K, V>,
+) -> Differences<'a, K, V> {
+    let (mut put, mut gone) = (Vec::new(), Vec::new());
+    let mut old = observed.iter().peekable();
+    for (key, value) in desired {
+        while let Some((before, _)) = old.next_if(|(before, _)| *before < key) {
+            gone.push(before);
+        }
+        match old.next_if(|(same, _)| *same == key) {
+            None => put.push((key, value, Effect::Create)),
+            Some((_, before)) if before != value => put.push((key, value, Effect::Change)),
+            Some(_) => {}
+        }
     }
+    gone.extend(old.map(|(key, _)| key));
+    (put, gone)
 }

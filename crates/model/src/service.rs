@@ -90,6 +90,8 @@ pub struct ServiceNode {
     pub down: bool,
     /// Its addresses inside the overlay (one a family); the source of `snat` there.
     pub overlay: BTreeSet<IpAddr>,
+    /// Where VXLAN packets for it are sent. `None`: not known.
+    pub underlay: Option<IpAddr>,
     /// The Ethernet address of its VXLAN device. `None`: no overlay there, `tunnel` is impossible.
     pub mac: Option<Mac>,
     /// Its pod ranges. What comes out of its tunnel has its source there; and not with another node.

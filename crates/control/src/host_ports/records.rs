@@ -97,7 +97,7 @@ impl Records {
             let again = changes.all || changes.names.contains(OsStr::new(&name));
             match directory.read(&name, file.identity.filter(|_| !again)) {
                 Ok(None) => {}
-                Ok(Some((identity, bytes))) => *file = File::new(identity, &bytes),
+                Ok(Some(found)) => *file = File::new(found.identity, &found.text),
                 // Gone since it was listed.
                 Err(error) if error.kind() == ErrorKind::NotFound => drop(self.files.remove(&name)),
                 Err(error) => {

@@ -9,8 +9,9 @@ use std::sync::Arc;
 
 use heddle_model::{Object as About, Problem, Slice, What};
 
-use crate::directory::{Directory, Identity};
-use crate::kubernetes::{self, Key, Object, Value};
+use super::objects::Objects;
+use crate::directory::{Directory, Found, Identity};
+use crate::kubernetes::{self, Object};
 use crate::tree::{self, At, Error};
 use crate::watch::Changes;
 
@@ -18,7 +19,14 @@ use crate::watch::Changes;
 #[derive(Debug)]
 pub struct Files {
     path: PathBuf,
-    files: BTreeMap<String, Manifest>,
+    files: BTreeMap<Arc<str>, Manifest>,
+    /// What they say together.
+    objects: Objects,
+    /// Names whose content may change without a word of it: links (what they lead to has another name), and what could
+    /// not be read.
+    linked: BTreeSet<Arc<str>>,
+    /// Files with a problem.
+    troubled: BTreeSet<Arc<str>>,
     /// Why the directory itself cannot be read.
     problem: Option<String>,
     /// Why it is not watched.
@@ -29,50 +37,100 @@ pub struct Files {
 struct Manifest {
     /// Of what was read last, good or bad.
     identity: Option<Identity>,
-    good: Option<Vec<Object>>,
+    is_good: bool,
     problem: Option<Error>,
 }
 
 impl Files {
     pub fn new(path: &Path) -> Self {
-        Self { path: path.to_owned(), files: BTreeMap::new(), problem: None, unwatched: None }
+        Self {
+            path: path.to_owned(),
+            files: BTreeMap::new(),
+            objects: Objects::default(),
+            linked: BTreeSet::new(),
+            troubled: BTreeSet::new(),
+            problem: None,
+            unwatched: None,
+        }
     }
 
-    /// Reads what changed. `busy` names files that are being written: they keep their state until later.
+    /// Reads what changed. `busy` names files that are being written: they keep their state until later. What was
+    /// heard of is read; everything is looked at if nothing was heard, or it may not be all.
     pub fn scan(&mut self, directory: &Directory, changes: &Changes, busy: impl Fn(&str) -> bool) {
-        let names = match directory.names(manifest_name) {
-            Ok(names) => names,
-            Err(error) => return self.unreadable(&error),
+        let everything = changes.all || changes.names.is_empty() || self.problem.is_some();
+        let names: BTreeSet<Arc<str>> = match everything {
+            true => match directory.names(manifest_name) {
+                Ok(names) => names.into_iter().map(Into::into).collect(),
+                Err(error) => return self.unreadable(&error),
+            },
+            false => {
+                let heard = changes.names.iter().filter_map(|name| manifest_name(name)).map(Into::into);
+                heard.chain(self.linked.iter().cloned()).collect()
+            }
         };
         self.problem = None;
-        self.files.retain(|name, _| names.contains(name));
+        if everything {
+            self.linked.retain(|name| names.contains(name));
+            let gone: Vec<Arc<str>> =
+                self.files.keys().filter(|name| !names.contains(*name)).cloned().collect();
+            gone.iter().for_each(|name| self.forget(name));
+        }
         for name in names {
-            if busy(&name) {
-                continue;
-            }
-            let file = self.files.entry(name.clone()).or_default();
-            let again = changes.all || changes.names.contains(OsStr::new(&name));
-            match directory.read(&name, file.identity.filter(|_| !again)) {
-                Ok(None) => {}
-                Ok(Some((identity, bytes))) => {
-                    file.identity = Some(identity);
-                    match parse(&name, &bytes) {
-                        Ok(objects) => {
-                            file.good = Some(objects);
-                            file.problem = None;
-                        }
-                        Err(error) => file.problem = Some(error),
-                    }
-                }
-                // Gone since it was listed, or a link to what is gone: as if it were not there.
-                Err(error) if error.kind() == ErrorKind::NotFound => drop(self.files.remove(&name)),
-                Err(error) => {
-                    file.identity = None;
-                    file.problem =
-                        Some(Error::new(At { line: 0, column: 0 }, format!("cannot read it: {error}")));
-                }
+            if !busy(&name) {
+                let again = changes.all || changes.names.contains(OsStr::new(&*name));
+                self.look(directory, name, again);
             }
         }
+    }
+
+    fn look(&mut self, directory: &Directory, name: Arc<str>, again: bool) {
+        let known = self.files.get(&name).and_then(|file| file.identity).filter(|_| !again);
+        let read = match directory.read(&name, known) {
+            Ok(None) if known.is_some() => return,
+            // A directory with such a name.
+            Ok(None) => return self.forget(&name),
+            Ok(Some(read)) => Ok(read),
+            // Gone since it was heard of, or a link to what is gone: as if it were not there.
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                self.forget(&name);
+                if directory.has(&name) {
+                    self.linked.insert(name);
+                }
+                return;
+            }
+            Err(error) => Err(error),
+        };
+        let file = self.files.entry(Arc::clone(&name)).or_default();
+        let mut linked = true;
+        match read {
+            Ok(Found { identity, text, is_linked }) => {
+                file.identity = Some(identity);
+                linked = is_linked;
+                match parse(&name, &text) {
+                    Ok(objects) => {
+                        file.is_good = true;
+                        file.problem = None;
+                        self.objects.replace(&name, objects);
+                    }
+                    Err(error) => file.problem = Some(error),
+                }
+            }
+            Err(error) => {
+                file.identity = None;
+                file.problem =
+                    Some(Error::new(At { line: 0, column: 0 }, format!("cannot read it: {error}")));
+            }
+        }
+        put(&mut self.troubled, &name, file.problem.is_some());
+        put(&mut self.linked, &name, linked);
+    }
+
+    fn forget(&mut self, name: &Arc<str>) {
+        if self.files.remove(name).is_some() {
+            self.objects.replace(name, Vec::new());
+        }
+        self.troubled.remove(name);
+        self.linked.remove(name);
     }
 
     /// The directory cannot be read; what its files said stands.
@@ -82,51 +140,18 @@ impl Files {
 
     /// Everything could be read at least once: what is absent is not there.
     pub fn is_complete(&self) -> bool {
-        self.problem.is_none()
-            && self.files.values().all(|file| file.good.is_some() || file.problem.is_none())
+        let mut troubled = self.troubled.iter().filter_map(|name| self.files.get(name));
+        self.problem.is_none() && troubled.all(|file| file.is_good)
     }
 
-    /// What the files say together. Of two that describe one object the first counts, by name and then by
-    /// line.
+    /// What the files say together.
     pub fn slice(&self) -> Slice {
-        let mut slice = Slice::default();
-        let mut owners: BTreeMap<&Key, String> = BTreeMap::new();
-        let mut mirrored = Vec::new();
-        for (name, file) in &self.files {
-            let path = self.path.join(name);
-            if let Some(error) = &file.problem {
-                slice
-                    .problems
-                    .insert(Problem::new(self.place(name, error.at), What::Said(error.message.clone())));
+        let mut slice = self.objects.slice(&self.path);
+        for name in &self.troubled {
+            if let Some(error) = self.files.get(name).and_then(|file| file.problem.as_ref()) {
+                let place = self.place(name, error.at);
+                slice.problems.insert(Problem::new(place, What::Said(error.message.clone())));
             }
-            for object in file.good.iter().flatten() {
-                let place = format!("{}:{}", path.display(), object.line);
-                if let Some(winner) = owners.get(&object.key) {
-                    let what = What::Duplicate { loser: object.key.to_string(), winner: winner.clone() };
-                    slice.problems.insert(Problem::new(About::Input(place), what));
-                    continue;
-                }
-                owners.insert(&object.key, place);
-                match &object.value {
-                    Value::Node(node) => {
-                        slice.nodes.insert(node.name.clone(), Arc::clone(node));
-                    }
-                    Value::Service(service) => {
-                        slice.services.insert(service.name.clone(), Arc::clone(service));
-                    }
-                    Value::Slice(list) => {
-                        slice.endpoints.insert(list.name.clone(), Arc::clone(list));
-                    }
-                    Value::Endpoints(parts) => mirrored.extend(parts),
-                    Value::NotOurs => {}
-                }
-            }
-        }
-        // Kubernetes keeps EndpointSlices that repeat every Endpoints object: where there are slices of a
-        // service, they are the truth and the whole of it.
-        let sliced: BTreeSet<_> = slice.endpoints.keys().map(|name| name.service.clone()).collect();
-        for list in mirrored.into_iter().filter(|list| !sliced.contains(&list.name.service)) {
-            slice.endpoints.insert(list.name.clone(), Arc::clone(list));
         }
         for problem in self.problem.iter().chain(&self.unwatched) {
             let place = About::Input(self.path.display().to_string());
@@ -141,6 +166,14 @@ impl Files {
             0 => path.display().to_string(),
             line => format!("{}:{line}:{}", path.display(), at.column),
         })
+    }
+}
+
+fn put(set: &mut BTreeSet<Arc<str>>, name: &Arc<str>, member: bool) {
+    if !member {
+        set.remove(name);
+    } else if !set.contains(name) {
+        set.insert(Arc::clone(name));
     }
 }
 

@@ -12,6 +12,7 @@
 //!   broken does not take that file's services down.
 
 mod files;
+mod objects;
 #[cfg(test)]
 mod tests;
 

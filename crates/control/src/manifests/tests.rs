@@ -351,3 +351,31 @@ async fn the_manifests_of_the_demo_are_read_without_a_complaint() {
         assert!(problems.is_empty() && !table.remotes.is_empty(), "{problems:?}");
     }
 }
+
+/// A file among many costs what a file costs: it is read as soon as it is whole, and alone.
+#[tokio::test]
+async fn a_change_is_told_at_once() {
+    let mut room = room(|dir| {
+        for n in 0..50 {
+            fs::write(dir.join(format!("{n}.yaml")), node(&format!("n{n}"))).unwrap();
+        }
+    });
+    let before = room.until("all", |snapshot| snapshot.synced && snapshot.nodes.len() == 50).await;
+    // The burst that made them is over.
+    tokio::time::sleep(Duration::from_millis(150)).await;
+    let mut fastest = Duration::MAX;
+    for attempt in 0..5 {
+        let began = std::time::Instant::now();
+        room.write(".new", &format!("{}spec: {{podCIDR: 10.0.{attempt}.0/24}}\n", node("n7")));
+        fs::rename(room.path.join(".new"), room.path.join("7.yaml")).unwrap();
+        let range = format!("10.0.{attempt}.0/24").parse().unwrap();
+        let name = heddle_model::NodeName("n7".into());
+        let now = room.until("the change", |snapshot| snapshot.nodes[&name].pod_ranges == [range]).await;
+        fastest = fastest.min(began.elapsed());
+        assert_eq!(heddle_model::shared_map::changed(&before.nodes, &now.nodes), [&name]);
+        let same = before.nodes.iter().filter(|(key, node)| Arc::ptr_eq(node, &now.nodes[key]));
+        assert_eq!(same.count(), 49);
+        tokio::time::sleep(Duration::from_millis(150)).await;
+    }
+    assert!(fastest < super::watch::QUIET, "it waits for silence: {fastest:?}");
+}

@@ -41,7 +41,8 @@ pub fn overlay(snapshot: &Snapshot, local: &NodeName, rules: &Rules) -> (Overlay
     (table, problems.into_iter().collect())
 }
 
-fn runs_over_v4(nodes: &Nodes) -> bool {
+/// The family of the outer packets.
+pub(super) fn runs_over_v4(nodes: &Nodes) -> bool {
     let with_pods = || {
         nodes.by_age.iter().filter_map(|name| nodes.accepted.get(name)).filter(|node| !node.ranges.is_empty())
     };

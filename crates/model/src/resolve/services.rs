@@ -15,6 +15,7 @@ use crate::subnet::hostile;
 
 use super::frontends::{Asked, asked};
 use super::holders::{Kind, named, refused};
+use super::overlay::runs_over_v4;
 use super::{Context, Holders, Nodes, Rules, lists};
 
 /// What node `local` must do for services.
@@ -238,11 +239,13 @@ fn node_table(
         let what = format!("{down} of {known} are not ready: none is taken for down");
         problems.insert(Problem::new(Object::Input("nodes".into()), What::Said(what)));
     }
+    let v4 = runs_over_v4(&Nodes::new(snapshot, rules));
     let table = nodes.accepted.iter().map(|(name, node)| {
         let table = ServiceNode {
             addresses: node.addresses.iter().copied().collect(),
             // `vxland` gives its device the first address of each range.
             overlay: node.ranges.iter().map(ipnetwork::IpNetwork::network).collect(),
+            underlay: node.address(v4),
             mac: (!node.ranges.is_empty()).then(|| vtep_mac(name, rules.vni)),
             ranges: node.ranges.clone(),
             node_ports: rules.node_ports(&node.addresses).collect(),

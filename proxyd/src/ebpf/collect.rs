@@ -218,12 +218,20 @@ pub(super) fn pass(maps: &mut Maps, shared: &Shared) -> Result<(), heddle_bpf::E
             let node = if backend.node == 0 { None } else { maps.nodes.get(&backend.node, 0).ok() };
             Some((backend, node.is_some_and(|node| node.state == NODE_DOWN)))
         };
-        let ended = over(&entries, now, backends);
+        let mut ended: BTreeMap<Tuple, Flow> = over(&entries, now, backends).into_iter().collect();
         let map = if is_new { &mut maps.ct_new } else { &mut maps.ct };
-        for (key, flow) in ended {
-            // It may have been seen since it was read, or be another flow by now.
-            if map.get(&key, 0).is_ok_and(|again| again == flow) && map.remove(&key).is_ok() {
-                shared.collected.fetch_add(1, Ordering::Relaxed);
+        while let Some((key, flow)) = ended.pop_first() {
+            let peer = flow.peer();
+            let other = ended.remove(&peer);
+            // Either may have been seen since it was read, or be another flow by now: then both stay.
+            let still = |key: &Tuple, flow: &Flow| map.get(key, 0).is_ok_and(|again| again == *flow);
+            if !still(&key, &flow) || other.is_some_and(|other| !still(&peer, &other)) {
+                continue;
+            }
+            for key in [Some(key), other.map(|_| peer)].into_iter().flatten() {
+                if map.remove(&key).is_ok() {
+                    shared.collected.fetch_add(1, Ordering::Relaxed);
+                }
             }
         }
     }
@@ -299,6 +307,18 @@ mod tests {
         assert_eq!(lives(udp, CT_ANSWERED, CT_ANSWERED, 1, 0), 0, "a free slot");
         assert_eq!(lives(tcp, CT_ANSWERED, CT_ANSWERED, 2, BACKEND_ACTIVE), 900);
         assert_eq!(lives(udp, CT_ANSWERED, CT_ANSWERED, 1, BACKEND_DRAINING), 180);
+    }
+
+    #[test]
+    fn fault_075_a_client_that_vanished_half_way_is_forgotten() {
+        assert_eq!(lives(6, 0, 0, 1, BACKEND_ACTIVE), 130, "a SYN alone");
+        assert_eq!(lives(6, CT_ANSWERED, CT_ANSWERED | CT_FIN, 1, BACKEND_ACTIVE), 900, "its FIN never came");
+    }
+
+    #[test]
+    fn fault_076_a_connection_that_is_silent_for_a_day_lives() {
+        assert!(lives(6, CT_ANSWERED, CT_ANSWERED, 1, BACKEND_ACTIVE) >= 24 * 3600);
+        assert!(lives(6, CT_ANSWERED, CT_ANSWERED, 1, BACKEND_DRAINING) >= 24 * 3600, "also while it drains");
     }
 
     #[test]

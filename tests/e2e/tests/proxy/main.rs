@@ -5,13 +5,16 @@
 
 mod bridged;
 mod churn;
+mod drains;
 mod everywhere;
 mod host_ports;
 mod large;
 mod life;
 mod limits;
+mod odd;
 mod order;
 mod ports;
+mod rolling;
 mod snat;
 mod stale;
 mod status;

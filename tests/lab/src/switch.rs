@@ -126,6 +126,15 @@ impl Switch {
         open.then_some(()).ok_or_else(|| Error::Timeout { what, waited, detail: indent(&seen) })
     }
 
+    /// Lets through one more address, which a node or client has by now.
+    ///
+    /// # Errors
+    /// nft's.
+    pub fn admit(&self, ip: std::net::IpAddr) -> Result<()> {
+        let family = if ip.is_ipv4() { 4 } else { 6 };
+        nft(&self.place, &format!("add element bridge lab hosts{family} {{ {ip} }}\n"))
+    }
+
     /// Pulls the cable of a port: the node sees its link go down.
     ///
     /// # Errors

@@ -7,8 +7,14 @@ use heddle_lab::{Load, Result};
 
 use crate::world::{SOLO, WEB, World, strict};
 
+/// How long it goes on: `HEDDLE_CHURN` seconds.
+fn duration() -> Duration {
+    let told = std::env::var("HEDDLE_CHURN").ok().and_then(|seconds| seconds.parse().ok());
+    Duration::from_secs(told.unwrap_or(8))
+}
+
 #[test]
-fn proxy_churn_misdelivers_nothing() -> Result<()> {
+fn fault_091_churn_misdelivers_nothing() -> Result<()> {
     let world = World::start(strict())?;
     // Their slots and extents are taken from one pool: what one gives up the other gets next.
     let web3 = world.cluster.backend(3, "web-3", WEB.target)?;
@@ -46,7 +52,7 @@ fn proxy_churn_misdelivers_nothing() -> Result<()> {
         load.wait_for(1, Duration::from_secs(20))?;
     }
     let before: Vec<_> = loads.iter().map(|load| load.report().misdelivered).collect();
-    let end = Instant::now() + Duration::from_secs(8);
+    let end = Instant::now() + duration();
     let mut rounds = 0;
     while Instant::now() < end {
         let (web, solo) = match rounds % 4 {

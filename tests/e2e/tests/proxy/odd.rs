@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use etherparse::PacketBuilder;
 use heddle_lab::manifests::node_yaml;
 use heddle_lab::traffic::{connect, datagram_socket};
-use heddle_lab::{Ask, Error, Place, Result, eventually, patient};
+use heddle_lab::{Ask, Cmd, Error, Place, Result, eventually, patient};
 use heddle_netlink::packet::Frames;
 use heddle_netlink::{MacAddr, Socket, link};
 
@@ -41,7 +41,7 @@ fn fault_072_ports_of_snat_run_out() -> Result<()> {
     for node in lab.nodes() {
         lab.manifests().node(node)?;
         // Those above it are for snat.
-        node.run("sysctl -qw net.ipv4.ip_local_port_range=\"1024 64510\"")?;
+        node.run(Cmd::new("sysctl").args(["-qw", "net.ipv4.ip_local_port_range=1024 64510"]))?;
     }
     let plan = heddle_lab::Plan::default().proxyd_arg("--remote").proxyd_arg("snat");
     let cluster = heddle_lab::Cluster::on(lab, plan)?;
@@ -260,6 +260,7 @@ fn fault_095_node_ports_follow_the_addresses_of_a_node() -> Result<()> {
         IpAddr::V6(_) => return Err(Error::Oracle("no IPv4 address".into())),
     };
     let extra = IpAddr::from([octets[0], octets[1], octets[2], more]);
+    world.cluster.switch().admit(extra)?;
     node.run(format!("ip addr add {extra}/24 dev eth0").as_str())?;
     let declared = node_yaml(node) + &format!("    - type: InternalIP\n      address: \"{extra}\"\n");
     world.cluster.manifests().put("node-n1.yaml", &declared)?;

@@ -108,3 +108,37 @@ fn proxy_all_nodes_choose_alike() -> Result<()> {
     }
     Ok(())
 }
+
+/// How many connections: `HEDDLE_CONNECTIONS=100000` is the whole.
+fn connections() -> usize {
+    std::env::var("HEDDLE_CONNECTIONS").ok().and_then(|count| count.parse().ok()).unwrap_or(3000)
+}
+
+/// Short connections over all nodes from a range of a hundred client ports: each port is used again and again, through
+/// another node each time, and meets at the backends what is left of its earlier connections.
+#[test]
+fn proxy_short_connections_from_a_hundred_ports() -> Result<()> {
+    const FIRST: u16 = 48000;
+    const THREADS: u16 = 4;
+    let world = World::start(strict())?;
+    let client = world.cluster.client();
+    let nodes = world.cluster.nodes();
+    let each = connections() / usize::from(THREADS);
+    std::thread::scope(|scope| -> Result<()> {
+        let work = |thread: u16| {
+            move || -> Result<()> {
+                for number in 0..each {
+                    let port = FIRST + thread * 25 + (number % 25) as u16;
+                    // Through each node in turn with the same port.
+                    let to = WEB.published(nodes[number / 25 % nodes.len()].ip(number % 2 == 0));
+                    let ask = Ask::new(to).from_port(port).limit(Duration::from_secs(5));
+                    let reply = ask.tcp(client)?;
+                    assert!(reply.server.starts_with("web-"), "{reply:?}");
+                }
+                Ok(())
+            }
+        };
+        let threads: Vec<_> = (0..THREADS).map(|thread| scope.spawn(work(thread))).collect();
+        threads.into_iter().try_for_each(|thread| thread.join().expect("no answer of a stranger"))
+    })
+}

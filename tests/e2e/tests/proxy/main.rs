@@ -7,6 +7,7 @@ mod bridged;
 mod churn;
 mod drains;
 mod everywhere;
+mod flips;
 mod floods;
 mod host_ports;
 mod large;

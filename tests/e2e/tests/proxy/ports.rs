@@ -68,6 +68,44 @@ fn proxy_one_client_port_through_all_nodes_at_once() -> Result<()> {
     Ok(())
 }
 
+/// One port of one client, through two services at once that have one backend between them: the same five-tuple there.
+#[test]
+fn proxy_one_client_port_through_two_services_at_once() -> Result<()> {
+    const PORT: u16 = 45100;
+    let world = World::start(strict())?;
+    world.publish(WEB, &[world.web1.endpoint()])?;
+    let client = world.cluster.client();
+    for (node, v4) in [(1, true), (3, true), (1, false), (3, false)] {
+        let node = world.cluster.node(node);
+        let targets = [SOLO, WEB].map(|named| named.published(node.ip(v4)));
+        let talk = || -> io::Result<()> {
+            let limit = Duration::from_secs(3);
+            let streams = [connect(targets[0], Some(PORT), limit)?, connect(targets[1], Some(PORT), limit)?];
+            let letters = datagram_socket(targets[0], Some(PORT), limit)?;
+            for round in 0..5 {
+                for (number, mut stream) in streams.iter().enumerate() {
+                    writeln!(stream, "round {round} stream {number}")?;
+                }
+                for (number, stream) in streams.iter().enumerate() {
+                    let mut line = String::new();
+                    BufReader::new(stream).read_line(&mut line)?;
+                    let end = format!(" round {round} stream {number}\n");
+                    assert!(line.starts_with("web-1 ") && line.ends_with(&end), "{line:?}");
+                }
+                for to in &targets {
+                    letters.send_to(b"hello", to)?;
+                    let (_, from) = letters.recv_from(&mut [0; 256])?;
+                    assert_eq!(from, *to, "the answer comes from where it was asked");
+                }
+            }
+            Ok(())
+        };
+        let heard = client.enter(talk)?;
+        heard.map_err(|e| Error::Oracle(format!("through {}, v4 {v4}: {e}", node.name())))?;
+    }
+    Ok(())
+}
+
 /// A port that is used again at once, over and over: the old connection is in TIME_WAIT or gone, the new
 /// one must not wait.
 #[test]

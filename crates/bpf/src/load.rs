@@ -70,7 +70,7 @@ struct Spec {
 }
 
 /// How many maps there are.
-const MAPS: usize = 20;
+const MAPS: usize = 21;
 
 impl Sizes {
     /// The same with what the maps hold that were kept.
@@ -106,6 +106,7 @@ impl Sizes {
             spec("frontends", Hash, size_of::<FrontendKey>(), size_of::<Frontend>(), self.frontends),
             spec("ring", Array, 4, size_of::<RingBlock>(), self.ring),
             spec("backends", Array, 4, size_of::<Backend>(), self.backends),
+            spec("conns", Array, 4, 8, self.backends),
             spec("nodes", Array, 4, size_of::<Node>(), self.nodes),
             spec("addrs", Hash, size_of::<Addr>(), size_of::<KnownAddr>(), self.addrs),
             spec("ports", Array, 4, 8, PORTS_LEN),
@@ -122,7 +123,7 @@ impl Sizes {
             spec("node_names", Hash, 4, size_of::<Name>(), self.nodes),
             spec("counters", PerCpuArray, 4, 8, Counter::COUNT),
             spec("config", Array, 4, size_of::<Config>(), 1),
-            spec("kinds", Array, 4, 4, 2),
+            spec("kinds", Array, 4, 4, 3),
         ]
     }
 }

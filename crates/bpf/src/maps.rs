@@ -35,6 +35,8 @@ typed_maps! {
     frontends: HashMap<FrontendKey, Frontend> as HashMap,
     ring: Array<RingBlock> as Array,
     backends: Array<Backend> as Array,
+    /// New flows and sockets that each backend (by slot) was given.
+    conns: Array<u64> as Array,
     nodes: Array<Node> as Array,
     addrs: HashMap<Addr, KnownAddr> as HashMap,
     /// Bits of ports, and at `PORTS_EXTERNAL` the number of external addresses.

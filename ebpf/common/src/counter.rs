@@ -18,6 +18,9 @@ pub enum Counter {
     RejectNoBackend,
     /// Packets of stale flows (their backend is gone) answered with RST or ICMP.
     RejectStale,
+    /// Packets to a port or of a protocol that a service's address does not have, answered with RST or ICMP; sockets
+    /// that asked for one.
+    RejectUndefined,
     /// ICMP "packet too big" / "fragmentation needed" sent.
     TooBig,
     /// Below here: packets dropped, by reason.
@@ -53,6 +56,7 @@ impl Counter {
         (Self::TunnelReceived, "tunnel_received"),
         (Self::RejectNoBackend, "reject_no_backend"),
         (Self::RejectStale, "reject_stale"),
+        (Self::RejectUndefined, "reject_undefined"),
         (Self::TooBig, "too_big"),
         (Self::DropCtFull, "drop_ct_full"),
         (Self::DropNoPort, "drop_no_port"),

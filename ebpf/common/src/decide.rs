@@ -21,8 +21,8 @@ const SECOND: u64 = 1_000_000_000;
 pub trait Tables: Copy {
     type Backend: Deref<Target = Backend>;
 
-    /// Copies the frontend under exactly this key. False: there is none.
-    fn frontend(self, key: &FrontendKey, copy: &mut Frontend) -> bool;
+    /// Copies the frontend under exactly this key.
+    fn frontend(self, key: &FrontendKey, copy: &mut Frontend) -> Copied;
     /// What is known of an address; all zero: nothing.
     fn addr(self, addr: &Addr) -> KnownAddr;
     /// The content of a slot of `ring`; 0 if there is no such slot.
@@ -42,6 +42,15 @@ pub trait Tables: Copy {
     fn search(self, search: &mut Search, count: u32) {
         let _ = (0..count).any(|i| search.step(self, i));
     }
+}
+
+/// What came of copying a frontend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Copied {
+    Absent,
+    Whole,
+    /// It was being written all the while.
+    Torn,
 }
 
 /// What an address and port are.
@@ -77,16 +86,16 @@ pub fn find<T: Tables>(
     let known = tables.addr(addr);
     let mut key = FrontendKey { addr: *addr, net: 0, port, proto, zero: 0 };
     if known.kind == 0 || known.is(ADDR_CLUSTER_IP | ADDR_EXTERNAL) {
-        if tables.frontend(&key, copy) {
-            return Found::Frontend;
-        }
-        if known.is(ADDR_CLUSTER_IP) {
-            return Found::Undefined;
+        match tables.frontend(&key, copy) {
+            Copied::Whole => return Found::Frontend,
+            Copied::Absent if known.is(ADDR_CLUSTER_IP) => return Found::Undefined,
+            Copied::Absent => {}
+            Copied::Torn => return Found::Nothing,
         }
     }
     if known.is(ADDR_NODE_PORTS) && (nodes == Nodes::All || known.node == NODE_SELF) {
         key.addr = any(addr);
-        if tables.frontend(&key, copy) {
+        if tables.frontend(&key, copy) == Copied::Whole {
             return Found::Frontend;
         }
     }
@@ -98,14 +107,14 @@ pub fn find<T: Tables>(
 #[inline(always)]
 pub fn find_loopback<T: Tables>(tables: T, addr: &Addr, port: u16, proto: u8, copy: &mut Frontend) -> bool {
     let mut key = FrontendKey { addr: *addr, net: NET_LOOPBACK, port, proto, zero: 0 };
-    if tables.frontend(&key, copy) {
+    if tables.frontend(&key, copy) == Copied::Whole {
         return true;
     }
     if addr.is_v4() && addr.as_v4() != u32::from_ne_bytes([127, 0, 0, 1]) {
         return false;
     }
     (key.net, key.addr) = (0, any(addr));
-    tables.frontend(&key, copy)
+    tables.frontend(&key, copy) == Copied::Whole
 }
 
 /// The address of the node ports of a family.

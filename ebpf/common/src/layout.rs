@@ -246,8 +246,7 @@ pub struct ChoiceKey {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct AffinityKey {
-    /// The client's address. For the socket hook, which knows none yet: the cookie of the client's network
-    /// namespace in the last two words of an address that no packet has (the first two are all ones).
+    /// The client's address. For the socket hook, which knows none yet: [`AffinityKey::namespace`].
     pub client: Addr,
     /// [`Frontend::service`].
     pub service: u32,
@@ -268,10 +267,11 @@ pub struct Affinity {
 }
 
 impl AffinityKey {
-    /// What stands for the client where only the cookie of its network namespace is known.
+    /// What stands for the client where only the cookie of its network namespace is known: an address that no
+    /// packet has, one for each family.
     #[inline(always)]
-    pub const fn namespace(cookie: u64) -> Addr {
-        Addr([u32::MAX, u32::MAX, cookie as u32, (cookie >> 32) as u32])
+    pub const fn namespace(cookie: u64, v4: bool) -> Addr {
+        Addr([u32::MAX, u32::MAX - v4 as u32, cookie as u32, (cookie >> 32) as u32])
     }
 }
 
@@ -411,6 +411,12 @@ pub const CT_TUNNEL: u32 = 1 << 4;
 pub const CT_ENTRY: u32 = 1 << 5;
 /// The backend is a process in the host network of this node.
 pub const CT_HOST: u32 = 1 << 6;
+/// The replies go from the backend's node to the client directly. With [`CT_ENTRY`]: this is the node that the client
+/// talks to, which never sees one. Else: this is the backend's node; the requests come through the tunnel.
+pub const CT_DSR: u32 = 1 << 7;
+/// The client is this node itself, by packets that no socket hook saw. `node` is not a node but the device that they
+/// were met on.
+pub const CT_OWN: u32 = 1 << 8;
 
 /// The source of a connection of a pod to itself through a service, where no socket hook translated it
 /// (the pod would take its own address for its own packet). It is seen in that pod only, and reversed at
@@ -556,6 +562,8 @@ pub fn choice_hash(addr: &Addr, port_be: u16, proto: u8) -> u32 {
 /// The first two bytes of the inner source MAC that marks a mesh packet; the other four are the
 /// [`choice_hash`]. Locally administered, unicast, and never the first byte of a VTEP's.
 pub const MESH_REQUEST: [u8; 2] = [0x0a, 0x48];
+/// The same for a request that the backend's node is to answer directly.
+pub const MESH_DSR: [u8; 2] = [0x06, 0x48];
 /// The same for a reply on its way back to the node that the client talked to.
 pub const MESH_REPLY: [u8; 2] = [0x0e, 0x48];
 /// The first byte of every VTEP's Ethernet address.

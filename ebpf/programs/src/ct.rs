@@ -5,7 +5,9 @@ use core::ffi::c_void;
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use aya_ebpf::helpers::generated::bpf_loop;
-use heddle_ebpf_common::{BACKEND_FREE, CT_ANSWERED, CT_FIN, CT_REPLY, CT_RST, Config, Counter, Flow, Tuple};
+use heddle_ebpf_common::{
+    BACKEND_FREE, CT_ANSWERED, CT_DSR, CT_ENTRY, CT_FIN, CT_REPLY, CT_RST, Config, Counter, Flow, Tuple,
+};
 
 use crate::maps::{self, BACKENDS, CT, CT_NEW, count};
 use crate::packet::{FIN, Kind, Packet, RST};
@@ -13,6 +15,7 @@ use crate::time::{coarse_now, random};
 
 /// Source ports tried when another flow has the tuple of the replies.
 const PORTS: u32 = 16;
+
 /// The source ports that a flow may get.
 pub struct Ports {
     /// Host byte order.
@@ -25,6 +28,8 @@ pub struct Ports {
 impl Ports {
     /// The client's own, and any other if that is taken.
     pub const OWN: Self = Self { first: 1024, count: 65536 - 1024, always: false };
+    /// The client's own and no other (SCTP).
+    pub const NO_OTHER: Self = Self { first: 0, count: 0, always: false };
 }
 
 /// An entry: what it said when it was read, and where it is.
@@ -124,10 +129,13 @@ fn peek(key: &Tuple, copy: &mut Flow) -> bool {
     find(key, copy).is_some()
 }
 
-/// Has the connection ended: both sides have said all, or one has broken it off?
+/// Has the connection ended: both sides have said all, or one has broken it off? (Of one whose replies go another way
+/// only the client is heard.)
 #[inline(always)]
 fn closed(ours: u32, peers: u32) -> bool {
-    (ours | peers) & CT_RST != 0 || ours & peers & CT_FIN != 0
+    (ours | peers) & CT_RST != 0
+        || ours & peers & CT_FIN != 0
+        || ours & CT_ENTRY != 0 && ours & CT_DSR != 0 && ours & CT_FIN != 0
 }
 
 /// May a new connection take the place of this one?
@@ -209,6 +217,25 @@ pub fn answered(key: &Tuple, reply: &mut Flow) -> bool {
     true
 }
 
+/// Moves a flow whose replies are not to be seen here to `ct`, at a packet which shows that there was one. Without room
+/// there it stays where it is.
+#[inline(never)]
+pub fn confirmed(key: &Tuple, request: &mut Flow) {
+    let Some(reply) = maps::mirror() else { return };
+    let reply_key = request.peer();
+    request.flags |= CT_ANSWERED;
+    mirror(key, request, CT_REPLY, reply);
+    if CT.insert(&reply_key, &*reply, BPF_ANY.into()).is_err() {
+        return;
+    }
+    if CT.insert(key, &*request, BPF_ANY.into()).is_err() {
+        let _ = CT.remove(&reply_key);
+        return;
+    }
+    let _ = CT_NEW.remove(key);
+    let _ = CT_NEW.remove(&reply_key);
+}
+
 /// Is the tuple of the replies another living flow's? One that is over is forgotten.
 #[inline(never)]
 fn occupied(reply_key: &Tuple, key: &Tuple) -> bool {
@@ -235,6 +262,9 @@ pub fn insert(key: &Tuple, flow: &mut Flow, ports: &Ports, config: &Config) -> b
     flow.seen = coarse_now(config);
     if !ports.always && enter(key, flow) {
         return true;
+    }
+    if ports.count == 0 {
+        return false;
     }
     // Rare, so a call per port: the verifier walks through it once.
     let mut trial =

@@ -2,9 +2,10 @@
 
 use core::ffi::c_void;
 
+use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use aya_ebpf::helpers::generated::bpf_loop;
 use aya_ebpf::maps::lpm_trie::Key;
-use heddle_ebpf_common::decide::{self, Choice, Found, Nodes, Origin, Search, Tables, Way};
+use heddle_ebpf_common::decide::{self, Choice, Copied, Found, Nodes, Origin, Search, Tables, Way};
 use heddle_ebpf_common::{
     Addr, Affinity, AffinityKey, BACKEND_FREE, Backend, ChoiceKey, Config, Frontend, FrontendKey, KnownAddr,
     NODE_FREE, RING_BLOCK, SourceKey, Tuple,
@@ -24,16 +25,16 @@ impl Tables for Kernel {
     type Backend = &'static Backend;
 
     #[inline(always)]
-    fn frontend(self, key: &FrontendKey, copy: &mut Frontend) -> bool {
+    fn frontend(self, key: &FrontendKey, copy: &mut Frontend) -> Copied {
         for _ in 0..TORN {
             // SAFETY: copied out, and its check compared before it is used.
-            let Some(value) = (unsafe { FRONTENDS.get(key) }) else { return false };
+            let Some(value) = (unsafe { FRONTENDS.get(key) }) else { return Copied::Absent };
             *copy = *value;
             if copy.check == copy.sum(key) {
-                return true;
+                return Copied::Whole;
             }
         }
-        false
+        Copied::Torn
     }
 
     #[inline(always)]
@@ -140,6 +141,26 @@ pub fn choose_inside(frontend: &Frontend, client: &Addr, v4: bool, config: &Conf
     match decide::choose_inside(Kernel, frontend, client, v4, random(config), now(config)) {
         Choice::Backend(index, _) => u64::from(index),
         Choice::Refused(refusal) => REFUSED | refusal as u64,
+    }
+}
+
+/// Keeps under session affinity which backend this client has, as of now. Returns the backend that it is: where two
+/// first flows of a client meet, the second gets that of the first.
+#[inline(never)]
+pub fn settle(frontend: &Frontend, client: &Addr, index: u32, config: &Config) -> u32 {
+    let key = AffinityKey { client: *client, service: frontend.service, zero: 0 };
+    let Some(chosen) = backend(index) else { return index };
+    let mut value = Affinity { backend: index, generation: chosen.generation, seen: now(config), check: 0 };
+    value.check = value.sum(&key);
+    // SAFETY: only whether there is one.
+    let flags = if unsafe { AFFINITY.get(&key) }.is_some() { BPF_ANY } else { BPF_NOEXIST };
+    if AFFINITY.insert(&key, &value, flags.into()).is_ok() {
+        return index;
+    }
+    let Some(first) = Kernel.affinity(&key) else { return index };
+    match backend(first.backend) {
+        Some(backend) if backend.generation == first.generation => first.backend,
+        _ => index,
     }
 }
 

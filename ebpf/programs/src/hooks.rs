@@ -2,21 +2,21 @@
 
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
+use heddle_ebpf_common::decide::{Found, Nodes, Origin};
 use heddle_ebpf_common::{
-    ADDR_NODE, ADDR_OVERLAY, CT_ENTRY, CT_HOST, CT_TUNNEL, Config, Counter, FRONTEND_EXTERNAL, MESH_REPLY,
-    MESH_REQUEST, NODE_SELF,
+    ADDR_CLUSTER_IP, ADDR_EXTERNAL, ADDR_NODE, ADDR_OVERLAY, CT_DSR, CT_ENTRY, CT_HOST, CT_OWN, CT_REPLY,
+    CT_TUNNEL, Config, Counter, FRONTEND_EXTERNAL, MESH_DSR, MESH_REPLY, MESH_REQUEST, NODE_SELF,
 };
 
 use crate::ct;
-use heddle_ebpf_common::decide::{Found, Nodes, Origin};
-
 use crate::frontend::{self, known};
 use crate::maps::{Kind, Work, config, has_flows, work};
 use crate::nat;
 use crate::out::{self, REPLY};
-use crate::packet::Parsed;
+use crate::packet::{Packet, Parsed, THIS_NODE};
+use crate::reject;
 use crate::serve;
-use crate::skb::{MARK_HOST, PASS, Skb, UDP};
+use crate::skb::{MARK_ENTRY, MARK_ENTRY_MASK, MARK_HOST, PASS, Skb, UDP};
 use crate::vxlan;
 
 macro_rules! hooks { ($($(#[$doc:meta])* $name:ident: $body:ident;)*) => { $(
@@ -41,21 +41,31 @@ hooks! {
     overlay_in: from_tunnel;
 }
 
-/// Parses, or leaves the hook.
+/// Parses, or leaves the hook. `$other`: what becomes of a protocol that no service speaks.
 macro_rules! parse {
     ($skb:expr, $packet:expr) => {
+        parse!($skb, $packet, return PASS)
+    };
+    ($skb:expr, $packet:expr, $other:expr) => {
         match $packet.parse($skb) {
             Parsed::Flow => {}
+            Parsed::Protocol => $other,
             Parsed::Other => return PASS,
             Parsed::Malformed => return $skb.drop(Counter::DropMalformed),
         }
     };
 }
 
+/// What no service speaks, to an address that only services have.
+#[inline(never)]
+fn other_protocol(skb: Skb, packet: &Packet) -> i32 {
+    if known(&packet.tuple.dst).is(ADDR_CLUSTER_IP) { reject::protocol(skb, packet) } else { PASS }
+}
+
 #[inline(always)]
 fn from_pod(skb: Skb, config: &Config) -> i32 {
     let Some(Work { packet, found, fresh, frontend }) = work() else { return PASS };
-    parse!(skb, packet);
+    parse!(skb, packet, return other_protocol(skb, packet));
     if packet.tuple.proto == UDP
         && packet.tuple.dport == config.vxlan_port.to_be()
         && known(&packet.tuple.dst).is(ADDR_NODE | ADDR_OVERLAY)
@@ -73,17 +83,18 @@ fn from_pod(skb: Skb, config: &Config) -> i32 {
         if entry.is_reply() {
             return serve::reply(skb, packet, &mut entry, config);
         }
-        if let Some(verdict) = serve::request(skb, packet, &mut entry, Origin::Pod, config) {
+        if let Some(verdict) = serve::request(skb, packet, &mut entry, config) {
             return verdict;
         }
     }
-    if frontend::of(&packet.tuple, Nodes::All, frontend) != Found::Frontend {
-        return if has_flows(Kind::Pod) && serve::may_collide(packet) {
-            serve::aside(skb, packet, found, fresh)
-        } else {
-            PASS
-        };
-    };
+    match frontend::of(&packet.tuple, Nodes::All, frontend) {
+        Found::Frontend => {}
+        Found::Undefined => return reject::unreachable(skb, packet, Counter::RejectUndefined),
+        Found::Nothing if has_flows(Kind::Pod) && serve::may_collide(packet) => {
+            return serve::aside(skb, packet, found, fresh);
+        }
+        Found::Nothing => return PASS,
+    }
     if !out::owns_source(skb, packet) {
         return skb.drop(Counter::DropSpoofed);
     }
@@ -95,27 +106,31 @@ fn to_pod(skb: Skb, config: &Config) -> i32 {
     if !has_flows(Kind::Host) || skb.is_done() {
         return PASS;
     }
-    host_reply(skb, config)
+    let Some(Work { packet, found, .. }) = work() else { return PASS };
+    parse!(skb, packet);
+    packet.from = THIS_NODE;
+    let Some(mut entry) = ct::find(&packet.tuple, found) else { return PASS };
+    if entry.flow.flags & (CT_REPLY | CT_HOST) != CT_REPLY | CT_HOST {
+        return PASS;
+    }
+    host_reply(skb, packet, &mut entry, config)
 }
 
 /// A reply of a process in the host network, as it leaves the stack.
 #[inline(always)]
-fn host_reply(skb: Skb, config: &Config) -> i32 {
-    let Some(Work { packet, found, .. }) = work() else { return PASS };
-    parse!(skb, packet);
-    if packet.tuple.proto == UDP && packet.tuple.dport == config.vxlan_port.to_be() {
-        return PASS;
-    }
-    let Some(mut entry) = ct::find(&packet.tuple, found) else { return PASS };
-    if !entry.is_reply() || entry.flow.flags & CT_HOST == 0 {
-        return PASS;
-    }
-    if let Err(verdict) = serve::known_reply(skb, packet, &mut entry, config) {
+fn host_reply(skb: Skb, packet: &mut Packet, entry: &mut ct::Entry<'_>, config: &Config) -> i32 {
+    if let Err(verdict) = serve::known_reply(skb, packet, entry, config) {
         return verdict;
     }
     let flow = &*entry.flow;
     if flow.flags & CT_TUNNEL != 0 {
         return out::tunnel(skb, packet, &flow.to, flow.node, REPLY);
+    }
+    if flow.flags & CT_OWN != 0 {
+        return out::to_host_by(skb, packet, &flow.to, flow.node);
+    }
+    if flow.flags & CT_DSR != 0 {
+        out::clamp_to_tunnel(skb, packet, config);
     }
     packet.note_fragment();
     if nat::translate(skb, packet, &flow.to, nat::DELIVERED) {
@@ -133,7 +148,7 @@ fn from_outside(skb: Skb, config: &Config) -> i32 {
         return PASS;
     }
     let Some(Work { packet, found, fresh, frontend }) = work() else { return PASS };
-    parse!(skb, packet);
+    parse!(skb, packet, return other_protocol(skb, packet));
     if packet.tuple.proto == UDP
         && packet.tuple.dport == config.vxlan_port.to_be()
         && config.vxlan_ifindex != 0
@@ -150,29 +165,84 @@ fn from_outside(skb: Skb, config: &Config) -> i32 {
                 PASS
             };
         }
-        if entry.flow.ifindex != 0 || entry.flow.flags & CT_TUNNEL != 0 {
-            // A flow of a pod of this node, or one that another node sends us.
+        if is_spoofed(&entry, packet) {
             return skb.drop(Counter::DropSpoofed);
         }
-        if let Some(verdict) = serve::request(skb, packet, &mut entry, Origin::Outside, config) {
+        if let Some(verdict) = serve::request(skb, packet, &mut entry, config) {
             return verdict;
         }
     }
-    if frontend::of(&packet.tuple, Nodes::Own, frontend) == Found::Frontend
-        && frontend.flags & FRONTEND_EXTERNAL != 0
-    {
-        serve::begin(skb, packet, fresh, frontend, &Origin::Outside)
-    } else {
-        PASS
+    match frontend::of(&packet.tuple, Nodes::Own, frontend) {
+        Found::Frontend if frontend.flags & FRONTEND_EXTERNAL != 0 => {
+            serve::begin(skb, packet, fresh, frontend, &Origin::Outside)
+        }
+        Found::Undefined => reject::unreachable(skb, packet, Counter::RejectUndefined),
+        _ => PASS,
     }
+}
+
+/// Does the request pretend to be one of a pod of this node, of the node itself, or one that another node sends us?
+/// (For an external address the client may have come by another node before.)
+#[inline(always)]
+fn is_spoofed(entry: &ct::Entry<'_>, packet: &Packet) -> bool {
+    let flags = entry.flow.flags;
+    entry.flow.ifindex != 0
+        || flags & CT_OWN != 0
+        || (flags & (CT_TUNNEL | CT_DSR) != 0
+            && flags & CT_ENTRY == 0
+            && known(&packet.tuple.dst).is(ADDR_NODE))
 }
 
 #[inline(always)]
 fn to_outside(skb: Skb, config: &Config) -> i32 {
-    if !has_flows(Kind::Host) || skb.is_done() {
+    if skb.is_done() {
         return PASS;
     }
-    host_reply(skb, config)
+    let Some(Work { packet, found, fresh, frontend }) = work() else { return PASS };
+    parse!(skb, packet, return own_other_protocol(skb, packet));
+    packet.from = THIS_NODE;
+    if packet.tuple.proto == UDP && packet.tuple.dport == config.vxlan_port.to_be() {
+        return PASS;
+    }
+    let own = has_flows(Kind::Own);
+    if (own || has_flows(Kind::Host))
+        && let Some(mut entry) = ct::find(&packet.tuple, found)
+    {
+        if entry.is_reply() {
+            return if entry.flow.flags & CT_HOST != 0 {
+                host_reply(skb, packet, &mut entry, config)
+            } else {
+                PASS
+            };
+        }
+        if entry.flow.flags & CT_OWN == 0 {
+            return PASS;
+        }
+        if let Some(verdict) = serve::request(skb, packet, &mut entry, config) {
+            return verdict;
+        }
+    }
+    if packet.is_connected() && !packet.is_syn() {
+        return PASS;
+    }
+    // What this node sends to a service itself, and no socket hook saw: raw sockets, the kernel's own, processes
+    // outside the cgroup.
+    match frontend::of(&packet.tuple, Nodes::All, frontend) {
+        Found::Nothing => PASS,
+        _ if known(&packet.tuple.src).node != NODE_SELF => PASS,
+        Found::Undefined => reject::unreachable(skb, packet, Counter::RejectUndefined),
+        Found::Frontend => serve::begin(skb, packet, fresh, frontend, &Origin::Host),
+    }
+}
+
+#[inline(never)]
+fn own_other_protocol(skb: Skb, packet: &mut Packet) -> i32 {
+    packet.from = THIS_NODE;
+    if known(&packet.tuple.dst).is(ADDR_CLUSTER_IP) && known(&packet.tuple.src).node == NODE_SELF {
+        reject::protocol(skb, packet)
+    } else {
+        PASS
+    }
 }
 
 #[inline(always)]
@@ -181,8 +251,9 @@ fn from_tunnel(skb: Skb, config: &Config) -> i32 {
     parse!(skb, work.packet);
     let Some(mac) = skb.at::<[u8; 6]>(6) else { return PASS };
     let mark = [mac[0], mac[1]];
-    if mark == MESH_REQUEST {
-        return mesh_request(skb, work, u32::from_be_bytes([mac[2], mac[3], mac[4], mac[5]]), config);
+    if mark == MESH_REQUEST || mark == MESH_DSR {
+        let hash = u32::from_be_bytes([mac[2], mac[3], mac[4], mac[5]]);
+        return mesh_request(skb, work, hash, mark == MESH_DSR, config);
     }
     let Work { packet, found, .. } = work;
     let Some(mut entry) = ct::find(&packet.tuple, found) else {
@@ -191,7 +262,7 @@ fn from_tunnel(skb: Skb, config: &Config) -> i32 {
     let meant = if mark == MESH_REPLY {
         entry.is_reply() && entry.flow.flags & CT_ENTRY != 0
     } else {
-        entry.is_reply() && entry.flow.flags & (CT_ENTRY | CT_TUNNEL | CT_HOST) == 0
+        entry.is_reply() && entry.flow.flags & (CT_ENTRY | CT_TUNNEL | CT_DSR | CT_HOST) == 0
     };
     if meant {
         serve::reply(skb, packet, &mut entry, config)
@@ -205,21 +276,31 @@ fn from_tunnel(skb: Skb, config: &Config) -> i32 {
 /// A request that another node has chosen a backend of this one for. It never enters the tunnel again: what is
 /// chosen for it here is here.
 #[inline(always)]
-fn mesh_request(skb: Skb, work: &mut Work, hash: u32, config: &Config) -> i32 {
+fn mesh_request(skb: Skb, work: &mut Work, hash: u32, dsr: bool, config: &Config) -> i32 {
     let Work { packet, found, fresh, frontend } = work;
-    // The address that the client talked to tells which node it was. (Of a service's external address nothing
-    // does; those are not sent by tunnel.)
-    let owner = known(&packet.tuple.dst);
-    if !owner.is(ADDR_NODE) || owner.node == NODE_SELF {
+    // Which node was it? The address that the client talked to tells; an external one does not, but the packet's
+    // sender has been noted.
+    let asked = known(&packet.tuple.dst);
+    let mark = skb.mark();
+    let entry = if asked.is(ADDR_EXTERNAL) && mark & MARK_ENTRY_MASK == MARK_ENTRY {
+        skb.set_mark(0);
+        mark & !MARK_ENTRY_MASK
+    } else if asked.is(ADDR_NODE) {
+        asked.node
+    } else {
+        NODE_SELF
+    };
+    if entry == NODE_SELF {
         return skb.drop(Counter::DropUnknownTunnel);
     }
-    let entry = owner.node;
-    let origin = Origin::Tunnel { entry, hash, dsr: false };
+    packet.from = entry;
+    let origin = Origin::Tunnel { entry, hash, dsr };
     if let Some(mut known) = ct::find(&packet.tuple, found) {
-        if known.is_reply() || known.flow.flags & CT_TUNNEL == 0 {
+        let flags = known.flow.flags;
+        if known.is_reply() || flags & (CT_TUNNEL | CT_DSR) == 0 || flags & CT_ENTRY != 0 {
             return skb.drop(Counter::DropUnknownTunnel);
         }
-        if let Some(verdict) = serve::request(skb, packet, &mut known, origin, config) {
+        if let Some(verdict) = serve::request(skb, packet, &mut known, config) {
             return verdict;
         }
     }

@@ -5,7 +5,7 @@ use heddle_ebpf_common::{Addr, Tuple};
 
 use crate::nat::{Diff, address_diff};
 use crate::packet::{Kind, Packet, Parsed};
-use crate::skb::{ETH_LEN, F_PSEUDO, ICMP, ICMP6, Skb, TCP, UDP};
+use crate::skb::{ETH_LEN, F_PSEUDO, ICMP, ICMP6, SCTP, Skb, TCP, UDP};
 
 /// ICMP header, in front of the quoted packet.
 const HEADER: u32 = 8;
@@ -18,12 +18,12 @@ pub fn parse(packet: &mut Packet, skb: Skb) -> Parsed {
     let ports = if packet.v4 {
         // Unreachable, time exceeded, parameter problem (RFC 792).
         if !matches!(kind, 3 | 11 | 12) {
-            return Parsed::Other;
+            return if kind == 8 { Parsed::Protocol } else { Parsed::Other };
         }
         let Some(ip) = skb.load::<[u32; 5]>(quoted) else { return Parsed::Other };
         let first = ip[0].to_ne_bytes()[0];
         let fragment = (ip[1] >> 16) as u16;
-        if first >> 4 != 4 || fragment.swap_bytes() & 0x1fff != 0 {
+        if first >> 4 != 4 || first & 0xf < 5 || fragment.swap_bytes() & 0x1fff != 0 {
             return Parsed::Other;
         }
         packet.tuple.proto = ip[2].to_ne_bytes()[1];
@@ -33,7 +33,7 @@ pub fn parse(packet: &mut Packet, skb: Skb) -> Parsed {
     } else {
         // Unreachable, too big, time exceeded, parameter problem (RFC 4443).
         if !matches!(kind, 1..=4) {
-            return Parsed::Other;
+            return if kind == 128 { Parsed::Protocol } else { Parsed::Other };
         }
         let Some(ip) = skb.load::<[u32; 10]>(quoted) else { return Parsed::Other };
         packet.tuple.proto = ip[1].to_ne_bytes()[2];
@@ -41,7 +41,10 @@ pub fn parse(packet: &mut Packet, skb: Skb) -> Parsed {
         packet.tuple.dst = Addr([ip[2], ip[3], ip[4], ip[5]]);
         quoted + 40
     };
-    if packet.tuple.proto != TCP && packet.tuple.proto != UDP {
+    if !matches!(packet.tuple.proto, TCP | UDP | SCTP) {
+        return Parsed::Other;
+    }
+    if ports + 4 > packet.len + ETH_LEN {
         return Parsed::Other;
     }
     let Some([sport, dport]) = skb.load::<[u16; 2]>(ports) else { return Parsed::Other };

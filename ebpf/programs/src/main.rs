@@ -17,6 +17,7 @@
 //!   `bpf_skb_load_bytes`, sums are corrected by the kernel's helpers only.
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
 
 mod ct;
 mod frontend;

@@ -1,5 +1,7 @@
 //! The maps, under their pinned names. Sizes are defaults; the loader sets those of the configuration.
 
+use core::arch::asm;
+
 use aya_ebpf::bindings::bpf_fib_lookup;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::lpm_trie::LpmTrie;
@@ -25,6 +27,8 @@ maps! {
     "frontends" FRONTENDS: HashMap<FrontendKey, Frontend> = 1 << 16;
     "ring" RING: Array<RingBlock> = 1 << 17;
     "backends" BACKENDS: Array<Backend> = 1 << 17;
+    /// New flows and sockets that each backend was given, since it has its slot.
+    "conns" CONNS: Array<u64> = 1 << 17;
     "nodes" NODES: Array<Node> = 1 << 13;
     "addrs" ADDRS: HashMap<Addr, KnownAddr> = 1 << 15;
     /// Ports and number of addresses that clients outside may mean.
@@ -44,7 +48,7 @@ maps! {
     "counters" COUNTERS: PerCpuArray<u64> = Counter::COUNT;
     "config" CONFIG: Array<Config> = 1;
     /// Not 0 once there was a flow of this [`Kind`].
-    "kinds" KINDS: Array<u32> = 2;
+    "kinds" KINDS: Array<u32> = 3;
 }
 
 /// Where the tc programs work, one on each processor (they run with bottom halves off, so that none meets
@@ -110,6 +114,8 @@ pub enum Kind {
     Host = 0,
     /// Of a pod of this node (no socket hook translated it).
     Pod = 1,
+    /// Of this node itself (no socket hook translated it).
+    Own = 2,
 }
 
 /// Has there been a flow of this kind since the maps were made?
@@ -133,6 +139,16 @@ pub fn may_be_ours(to: &Tuple) -> bool {
     let port = u32::from(u16::from_be(to.dport));
     PORTS.get(port / 64).is_some_and(|ports| ports >> (port % 64) & 1 != 0)
         || PORTS.get(PORTS_EXTERNAL).is_some_and(|externals| *externals != 0)
+}
+
+/// Counts a flow, or a socket, that was given to a backend.
+#[inline(always)]
+pub fn count_flow(backend: u32) {
+    if let Some(count) = CONNS.get_ptr_mut(backend) {
+        // SAFETY: eight aligned bytes that live as long as the map. (The compiler lends atomic additions only to
+        // targets that can also compare and swap.)
+        unsafe { asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) count, in(reg) 1_u64) };
+    }
 }
 
 /// Count one event.

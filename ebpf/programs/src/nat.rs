@@ -5,7 +5,7 @@ use heddle_ebpf_common::{Addr, Tuple};
 use crate::icmp;
 use crate::maps;
 use crate::packet::{Kind, Packet};
-use crate::skb::{ETH_LEN, F_MANGLED_0, F_PSEUDO, IP4_LEN, IP6_LEN, Skb, TCP, TCP_LEN, UDP_LEN};
+use crate::skb::{ETH_LEN, F_MANGLED_0, F_PSEUDO, IP4_LEN, IP6_LEN, SCTP, Skb, TCP, TCP_LEN, UDP_LEN};
 
 /// What a change of some words changes in the ones' complement sum over them (RFC 1624).
 #[derive(Clone, Copy)]
@@ -72,7 +72,7 @@ const PLAIN6: u32 = ETH_LEN + IP6_LEN;
 #[inline(always)]
 pub fn translate(skb: Skb, packet: &Packet, to: &Tuple, hops: u8) -> bool {
     let headers = if packet.is_tcp() { TCP_LEN } else { UDP_LEN };
-    if packet.kind != Kind::Whole || !skb.is_near(packet.l4 + headers) {
+    if packet.kind != Kind::Whole || packet.tuple.proto == SCTP || !skb.is_near(packet.l4 + headers) {
         any(skb, packet, to, hops)
     } else if packet.l4 == PLAIN4 {
         plain4(skb, packet, to, hops)
@@ -217,6 +217,10 @@ fn checksum<const AT: u32>(skb: Skb, packet: &Packet, to: &Tuple, addrs: u32, ma
 #[inline(never)]
 fn transport(skb: Skb, packet: &Packet, to: &Tuple) -> bool {
     let from = &packet.tuple;
+    if from.proto == SCTP {
+        // The sum (CRC32c, RFC 9260 section 6.8) covers the ports, but no address.
+        return to.sport == from.sport && to.dport == from.dport;
+    }
     let addrs = address_diff(from, to);
     // UDP over IPv4 without a checksum stays so.
     let (sum, mangled) =

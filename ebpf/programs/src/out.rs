@@ -12,7 +12,7 @@ use aya_ebpf::bindings::{
 use aya_ebpf::helpers::generated::{
     bpf_fib_lookup as fib_lookup, bpf_redirect as redirect, bpf_redirect_neigh as redirect_neigh,
 };
-use heddle_ebpf_common::{Config, Counter, MESH_REPLY, MESH_REQUEST, Tuple};
+use heddle_ebpf_common::{Config, Counter, MESH_DSR, MESH_REPLY, MESH_REQUEST, Tuple};
 
 use crate::maps::{self, NODES, config, count};
 use crate::mss;
@@ -111,18 +111,24 @@ pub fn leave(skb: Skb, packet: &mut Packet, to: &Tuple) -> i32 {
 
 /// In place of the hash of a chosen backend (never 0): the packet is a reply.
 pub const REPLY: u32 = 0;
+/// Beside the node that a request goes to: that one is to answer the client itself.
+pub const DIRECT: u32 = 1 << 31;
 
 /// Translates the packet to `to` and sends it to a node as a mesh packet: a request with the hash of the chosen
 /// backend, or a [`REPLY`].
 #[inline(never)]
 pub fn tunnel(skb: Skb, packet: &mut Packet, to: &Tuple, node: u32, hash: u32) -> i32 {
     let Some(config) = config() else { return skb.drop(Counter::DropNoOverlay) };
-    let Some(mac) = mac_of(node, config) else { return skb.drop(Counter::DropNoOverlay) };
+    let direct = node & DIRECT != 0;
+    let Some(mac) = mac_of(node & !DIRECT, config) else { return skb.drop(Counter::DropNoOverlay) };
     // Without "don't fragment" the outer packet is fragmented.
     if packet.whole_only && packet.largest(skb) > config.tunnel_mtu {
         return reject::too_big(skb, packet, config.tunnel_mtu);
     }
-    mss::clamp(skb, packet, config.tunnel_mtu.saturating_sub(if packet.v4 { HEADERS4 } else { HEADERS6 }));
+    // The client's MSS is for answers, which may go another way.
+    if !direct {
+        clamp_to_tunnel(skb, packet, config);
+    }
     packet.note_fragment();
     if packet.ttl <= 1 {
         return skb.drop(Counter::DropTtl);
@@ -130,7 +136,18 @@ pub fn tunnel(skb: Skb, packet: &mut Packet, to: &Tuple, node: u32, hash: u32) -
     if !nat::translate(skb, packet, to, nat::FORWARDED) {
         return skb.drop(Counter::DropMalformed);
     }
-    into_tunnel(skb, mac, hash, config)
+    let mark = match hash {
+        REPLY => MESH_REPLY,
+        _ if direct => MESH_DSR,
+        _ => MESH_REQUEST,
+    };
+    into_tunnel(skb, mac, mark, hash, config)
+}
+
+/// Lowers the MSS of a SYN to what the tunnel carries.
+#[inline(always)]
+pub fn clamp_to_tunnel(skb: Skb, packet: &Packet, config: &Config) {
+    mss::clamp(skb, packet, config.tunnel_mtu.saturating_sub(if packet.v4 { HEADERS4 } else { HEADERS6 }));
 }
 
 /// The Ethernet address of a node's VXLAN device, if the node can be reached by it.
@@ -141,8 +158,7 @@ pub fn mac_of(node: u32, config: &Config) -> Option<[u8; 6]> {
 }
 
 #[inline(always)]
-pub fn into_tunnel(skb: Skb, dst: [u8; 6], hash: u32, config: &Config) -> i32 {
-    let mark = if hash == REPLY { MESH_REPLY } else { MESH_REQUEST };
+pub fn into_tunnel(skb: Skb, dst: [u8; 6], mark: [u8; 2], hash: u32, config: &Config) -> i32 {
     let [a, b, c, d] = hash.to_be_bytes();
     if !skb.store(0, &[dst, [mark[0], mark[1], a, b, c, d]]) {
         return skb.drop(Counter::DropMalformed);
@@ -168,17 +184,23 @@ pub fn to_host(skb: Skb, packet: &mut Packet, to: &Tuple) -> i32 {
     if nat::translate(skb, packet, to, nat::DELIVERED) { PASS } else { skb.drop(Counter::DropMalformed) }
 }
 
-/// The same for what came out of the tunnel: a client's address is at home behind the underlay device, and
-/// rp_filter would not take it from another.
+/// The same, as if it had come in on this underlay device: for what came out of the tunnel (a client's address is at
+/// home behind the underlay, and rp_filter would not take it from another device), and for the answers of services to
+/// this node, whose addresses are where the node sends packets for them.
 #[inline(never)]
-pub fn to_host_by_underlay(skb: Skb, packet: &mut Packet, to: &Tuple) -> i32 {
-    let Some(config) = config() else { return skb.drop(Counter::DropNoOverlay) };
+pub fn to_host_by(skb: Skb, packet: &mut Packet, to: &Tuple, device: u32) -> i32 {
     packet.note_fragment();
     if !nat::translate(skb, packet, to, nat::DELIVERED) {
         return skb.drop(Counter::DropMalformed);
     }
+    as_if_from(skb, device)
+}
+
+/// Into the stack, as it is now, as if it had come in on this underlay device.
+#[inline(always)]
+pub fn as_if_from(skb: Skb, device: u32) -> i32 {
     skb.set_mark(MARK_HOST);
-    skb.set_done(config.underlay_ifindex);
+    skb.set_done(device);
     // SAFETY: numbers.
-    unsafe { redirect(config.underlay_ifindex, F_INGRESS) as i32 }
+    unsafe { redirect(device, F_INGRESS) as i32 }
 }

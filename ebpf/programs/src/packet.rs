@@ -1,13 +1,16 @@
 //! What a packet is: its tuple, and where its headers lie. One form for both families.
 
+use core::ffi::c_void;
+
+use aya_ebpf::helpers::generated::bpf_loop;
 use heddle_ebpf_common::{Addr, FragKey, FragPorts, Tuple};
 
 use crate::icmp;
 use crate::maps::FRAGS;
-use crate::skb::{ETH_LEN, ETH_P_IP, ETH_P_IPV6, ICMP, ICMP6, IP4_LEN, IP6_LEN, Skb, TCP, UDP};
+use crate::skb::{ETH_LEN, ETH_P_IP, ETH_P_IPV6, ICMP, ICMP6, IP4_LEN, IP6_LEN, SCTP, Skb, TCP, UDP};
 
 /// Extension headers looked at; a packet with more is dropped (RFC 8504 section 5.3 allows a limit).
-const EXTENSIONS: u32 = 8;
+const EXTENSIONS: u32 = 32;
 
 pub const FIN: u8 = 1 << 0;
 pub const SYN: u8 = 1 << 1;
@@ -37,19 +40,29 @@ pub struct Packet {
     pub len: u32,
     pub frag_id: u32,
     pub kind: Kind,
-    /// TCP: the flags and the header's length.
+    /// TCP: the flags and the header's length. SCTP: the flags that the first chunk amounts to.
     pub flags: u8,
     pub header: u8,
     pub ttl: u8,
     pub v4: bool,
     /// IPv4: "don't fragment" is set. IPv6: true.
     pub whole_only: bool,
+    /// IPv6: where the number of the transport protocol stands, from the IP header on.
+    pub next_at: u16,
+    /// Where an answer goes that is made of this packet (`reject`): back by its device (0), to the node whose mesh
+    /// request it is, by the tunnel, or to [`THIS_NODE`].
+    pub from: u32,
 }
+
+/// In [`Packet::from`]: the packet was about to leave; this node has sent it.
+pub const THIS_NODE: u32 = u32::MAX;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Parsed {
-    /// TCP or UDP, or an error about them.
+    /// TCP, UDP or SCTP, or an error about them.
     Flow,
+    /// Another protocol over IP, or an ICMP question: with addresses, but no service's.
+    Protocol,
     /// Something else, none of our business.
     Other,
     Malformed,
@@ -86,6 +99,7 @@ impl Packet {
         self.kind = Kind::Whole;
         self.flags = 0;
         self.header = 0;
+        self.from = 0;
         self.tuple.sport = 0;
         self.tuple.dport = 0;
         self.tuple.zero = [0; 3];
@@ -140,26 +154,24 @@ impl Packet {
         self.tuple.src = Addr(ip.src);
         self.tuple.dst = Addr(ip.dst);
         self.l4 = ETH_LEN + IP6_LEN;
+        self.next_at = 6;
         let next = (ip.second >> 16) as u8;
         self.tuple.proto = next;
-        if next == TCP || next == UDP || next == ICMP6 {
-            return Parsed::Flow;
-        }
-        extensions(self, skb)
+        if is_extension(next) { extensions(self, skb) } else { Parsed::Flow }
     }
 
     /// Ports and flags.
     #[inline(always)]
     fn transport(&mut self, skb: Skb) -> Parsed {
         let proto = self.tuple.proto;
-        if proto == TCP || proto == UDP {
+        if proto == TCP || proto == UDP || proto == SCTP {
             if self.kind == Kind::Later {
                 return if self.ports_of_first() { Parsed::Flow } else { Parsed::Other };
             }
         } else if (proto == ICMP && self.v4 || proto == ICMP6 && !self.v4) && self.kind == Kind::Whole {
             return icmp::parse(self, skb);
         } else {
-            return Parsed::Other;
+            return if proto == ICMP || proto == ICMP6 { Parsed::Other } else { Parsed::Protocol };
         }
         // Constant offsets are read straight from the packet.
         let words: Option<[u32; 2]> = match self.l4 {
@@ -180,6 +192,9 @@ impl Packet {
             }
             return Parsed::Flow;
         }
+        if proto == SCTP {
+            return self.chunk(skb, inside);
+        }
         let words: Option<[u8; 8]> = match self.l4 {
             34 => skb.at(34 + 12),
             54 => skb.at(54 + 12),
@@ -191,6 +206,24 @@ impl Packet {
         if self.header < 20 || u32::from(self.header) > inside {
             return Parsed::Malformed;
         }
+        Parsed::Flow
+    }
+
+    /// SCTP (RFC 9260 section 3): what the first chunk says, in the flags of TCP.
+    #[inline(always)]
+    fn chunk(&mut self, skb: Skb, inside: u32) -> Parsed {
+        self.header = 12;
+        if inside < 16 {
+            return Parsed::Malformed;
+        }
+        let Some(kind) = skb.load::<u8>(self.l4 + 12) else { return Parsed::Malformed };
+        self.flags = match kind {
+            1 => SYN,
+            6 => RST,
+            // SHUTDOWN, SHUTDOWN ACK, SHUTDOWN COMPLETE.
+            7 | 8 | 14 => FIN,
+            _ => ACK,
+        };
         Parsed::Flow
     }
 
@@ -228,7 +261,13 @@ impl Packet {
         self.tuple.proto == TCP
     }
 
-    /// A TCP segment that asks for a new connection.
+    /// Of a protocol with connections, which cannot move from one backend to another.
+    #[inline(always)]
+    pub fn is_connected(&self) -> bool {
+        self.tuple.proto == TCP || self.tuple.proto == SCTP
+    }
+
+    /// A TCP segment (SCTP chunk) that asks for a new connection.
     #[inline(always)]
     pub fn is_syn(&self) -> bool {
         self.flags & (SYN | ACK | RST) == SYN
@@ -242,40 +281,80 @@ impl Packet {
     }
 }
 
-/// Walks the extension headers. Apart from the rest, for it is rare and long.
+/// Hop-by-hop, routing, fragment, destination options. (What is behind an authentication header, RFC 4302, cannot be
+/// translated.)
+#[inline(always)]
+fn is_extension(next: u8) -> bool {
+    matches!(next, 0 | 43 | 44 | 60)
+}
+
+/// Walks the extension headers. Apart from the rest, for it is rare; `bpf_loop`, for it is long.
 #[inline(never)]
 fn extensions(packet: &mut Packet, skb: Skb) -> Parsed {
-    let mut next = packet.tuple.proto;
-    let mut at = packet.l4;
-    for _ in 0..EXTENSIONS {
-        if !matches!(next, 0 | 43 | 44 | 51 | 60) {
-            packet.tuple.proto = next;
-            packet.l4 = at;
-            return if at > packet.len + ETH_LEN { Parsed::Malformed } else { Parsed::Flow };
-        }
-        let Some([after, len]) = skb.load::<[u8; 2]>(at) else { return Parsed::Malformed };
-        if next == 44 {
-            let Some([offset, id]) = skb.load::<[u32; 2]>(at) else { return Parsed::Malformed };
-            let offset = ((offset >> 16) as u16).swap_bytes();
-            packet.frag_id = id;
-            at += 8;
-            if offset & 0xfff8 != 0 {
-                packet.kind = Kind::Later;
-                packet.tuple.proto = after;
-                packet.l4 = at;
-                return Parsed::Flow;
-            }
-            if offset & 1 != 0 {
-                packet.kind = Kind::First;
-            }
-        } else if next == 51 {
-            // Authentication (RFC 4302).
-            at += (u32::from(len) + 2) * 4;
-        } else {
-            // Hop-by-hop, routing, destination options.
-            at += (u32::from(len) + 1) * 8;
-        }
-        next = after;
+    let mut walk = Walk { skb, at: packet.l4, next: packet.tuple.proto, end: WALKING, packet };
+    // SAFETY: `extension` is called with this very pointer, while `walk` lives.
+    unsafe { bpf_loop(EXTENSIONS, extension as *mut c_void, (&raw mut walk).cast(), 0) };
+    match walk.end {
+        FLOW => Parsed::Flow,
+        OTHER => Parsed::Other,
+        _ => Parsed::Malformed,
     }
-    Parsed::Malformed
+}
+
+struct Walk<'a> {
+    packet: &'a mut Packet,
+    skb: Skb,
+    at: u32,
+    next: u8,
+    /// What the walk has come to.
+    end: u8,
+}
+
+const WALKING: u8 = 0;
+const FLOW: u8 = 1;
+const OTHER: u8 = 2;
+const MALFORMED: u8 = 3;
+
+extern "C" fn extension(_: u32, walk: *mut Walk<'_>) -> i64 {
+    // SAFETY: `extensions` passes its own, exclusively.
+    let walk = unsafe { &mut *walk };
+    walk.end = step(walk);
+    i64::from(walk.end != WALKING)
+}
+
+#[inline(always)]
+fn step(walk: &mut Walk<'_>) -> u8 {
+    let Some([after, len, segments, _]) = walk.skb.load::<[u8; 4]>(walk.at) else { return MALFORMED };
+    let packet = &mut *walk.packet;
+    packet.next_at = (walk.at - ETH_LEN) as u16;
+    if walk.next == 44 {
+        let Some([offset, id]) = walk.skb.load::<[u32; 2]>(walk.at) else { return MALFORMED };
+        let offset = ((offset >> 16) as u16).swap_bytes();
+        packet.frag_id = id;
+        walk.at += 8;
+        if offset & 0xfff8 != 0 {
+            packet.kind = Kind::Later;
+            packet.tuple.proto = after;
+            packet.l4 = walk.at;
+            return FLOW;
+        }
+        if offset & 1 != 0 {
+            packet.kind = Kind::First;
+        }
+    } else if walk.next == 43 && segments != 0 {
+        // The address is that of a stop on the way (RFC 8200 section 4.4).
+        return OTHER;
+    } else {
+        walk.at += (u32::from(len) + 1) * 8;
+    }
+    if walk.at > packet.len + ETH_LEN {
+        return MALFORMED;
+    }
+    walk.next = after;
+    if is_extension(after) {
+        return WALKING;
+    }
+    packet.tuple.proto = after;
+    packet.l4 = walk.at;
+    FLOW
 }

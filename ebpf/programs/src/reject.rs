@@ -1,35 +1,55 @@
 //! Answers made out of the packet itself, sent back the way it came: TCP RST, ICMP unreachable, ICMP too big.
 
-use heddle_ebpf_common::{Addr, Config, Counter};
+use heddle_ebpf_common::{Addr, Config, Counter, MESH_REPLY};
 
 use crate::icmp;
 use crate::maps::{self, config, count};
-use crate::out::{REPLY, into_tunnel, mac_of, send_back};
-use crate::packet::{ACK, FIN, Kind, Packet, RST, SYN};
+use crate::out::{REPLY, as_if_from, into_tunnel, mac_of, send_back};
+use crate::packet::{ACK, FIN, Kind, Packet, RST, SYN, THIS_NODE};
 use crate::skb::{ETH_LEN, IP4_LEN, IP6_LEN, Skb, TCP};
 
 const TTL: u8 = 64;
-/// How much of an IPv4 packet an error quotes: a header without options and 8 bytes (RFC 792).
+/// How much of an IPv4 packet an error quotes: a header without options and 8 bytes (RFC 792). Where there is more, as
+/// much as of an IPv6 packet: SCTP wants to see the tag of its INIT.
 const QUOTE4: u32 = 28;
 const QUOTE6: u32 = 48;
 
-/// The node that a mesh request came from, to which its answer goes through the tunnel; 0: it came otherwise.
-pub type From = u32;
-
 /// Nobody serves this: the client learns it at once.
 #[inline(never)]
-pub fn unreachable(skb: Skb, packet: &Packet, from: From, reason: Counter) -> i32 {
+pub fn unreachable(skb: Skb, packet: &Packet, reason: Counter) -> i32 {
     // A RST is never answered (RFC 9293 section 3.5.2).
     if (packet.kind != Kind::Whole && packet.kind != Kind::First) || packet.flags & RST != 0 {
         return skb.drop(Counter::DropNoFlow);
     }
     count(reason);
     if packet.is_tcp() {
-        return reset(skb, packet, from);
+        return reset(skb, packet);
+    }
+    if packet.is_connected() {
+        return protocol_error(skb, packet);
     }
     // Destination unreachable, port unreachable.
     let head = if packet.v4 { [3, 3, 0, 0] } else { [1, 4, 0, 0] };
-    error(skb, packet, u32::from_ne_bytes(head), 0, from)
+    error(skb, packet, u32::from_ne_bytes(head), 0)
+}
+
+/// The address is a service's, and no service speaks this protocol.
+#[inline(never)]
+pub fn protocol(skb: Skb, packet: &Packet) -> i32 {
+    if packet.kind != Kind::Whole {
+        return skb.drop(Counter::DropNoFlow);
+    }
+    count(Counter::RejectUndefined);
+    protocol_error(skb, packet)
+}
+
+/// Protocol unreachable (RFC 792); unrecognized next header, and where that stands (RFC 4443 section 3.4). An SCTP
+/// association ends by it (RFC 9260 section 10); nobody here computes the CRC32c of an ABORT.
+#[inline(always)]
+fn protocol_error(skb: Skb, packet: &Packet) -> i32 {
+    let (head, rest) =
+        if packet.v4 { ([3, 2, 0, 0], 0) } else { ([4, 1, 0, 0], u32::from(packet.next_at).to_be()) };
+    error(skb, packet, u32::from_ne_bytes(head), rest)
 }
 
 /// The packet does not fit the way it would have to go.
@@ -41,7 +61,7 @@ pub fn too_big(skb: Skb, packet: &Packet, mtu: u32) -> i32 {
     count(Counter::TooBig);
     // Fragmentation needed (RFC 1191 section 4); packet too big (RFC 4443 section 3.2).
     let head = if packet.v4 { [3, 4, 0, 0] } else { [2, 0, 0, 0] };
-    error(skb, packet, u32::from_ne_bytes(head), mtu.to_be(), 0)
+    error(skb, packet, u32::from_ne_bytes(head), mtu.to_be())
 }
 
 /// Ones' complement sums, as the headers hold them.
@@ -109,7 +129,11 @@ fn ip_header(skb: Skb, packet: &Packet, proto: u8, len: u32) -> bool {
 
 /// Sends what the frame is now.
 #[inline(never)]
-fn answer(skb: Skb, from: From) -> i32 {
+fn answer(skb: Skb, packet: &Packet) -> i32 {
+    let from = packet.from;
+    if from == THIS_NODE {
+        return as_if_from(skb, skb.ifindex());
+    }
     if from != 0 {
         let Some(config) = config() else { return skb.drop(Counter::DropNoOverlay) };
         return answer_by_tunnel(skb, from, config);
@@ -122,14 +146,14 @@ fn answer(skb: Skb, from: From) -> i32 {
 }
 
 #[inline(always)]
-fn answer_by_tunnel(skb: Skb, from: From, config: &Config) -> i32 {
+fn answer_by_tunnel(skb: Skb, from: u32, config: &Config) -> i32 {
     let Some(mac) = mac_of(from, config) else { return skb.drop(Counter::DropNoOverlay) };
-    into_tunnel(skb, mac, REPLY, config)
+    into_tunnel(skb, mac, MESH_REPLY, REPLY, config)
 }
 
 /// RFC 9293 section 3.5.2: what would be accepted at the other end.
 #[inline(never)]
-fn reset(skb: Skb, packet: &Packet, from: From) -> i32 {
+fn reset(skb: Skb, packet: &Packet) -> i32 {
     let Some([seq, ack]) = skb.load::<[u32; 2]>(packet.l4 + 4) else {
         return skb.drop(Counter::DropMalformed);
     };
@@ -161,24 +185,24 @@ fn reset(skb: Skb, packet: &Packet, from: From) -> i32 {
     if !skb.store(l4 + 16, &sum) {
         return skb.drop(Counter::DropMalformed);
     }
-    answer(skb, from)
+    answer(skb, packet)
 }
 
 /// An ICMP error with the first words `head` and `rest`, which quotes the packet.
 #[inline(never)]
-fn error(skb: Skb, packet: &Packet, head: u32, rest: u32, from: From) -> i32 {
-    if packet.v4 {
-        quote::<{ QUOTE4 as usize / 4 }>(skb, packet, head, rest, from)
+fn error(skb: Skb, packet: &Packet, head: u32, rest: u32) -> i32 {
+    if packet.v4 && packet.len < QUOTE6 {
+        quote::<{ QUOTE4 as usize / 4 }>(skb, packet, head, rest)
     } else {
-        quote::<{ QUOTE6 as usize / 4 }>(skb, packet, head, rest, from)
+        quote::<{ QUOTE6 as usize / 4 }>(skb, packet, head, rest)
     }
 }
 
 /// `N`: how many words are quoted.
 #[inline(never)]
-fn quote<const N: usize>(skb: Skb, packet: &Packet, head: u32, rest: u32, from: From) -> i32 {
+fn quote<const N: usize>(skb: Skb, packet: &Packet, head: u32, rest: u32) -> i32 {
     let proto = icmp::proto(packet.v4);
-    let (ip, quoted) = if packet.v4 { (IP4_LEN, QUOTE4) } else { (IP6_LEN, QUOTE6) };
+    let (ip, quoted) = (if packet.v4 { IP4_LEN } else { IP6_LEN }, 4 * N as u32);
     let l4 = ETH_LEN + ip;
     let Some(quote) = maps::quote().and_then(|buffer| buffer.first_chunk_mut::<N>()) else {
         return skb.drop(Counter::DropMalformed);
@@ -196,5 +220,5 @@ fn quote<const N: usize>(skb: Skb, packet: &Packet, head: u32, rest: u32, from: 
     if !skb.store(l4, &[head | u32::from(sum) << 16, rest]) || !skb.store(l4 + 8, quote) {
         return skb.drop(Counter::DropMalformed);
     }
-    answer(skb, from)
+    answer(skb, packet)
 }

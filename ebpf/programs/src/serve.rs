@@ -3,64 +3,57 @@
 
 use heddle_ebpf_common::decide::{Origin, Refusal, Way};
 use heddle_ebpf_common::{
-    Addr, Backend, CT_ANSWERED, CT_ENTRY, CT_HOST, CT_TUNNEL, Config, Counter, Flow, Frontend, HAIRPIN4,
-    HAIRPIN6, Tuple,
+    Addr, Backend, CT_ANSWERED, CT_DSR, CT_ENTRY, CT_HOST, CT_OWN, CT_TUNNEL, Config, Counter, Flow,
+    Frontend, HAIRPIN4, HAIRPIN6, Tuple,
 };
 
 use crate::ct::{self, Entry, Ports};
 use crate::frontend::{self, REFUSED};
-use crate::maps::{self, BACKENDS, config, count, note_flow};
-use crate::out::{self, REPLY};
-use crate::packet::{Kind, Packet};
-use crate::reject::{self, From};
-use crate::skb::{PASS, Skb};
-
-/// The node that hears of a refusal through the tunnel.
-#[inline(always)]
-fn from(origin: Origin) -> From {
-    match origin {
-        Origin::Tunnel { entry, .. } => entry,
-        _ => 0,
-    }
-}
+use crate::maps::{self, BACKENDS, config, count, count_flow, note_flow};
+use crate::out::{self, DIRECT, REPLY};
+use crate::packet::{ACK, Kind, Packet, SYN};
+use crate::reject;
+use crate::skb::{PASS, SCTP, Skb};
 
 /// A request of a flow that is known. `None`: it begins a new one.
 #[inline(always)]
-pub fn request(
-    skb: Skb,
-    packet: &mut Packet,
-    entry: &mut Entry<'_>,
-    origin: Origin,
-    config: &Config,
-) -> Option<i32> {
+pub fn request(skb: Skb, packet: &mut Packet, entry: &mut Entry<'_>, config: &Config) -> Option<i32> {
     // A port that is used again, or a SYN that is repeated because its backend went: nothing stands yet.
-    if packet.is_syn() && packet.is_tcp() && (ct::is_over(entry.flow) || entry.is_stale()) {
+    if packet.is_syn() && (ct::is_over(entry.flow) || entry.is_stale()) {
         ct::remove(&packet.tuple, entry.flow);
         return None;
     }
     if entry.is_stale() {
         // TCP cannot move to another backend; a datagram can.
-        if packet.is_tcp() || packet.kind == Kind::Error {
-            return Some(reject::unreachable(skb, packet, from(origin), Counter::RejectStale));
+        if packet.is_connected() || packet.kind == Kind::Error {
+            return Some(reject::unreachable(skb, packet, Counter::RejectStale));
         }
         ct::remove(&packet.tuple, entry.flow);
         return None;
     }
     entry.touch(packet, config);
-    let flow = &*entry.flow;
-    if flow.flags & CT_ANSWERED == 0 {
-        ct::restore_peer(&packet.tuple, flow);
+    let flags = entry.flow.flags;
+    if flags & CT_ANSWERED == 0 {
+        if flags & CT_DSR != 0 && flags & CT_ENTRY != 0 && packet.flags & (SYN | ACK) == ACK {
+            // The client has had an answer.
+            ct::confirmed(&packet.tuple, entry.flow);
+        } else {
+            ct::restore_peer(&packet.tuple, entry.flow);
+        }
     }
     count(Counter::Request);
-    Some(forward(skb, packet, flow))
+    Some(forward(skb, packet, entry.flow))
 }
 
 /// Sends a request on.
 #[inline(never)]
 fn forward(skb: Skb, packet: &mut Packet, flow: &Flow) -> i32 {
     if flow.flags & CT_HOST != 0 {
-        return if flow.flags & CT_TUNNEL != 0 {
-            out::to_host_by_underlay(skb, packet, &flow.to)
+        return if flow.flags & CT_OWN != 0 {
+            out::to_host_by(skb, packet, &flow.to, flow.node)
+        } else if flow.flags & (CT_TUNNEL | CT_DSR) != 0 {
+            let Some(config) = config() else { return skb.drop(Counter::DropNoOverlay) };
+            out::to_host_by(skb, packet, &flow.to, config.underlay_ifindex)
         } else {
             out::to_host(skb, packet, &flow.to)
         };
@@ -70,7 +63,8 @@ fn forward(skb: Skb, packet: &mut Packet, flow: &Flow) -> i32 {
             Some(backend) => backend.hash,
             None => 0,
         };
-        return out::tunnel(skb, packet, &flow.to, flow.node, hash);
+        let direct = if flow.flags & CT_DSR != 0 { DIRECT } else { 0 };
+        return out::tunnel(skb, packet, &flow.to, flow.node | direct, hash);
     }
     out::leave(skb, packet, &flow.to)
 }
@@ -79,7 +73,7 @@ fn forward(skb: Skb, packet: &mut Packet, flow: &Flow) -> i32 {
 #[inline(always)]
 pub fn known_reply(skb: Skb, packet: &Packet, entry: &mut Entry<'_>, config: &Config) -> Result<(), i32> {
     if entry.is_stale() {
-        return Err(reject::unreachable(skb, packet, 0, Counter::RejectStale));
+        return Err(reject::unreachable(skb, packet, Counter::RejectStale));
     }
     entry.touch(packet, config);
     if entry.flow.flags & CT_ANSWERED == 0
@@ -102,6 +96,13 @@ pub fn reply(skb: Skb, packet: &mut Packet, entry: &mut Entry<'_>, config: &Conf
     if flow.flags & CT_TUNNEL != 0 {
         return out::tunnel(skb, packet, &flow.to, flow.node, REPLY);
     }
+    if flow.flags & CT_OWN != 0 {
+        return out::to_host_by(skb, packet, &flow.to, flow.node);
+    }
+    if flow.flags & CT_DSR != 0 && flow.flags & CT_ENTRY == 0 {
+        // What the client sends comes through the tunnel.
+        out::clamp_to_tunnel(skb, packet, config);
+    }
     out::leave(skb, packet, &flow.to)
 }
 
@@ -112,17 +113,20 @@ pub fn begin(skb: Skb, packet: &mut Packet, flow: &mut Flow, frontend: &Frontend
     if packet.kind == Kind::Error || packet.kind == Kind::Later {
         return skb.drop(Counter::DropNoFlow);
     }
-    if packet.is_tcp() && !packet.is_syn() {
+    if packet.is_connected() && !packet.is_syn() {
         // The rest of a connection that nobody here knows.
-        return reject::unreachable(skb, packet, from(*origin), Counter::RejectStale);
+        return reject::unreachable(skb, packet, Counter::RejectStale);
     }
     let choice = frontend::choose(frontend, &packet.tuple, origin, config);
     if choice & REFUSED != 0 {
-        return refuse(skb, packet, from(*origin), choice as u32);
+        return refuse(skb, packet, choice as u32);
     }
-    let index = choice as u32;
+    let mut index = choice as u32;
+    if frontend.affinity != 0 && !matches!(origin, Origin::Tunnel { .. }) {
+        index = frontend::settle(frontend, &packet.tuple.src, index, config);
+    }
     let Some(backend) = frontend::backend(index) else {
-        return refuse(skb, packet, from(*origin), Refusal::Reject as u32);
+        return refuse(skb, packet, Refusal::Reject as u32);
     };
     flow.to = packet.tuple;
     flow.backend = index;
@@ -132,15 +136,27 @@ pub fn begin(skb: Skb, packet: &mut Packet, flow: &mut Flow, frontend: &Frontend
     flow.node = 0;
     flow.ifindex = if *origin == Origin::Pod { skb.ifindex() } else { 0 };
     let way = frontend::way(backend, &packet.tuple.dst, &packet.tuple.src, origin, config);
-    let Some(ports) = route(flow, backend, way, origin, config) else {
+    if *origin == Origin::Host {
+        flow.node = skb.ifindex();
+    }
+    let Some(mut ports) = route(flow, backend, way, origin, config) else {
         return skb.drop(Counter::DropNoOverlay);
     };
+    if packet.tuple.proto == SCTP {
+        if flow.to.dport != packet.tuple.dport {
+            return skb.drop(Counter::DropNoPort);
+        }
+        ports = Ports::NO_OTHER;
+    }
     if !ct::insert(&packet.tuple, flow, &ports, config) {
         return skb.drop(Counter::DropNoPort);
     }
-    if *origin == Origin::Pod {
-        note_flow(maps::Kind::Pod);
+    match *origin {
+        Origin::Pod => note_flow(maps::Kind::Pod),
+        Origin::Host => note_flow(maps::Kind::Own),
+        _ => {}
     }
+    count_flow(index);
     count(Counter::Request);
     forward(skb, packet, flow)
 }
@@ -148,7 +164,7 @@ pub fn begin(skb: Skb, packet: &mut Packet, flow: &mut Flow, frontend: &Frontend
 /// Does this packet of a pod begin something whose replies could be taken for a service's?
 #[inline(always)]
 pub fn may_collide(packet: &Packet) -> bool {
-    packet.kind == Kind::Whole && (packet.is_syn() || !packet.is_tcp())
+    packet.kind == Kind::Whole && (packet.is_syn() || !packet.is_connected())
 }
 
 /// A pod talks to another one directly, or by a socket hook. Ports are used again for another destination: its
@@ -184,7 +200,7 @@ pub fn aside(skb: Skb, packet: &mut Packet, found: &mut Flow, flow: &mut Flow) -
 
 /// There is no backend for this client. `refusal`: a [`Refusal`].
 #[inline(never)]
-fn refuse(skb: Skb, packet: &Packet, from: From, refusal: u32) -> i32 {
+fn refuse(skb: Skb, packet: &Packet, refusal: u32) -> i32 {
     const DROP: u32 = Refusal::Drop as u32;
     const SOURCE: u32 = Refusal::Source as u32;
     const NOT_HERE: u32 = Refusal::NotHere as u32;
@@ -193,7 +209,7 @@ fn refuse(skb: Skb, packet: &Packet, from: From, refusal: u32) -> i32 {
         SOURCE => skb.drop(Counter::DropSource),
         // The client asks again, and then the nodes agree.
         NOT_HERE => skb.drop(Counter::DropNotHere),
-        _ => reject::unreachable(skb, packet, from, Counter::RejectNoBackend),
+        _ => reject::unreachable(skb, packet, Counter::RejectNoBackend),
     }
 }
 
@@ -202,12 +218,16 @@ fn refuse(skb: Skb, packet: &Packet, from: From, refusal: u32) -> i32 {
 #[inline(always)]
 fn route(flow: &mut Flow, backend: &Backend, way: Way, origin: &Origin, config: &Config) -> Option<Ports> {
     let v4 = backend.addr.is_v4();
-    if let Origin::Tunnel { entry, .. } = *origin {
-        flow.flags |= CT_TUNNEL;
-        flow.node = entry;
+    match *origin {
+        Origin::Tunnel { entry, dsr, .. } => {
+            flow.flags |= if dsr { CT_DSR } else { CT_TUNNEL };
+            flow.node = entry;
+        }
+        Origin::Host => flow.flags |= CT_OWN,
+        _ => {}
     }
     if matches!(way, Way::Tunnel | Way::Dsr) {
-        flow.flags |= CT_ENTRY;
+        flow.flags |= if way == Way::Dsr { CT_ENTRY | CT_DSR } else { CT_ENTRY };
         flow.node = backend.node;
         return Some(Ports::OWN);
     }
@@ -215,6 +235,10 @@ fn route(flow: &mut Flow, backend: &Backend, way: Way, origin: &Origin, config: 
     flow.to.dport = backend.port;
     match way {
         Way::Host => {
+            if *origin == Origin::Host {
+                // Not to itself under one address.
+                flow.to.src = if v4 { HAIRPIN4 } else { HAIRPIN6 };
+            }
             flow.flags |= CT_HOST;
             note_flow(maps::Kind::Host);
         }
@@ -227,16 +251,21 @@ fn route(flow: &mut Flow, backend: &Backend, way: Way, origin: &Origin, config: 
                 (false, true) => config.underlay4,
                 (false, false) => config.underlay6,
             };
-            if flow.to.src == Addr([0; 4]) || config.snat_port_max < config.snat_port_min {
+            if flow.to.src == Addr([0; 4]) {
                 return None;
             }
-            let first = u32::from(config.snat_port_min);
-            let count = u32::from(config.snat_port_max) - first + 1;
-            return Some(Ports { first, count, always: true });
+            return snat_ports(config);
         }
         Way::Pod | Way::Overlay | Way::Tunnel | Way::Dsr => {}
     }
-    Some(Ports::OWN)
+    // The kernel may use its own port for a connection to this very backend.
+    if *origin == Origin::Host { snat_ports(config) } else { Some(Ports::OWN) }
+}
+
+#[inline(always)]
+fn snat_ports(config: &Config) -> Option<Ports> {
+    let (first, last) = (u32::from(config.snat_port_min), u32::from(config.snat_port_max));
+    (first <= last).then_some(Ports { first, count: last.wrapping_sub(first) + 1, always: true })
 }
 
 /// Is this the source that `snat` gives to packets into the underlay (`overlay`: into the overlay)?

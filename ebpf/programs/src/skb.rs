@@ -25,6 +25,7 @@ pub const ETH_P_IPV6: u16 = 0x86dd_u16.to_be();
 
 pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;
+pub const SCTP: u8 = 132;
 pub const ICMP: u8 = 1;
 pub const ICMP6: u8 = 58;
 
@@ -44,6 +45,11 @@ const DONE: [u32; 2] = [0x4865_6464, 0x6c65_2d3e];
 /// In `mark`, between a redirect to the ingress of the underlay device and our program there: the packet is for
 /// the host, already translated. No packet comes out of a device with a mark.
 pub const MARK_HOST: u32 = 0x4864_6c01;
+
+/// In `mark`, from a VXLAN packet to what is inside: the entry node (its index in `nodes`, in the lower 24 bits) of a
+/// request for an external address, which does not say by itself who the entry node is.
+pub const MARK_ENTRY: u32 = 0x4900_0000;
+pub const MARK_ENTRY_MASK: u32 = 0xff00_0000;
 
 #[derive(Clone, Copy)]
 #[repr(transparent)]

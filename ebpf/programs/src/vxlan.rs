@@ -1,11 +1,13 @@
 //! VXLAN packets before the kernel unwraps them: only here is the sender to be seen.
 
-use heddle_ebpf_common::{ADDR_NODE, Addr, Config, Counter, MESH_REPLY, MESH_REQUEST, NODE_SELF};
+use heddle_ebpf_common::{
+    ADDR_EXTERNAL, ADDR_NODE, Addr, Config, Counter, MESH_DSR, MESH_REPLY, MESH_REQUEST, NODE_SELF,
+};
 
 use crate::frontend::known;
 use crate::maps::{RANGES, count};
 use crate::packet::Packet;
-use crate::skb::{ETH_LEN, ETH_P_IP, ETH_P_IPV6, PASS, Skb};
+use crate::skb::{ETH_LEN, ETH_P_IP, ETH_P_IPV6, MARK_ENTRY, PASS, Skb};
 
 use aya_ebpf::maps::lpm_trie::Key;
 
@@ -21,8 +23,9 @@ struct Inner {
 }
 
 /// Passes the packet if a node sent it and has a right to what is inside: from its pods, or from itself, to ours
-/// or to this node; a request for a frontend of that node; a reply of a frontend of this node (whether the flow is
-/// known is asked when it is unwrapped). Other networks (VNI) are not ours to judge.
+/// or to this node; a request for a frontend of that node, or for an external address (then `mark` tells who it was:
+/// what is inside does not); a reply of a frontend of this node (whether the flow is known is asked when it is
+/// unwrapped). Other networks (VNI) are not ours to judge.
 #[inline(never)]
 pub fn check(skb: Skb, packet: &Packet, config: &Config) -> i32 {
     let Some([flags, vni]) = read::<[u32; 2]>(skb, packet, 8) else {
@@ -68,14 +71,17 @@ fn allowed(skb: Skb, packet: &Packet, sender: u32) -> bool {
         return false;
     };
     let mark = [inner.src[0], inner.src[1]];
-    if mark == MESH_REQUEST {
-        // An address of no node: an external one of a service, looked for when it is unwrapped.
-        let owner = known(&dst).node;
-        return owner == 0 || owner == sender;
+    if mark == MESH_REQUEST || mark == MESH_DSR {
+        let asked = known(&dst);
+        if asked.is(ADDR_EXTERNAL) {
+            skb.set_mark(MARK_ENTRY | sender);
+            return true;
+        }
+        return asked.is(ADDR_NODE) && asked.node == sender;
     }
     if mark == MESH_REPLY {
-        let owner = known(&src).node;
-        return owner == 0 || owner == NODE_SELF;
+        let asked = known(&src);
+        return asked.is(ADDR_EXTERNAL) || asked.is(ADDR_NODE) && asked.node == NODE_SELF;
     }
     owner(&src) == sender && owner(&dst) == NODE_SELF
 }

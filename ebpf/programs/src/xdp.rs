@@ -12,8 +12,8 @@ use aya_ebpf::helpers::generated::{bpf_fib_lookup as fib_lookup, bpf_xdp_adjust_
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
 use heddle_ebpf_common::{
-    ADDR_NODE, Addr, CT_ENTRY, CT_HOST, CT_TUNNEL, Config, Counter, MESH_REPLY, MESH_REQUEST, NODE_SELF,
-    Tuple,
+    ADDR_NODE, Addr, CT_DSR, CT_ENTRY, CT_HOST, CT_OWN, CT_TUNNEL, Config, Counter, MESH_DSR, MESH_REPLY,
+    MESH_REQUEST, NODE_SELF, Tuple,
 };
 
 use crate::ct;
@@ -229,7 +229,7 @@ fn pass_on<const SUMMED: bool>(frame: Frame, config: &Config) -> Option<u32> {
     let mut entry = ct::established(&packet.tuple, found)?;
     let flow = &*entry.flow;
     let (flags, to, node) = (flow.flags, flow.to, flow.node);
-    if entry.is_stale() || flags & (CT_TUNNEL | CT_HOST) != 0 || flow.ifindex != 0 {
+    if entry.is_stale() || flags & (CT_TUNNEL | CT_HOST | CT_OWN) != 0 || flow.ifindex != 0 {
         return None;
     }
     if entry.is_reply() {
@@ -246,7 +246,8 @@ fn pass_on<const SUMMED: bool>(frame: Frame, config: &Config) -> Option<u32> {
     let backend = BACKENDS.get(flow.backend)?;
     let mark = if flags & CT_ENTRY != 0 {
         let [a, b, c, d] = backend.hash.to_be_bytes();
-        Some((node, [MESH_REQUEST[0], MESH_REQUEST[1], a, b, c, d]))
+        let [first, second] = if flags & CT_DSR != 0 { MESH_DSR } else { MESH_REQUEST };
+        Some((node, [first, second, a, b, c, d]))
     } else if serve::is_snat(&to.reversed(), true, config) {
         Some((backend.node, NODES.get(NODE_SELF)?.mac))
     } else {
@@ -291,7 +292,11 @@ fn unwrap<const SUMMED: bool>(frame: Frame, config: &Config) -> Option<u32> {
     let mut entry = ct::established(&packet.tuple, found)?;
     let flow = &*entry.flow;
     let (flags, to) = (flow.flags, flow.to);
-    if entry.is_stale() || !entry.is_reply() || flags & (CT_TUNNEL | CT_HOST) != 0 || flow.ifindex != 0 {
+    if entry.is_stale()
+        || !entry.is_reply()
+        || flags & (CT_TUNNEL | CT_HOST | CT_OWN) != 0
+        || flow.ifindex != 0
+    {
         return None;
     }
     let meant = if [inner.src[0], inner.src[1]] == MESH_REPLY {

@@ -10,6 +10,7 @@ use etherparse::{
 
 pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;
+pub const SCTP: u8 = 132;
 
 pub const CLIENT_MAC: [u8; 6] = [0x02, 0xc1, 0, 0, 0, 1];
 pub const HERE_MAC: [u8; 6] = [0x02, 0x11, 0, 0, 0, 1];
@@ -68,6 +69,21 @@ pub fn udp(src: impl Into<SocketAddr>, dst: impl Into<SocketAddr>) -> Packet {
     packet
 }
 
+/// A packet with one chunk of this type.
+pub fn sctp(chunk: u8, src: impl Into<SocketAddr>, dst: impl Into<SocketAddr>) -> Packet {
+    let mut packet = packet(SCTP, src, dst);
+    packet.payload = vec![chunk, 0, 0, 20];
+    packet.payload.extend_from_slice(&[7; 16]);
+    packet
+}
+
+/// CRC32c (RFC 9260 appendix A), bit by bit.
+fn crc32c(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(u32::MAX, |crc, byte| {
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| (crc >> 1) ^ (0x82f6_3b78 * (crc & 1)))
+    })
+}
+
 impl Packet {
     pub fn mss(mut self, mss: u16) -> Self {
         self.mss = Some(mss);
@@ -124,6 +140,13 @@ impl Packet {
 
     /// The frame, with correct checksums.
     pub fn frame(&self) -> Vec<u8> {
+        if self.proto == SCTP {
+            let ports = [self.src.port().to_be_bytes(), self.dst.port().to_be_bytes()].concat();
+            let mut transport = [&ports, &[9; 4][..], &[0; 4], &self.payload].concat();
+            let sum = crc32c(&transport).to_le_bytes();
+            transport[8..12].copy_from_slice(&sum);
+            return raw_ip(self, &transport);
+        }
         let mut frame = Vec::new();
         let builder = PacketBuilder::ethernet2(self.smac, self.dmac).ip(self.ip_headers());
         if self.proto == UDP {
@@ -207,7 +230,11 @@ fn ip_of(packet: &[u8]) -> (IpAddr, IpAddr, u8, &[u8]) {
 
 fn ends(src: IpAddr, dst: IpAddr, proto: u8, transport: &[u8]) -> String {
     let port = |at: usize| u16::from_be_bytes([transport[at], transport[at + 1]]);
-    let name = if proto == TCP { "tcp" } else { "udp" };
+    let name = match proto {
+        TCP => "tcp",
+        UDP => "udp",
+        _ => "sctp",
+    };
     format!("{name} {} > {}", SocketAddr::new(src, port(0)), SocketAddr::new(dst, port(2)))
 }
 
@@ -275,6 +302,12 @@ pub fn describe(frame: &[u8]) -> Seen {
             seen.mtu = u32::from_be_bytes(transport[4..8].try_into().unwrap());
             seen.text = error(src, dst, transport);
         }
+        None if proto == SCTP => {
+            let sum = crc32c(&[&transport[..8], &[0; 4], &transport[12..]].concat());
+            assert_eq!(transport[8..12], sum.to_le_bytes(), "CRC32c");
+            seen.text = ends(src, dst, proto, transport);
+            seen.payload = transport[12..].to_vec();
+        }
         other => panic!("{other:?}"),
     }
     seen
@@ -287,7 +320,8 @@ fn error(src: IpAddr, dst: IpAddr, icmp: &[u8]) -> String {
         let header = usize::from(quoted[0] & 0xf) * 4;
         assert_eq!(folded(sum(&quoted[..header])), 0xffff, "quoted header checksum");
     }
-    let about = if matches!(proto, TCP | UDP) { ends(of, to, proto, transport) } else { proto.to_string() };
+    let about =
+        if matches!(proto, TCP | UDP | SCTP) { ends(of, to, proto, transport) } else { proto.to_string() };
     format!("icmp {src} > {dst} {}/{} ({about})", icmp[0], icmp[1])
 }
 

@@ -100,7 +100,6 @@ fn other_traffic_passes_as_it_is() {
         w.service(f, TCP, &[pod(f, 1, 11)]);
         for packet in [
             tcp("S", f.pod(1, 10, 5000), f.pod(2, 20, 80)),
-            tcp("S", f.pod(1, 10, 5000), f.service(1, 81)),
             tcp("S", f.pod(1, 10, 5000), f.client(30080)),
             // A spoofed source that asks for no service is the firewall's to drop.
             tcp("S", f.pod(1, 11, 5000), f.client(80)),

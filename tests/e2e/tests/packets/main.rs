@@ -3,6 +3,9 @@
 //! Node 1 is this one. Its pods are 10 and 11; nodes 2 and 3 are others; the client is outside.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+mod affinity;
+mod dsr;
+mod external;
 mod frames;
 mod from_pod;
 mod host;
@@ -10,8 +13,12 @@ mod laws;
 mod loopback;
 mod malformed;
 mod outside;
+mod own;
+mod policy;
 mod reject;
+mod sctp;
 mod snat;
 mod tunnel;
+mod undefined;
 mod world;
 mod xdp;

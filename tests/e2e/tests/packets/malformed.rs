@@ -65,7 +65,7 @@ fn other_protocols_pass() {
         let kind = if f.is_v4() { 8 } else { 128 };
         let mut arp = packet.frame();
         arp[12..14].copy_from_slice(&[8, 6]);
-        for frame in [raw_ip(&sctp, &[0; 12]), raw_ip(&echo, &[kind, 0, 0, 0, 0, 0, 0, 0]), arp] {
+        for frame in [raw_ip(&sctp, &[0; 16]), raw_ip(&echo, &[kind, 0, 0, 0, 0, 0, 0, 0]), arp] {
             let out = w.send_raw(UnderlayIn, UNDERLAY, &frame);
             assert_eq!((out.verdict, out.frame), (Verdict::Pass, frame));
         }

@@ -3,10 +3,10 @@
 use std::net::SocketAddr;
 
 use heddle_bpf::TcHook::{OverlayIn, UnderlayIn};
-use heddle_ebpf_common::{Addr, Counter, FrontendKey, REMOTE_SNAT};
+use heddle_ebpf_common::{Counter, REMOTE_SNAT};
 
-use crate::frames::{CLIENT_MAC, TCP, UDP, tcp, udp};
-use crate::world::{BOTH, OVERLAY, PODS, To, UNDERLAY, addr, pod, vtep_mac, world};
+use crate::frames::{TCP, UDP, tcp, udp};
+use crate::world::{BOTH, OVERLAY, PODS, To, UNDERLAY, pod, vtep_mac, world};
 
 fn source(text: &str) -> SocketAddr {
     text.split(' ').nth(1).unwrap().parse().unwrap()
@@ -100,27 +100,5 @@ fn without_an_address_to_give_it_the_packet_is_dropped() {
             config.overlay6 = Default::default();
         });
         w.send(UnderlayIn, UNDERLAY, &udp(f.client(5000), f.node(1, 30080))).dropped(Counter::DropNoOverlay);
-    }
-}
-
-/// The other end of a tunnel learns who asks from the address that the client talked to; one that is no node's says
-/// nothing.
-#[test]
-fn what_came_for_an_external_address_is_not_sent_by_tunnel() {
-    for f in BOTH {
-        let w = &mut *world();
-        w.service(f, TCP, &[pod(f, 2, 20)]);
-        let external = f.service(77, 80);
-        let key = |ip, port: u16| FrontendKey { addr: ip, net: 0, port: port.to_be(), proto: TCP, zero: 0 };
-        let any = key(if f.is_v4() { Addr::ANY4 } else { Addr::ANY6 }, 30080);
-        let (at, node_port) = (key(addr(external.ip()), 80), w.maps().frontends.get(&any, 0).unwrap());
-        w.maps().frontends.insert(at, node_port.sealed(&at), 0).unwrap();
-        let seen = w.send(UnderlayIn, UNDERLAY, &tcp("S", f.client(5000), external)).sent(OVERLAY);
-        let own = source(&seen.text);
-        assert_eq!(
-            (own.ip(), seen.text),
-            (f.vtep(1, 0).ip(), format!("tcp {own} > {} [S]", f.pod(2, 20, 8080)))
-        );
-        assert_eq!(seen.smac, CLIENT_MAC, "no mesh packet");
     }
 }

@@ -174,7 +174,7 @@ fn without_a_vxlan_device_nothing_is_sent_into_the_tunnel() {
 }
 
 /// VXLAN around a frame, as node `from` sends it to this one.
-fn vxlan(f: Family, from: u8, vni: u32, inner: &[u8]) -> Packet {
+pub fn vxlan(f: Family, from: u8, vni: u32, inner: &[u8]) -> Packet {
     let mut packet = udp(f.node(from, 55555), f.node(1, 8472));
     packet.payload = vec![8, 0, 0, 0];
     packet.payload.extend_from_slice(&(vni << 8).to_be_bytes());

@@ -9,9 +9,9 @@ use std::thread;
 
 use heddle_bpf::{Datapath, Maps, Pins, Sizes, TcHook, XdpMode, sys};
 use heddle_ebpf_common::{
-    ADDR_CLUSTER_IP, ADDR_NODE, ADDR_NODE_PORTS, ADDR_OVERLAY, Addr, BACKEND_ACTIVE, Backend, ChoiceKey,
-    Config, Counter, FRONTEND_EXTERNAL, Flow, Frontend, FrontendKey, KnownAddr, NODE_SELF, NODE_UP, Node,
-    RING_BLOCK, Tuple, choice_hash,
+    ADDR_CLUSTER_IP, ADDR_EXTERNAL, ADDR_NODE, ADDR_NODE_PORTS, ADDR_OVERLAY, Addr, BACKEND_ACTIVE, Backend,
+    ChoiceKey, Config, Counter, FRONTEND_EXTERNAL, Flow, Frontend, FrontendKey, KnownAddr, NODE_SELF,
+    NODE_UP, Node, RING_BLOCK, Tuple, choice_hash,
 };
 use heddle_netlink::{NetNs, Socket, link, neigh, route, sysctl};
 use nix::mount::{MsFlags, mount};
@@ -70,6 +70,16 @@ impl Family {
 
     pub fn loopback(self, port: u16) -> SocketAddr {
         (self.ip([127, 0, 0, 1], [0, 0, 0, 0, 0, 0, 0, 1]), port).into()
+    }
+
+    /// The node ports.
+    pub fn any(self, port: u16) -> SocketAddr {
+        (self.ip([0; 4], [0; 8]), port).into()
+    }
+
+    /// An address outside the cluster that services may have.
+    pub fn public(self, i: u8, port: u16) -> SocketAddr {
+        (self.ip([203, 0, 113, i], [0x2001, 0xdb8, 0, 0, 0, 0, 0, i.into()]), port).into()
     }
 
     pub fn is_v4(self) -> bool {
@@ -394,6 +404,28 @@ impl World {
     /// Lists an address of a service.
     pub fn know(&mut self, ip: IpAddr, kind: u32) {
         self.maps().addrs.insert(addr(ip), KnownAddr { node: 0, kind }, 0).unwrap();
+    }
+
+    /// The key of the frontend at `at`; an unspecified address stands for the node's.
+    pub fn key(at: SocketAddr, proto: u8) -> FrontendKey {
+        FrontendKey { addr: addr(at.ip()), net: 0, port: at.port().to_be(), proto, zero: 0 }
+    }
+
+    /// Changes the frontend at `at`.
+    pub fn change(&mut self, at: SocketAddr, proto: u8, change: impl FnOnce(&mut Frontend)) {
+        let key = Self::key(at, proto);
+        let mut frontend = self.maps().frontends.get(&key, 0).unwrap();
+        change(&mut frontend);
+        self.maps().frontends.insert(key, frontend.sealed(&key), 0).unwrap();
+    }
+
+    /// The service at node port `port` gets this external address.
+    pub fn external(&mut self, proto: u8, at: SocketAddr, port: u16) {
+        let any = if at.is_ipv4() { Family::V4 } else { Family::V6 }.any(port);
+        let frontend = self.maps().frontends.get(&Self::key(any, proto), 0).unwrap();
+        let key = Self::key(at, proto);
+        self.maps().frontends.insert(key, frontend.sealed(&key), 0).unwrap();
+        self.know(at.ip(), ADDR_EXTERNAL);
     }
 
     pub fn ring(&mut self, indices: &[u32]) -> u32 {

@@ -9,19 +9,20 @@ use aya_ebpf::helpers::bpf_get_socket_cookie;
 use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_set_retval};
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
+use heddle_ebpf_common::decide::{self, Found, Nodes, Refusal, Tables};
 use heddle_ebpf_common::{
-    ADDR_NODE, Addr, BACKEND_ACTIVE, Backend, Counter, Frontend, NODE_SELF, SockChoice, SockKey, SockPeer,
+    ADDR_NODE, Addr, AffinityKey, BACKEND_ACTIVE, BACKEND_DRAINING, Backend, Counter, FRONTEND_SOURCES,
+    Frontend, NODE_SELF, SockChoice, SockKey, SockPeer,
 };
 
-use heddle_ebpf_common::decide::{self, Found, Nodes};
-
 use crate::frontend::{self, Kernel, REFUSED};
-use crate::maps::{SOCK_REV, SOCK_UDP, config, count};
+use crate::maps::{SOCK_REV, SOCK_UDP, config, count, count_flow};
 
 const ALLOW: i32 = 1;
 const DENY: i32 = 0;
 const EADDRNOTAVAIL: i32 = 99;
 const ECONNREFUSED: i32 = 111;
+const EHOSTUNREACH: i32 = 113;
 const TCP: u32 = 6;
 const UDP: u32 = 17;
 /// Backends tried when the socket already has this one under another frontend.
@@ -142,13 +143,6 @@ fn cookie(ctx: *mut bpf_sock_addr) -> u64 {
     unsafe { bpf_get_socket_cookie(ctx.cast()) }
 }
 
-/// The service has no backend: the caller learns it at once.
-#[inline(always)]
-fn refuse() -> i32 {
-    count(Counter::RejectNoBackend);
-    fail(ECONNREFUSED)
-}
-
 #[inline(always)]
 fn fail(errno: i32) -> i32 {
     // SAFETY: a number.
@@ -164,14 +158,35 @@ fn is_of_node(ctx: *mut bpf_sock_addr) -> Option<bool> {
     (host != 0).then(|| unsafe { bpf_get_netns_cookie(ctx.cast()) } == host)
 }
 
-/// Copies the frontend that a socket asks for. False: there is none, and nothing is done.
+/// Copies the frontend that a socket asks for. `Err`: what the hook answers without one.
 #[inline(always)]
-fn find(ctx: *mut bpf_sock_addr, addr: &Addr, port: u16, proto: u8, copy: &mut Frontend) -> bool {
+fn find(ctx: *mut bpf_sock_addr, addr: &Addr, port: u16, proto: u8, copy: &mut Frontend) -> Result<(), i32> {
     if addr.is_loopback() {
         // A pod's loopback is its own.
-        return is_of_node(ctx) == Some(true) && decide::find_loopback(Kernel, addr, port, proto, copy);
+        let found = is_of_node(ctx) == Some(true) && decide::find_loopback(Kernel, addr, port, proto, copy);
+        return if found { Ok(()) } else { Err(ALLOW) };
     }
-    decide::find(Kernel, addr, port, proto, Nodes::All, copy) == Found::Frontend
+    match decide::find(Kernel, addr, port, proto, Nodes::All, copy) {
+        Found::Frontend => {}
+        Found::Undefined => {
+            count(Counter::RejectUndefined);
+            return Err(fail(ECONNREFUSED));
+        }
+        Found::Nothing => return Err(ALLOW),
+    }
+    if copy.flags & FRONTEND_SOURCES != 0 {
+        // A pod's packets say what its address is; the hook of its veth looks at them.
+        if is_of_node(ctx) != Some(true) {
+            return Err(ALLOW);
+        }
+        let Some(config) = config() else { return Err(ALLOW) };
+        let own = if addr.is_v4() { &config.underlay4 } else { &config.underlay6 };
+        if !Kernel.allows(copy.service, own) {
+            count(Counter::DropSource);
+            return Err(fail(EHOSTUNREACH));
+        }
+    }
+    Ok(())
 }
 
 #[inline(always)]
@@ -196,13 +211,31 @@ fn taken(key: &SockKey, addr: &Addr, port: u16) -> bool {
     }
 }
 
+/// A backend for this socket. Of a service with session affinity all sockets of a network namespace have one. `Err`: the
+/// hook's answer.
 #[inline(always)]
-fn choose(frontend: &Frontend, v4: bool) -> Option<(u32, &'static Backend)> {
-    let choice = frontend::choose_inside(frontend, &Addr::ANY6, v4, config()?);
+fn choose(ctx: *mut bpf_sock_addr, frontend: &Frontend, v4: bool) -> Result<u32, i32> {
+    let Some(config) = config() else { return Err(ALLOW) };
+    let client = if frontend.affinity == 0 {
+        Addr::ANY6
+    } else {
+        // SAFETY: the kernel's context.
+        AffinityKey::namespace(unsafe { bpf_get_netns_cookie(ctx.cast()) }, v4)
+    };
+    let choice = frontend::choose_inside(frontend, &client, v4, config);
     if choice & REFUSED != 0 {
-        return None;
+        return Err(if choice as u32 == Refusal::Drop as u32 {
+            count(Counter::DropNoBackend);
+            fail(EHOSTUNREACH)
+        } else {
+            count(Counter::RejectNoBackend);
+            fail(ECONNREFUSED)
+        });
     }
-    Some((choice as u32, frontend::backend(choice as u32)?))
+    if frontend.affinity == 0 {
+        return Ok(choice as u32);
+    }
+    Ok(frontend::settle(frontend, &client, choice as u32, config))
 }
 
 /// Is this a pod's socket, and the backend neither a pod nor on this node? What the pod sends there needs
@@ -222,14 +255,18 @@ fn connect<F: Family>(ctx: *mut bpf_sock_addr) -> i32 {
     let Some(proto) = proto(ctx) else { return ALLOW };
     let (addr, port) = (F::addr(ctx), port(ctx));
     let mut found = Frontend::default();
-    if !find(ctx, &addr, port, proto, &mut found) {
-        return ALLOW;
+    if let Err(answer) = find(ctx, &addr, port, proto, &mut found) {
+        return answer;
     }
     if addr.is_loopback() && F::bound(ctx).is_loopback() {
         // What has a loopback address as its source never leaves the node.
         return fail(EADDRNOTAVAIL);
     }
-    let Some((_, backend)) = choose(&found, addr.is_v4()) else { return refuse() };
+    let index = match choose(ctx, &found, addr.is_v4()) {
+        Ok(index) => index,
+        Err(answer) => return answer,
+    };
+    let Some(backend) = frontend::backend(index) else { return fail(ECONNREFUSED) };
     if is_left_to_pod(ctx, backend) {
         return ALLOW;
     }
@@ -241,6 +278,7 @@ fn connect<F: Family>(ctx: *mut bpf_sock_addr) -> i32 {
     F::set_addr(ctx, &backend.addr);
     set_port(ctx, backend.port);
     count(Counter::SocketTranslated);
+    count_flow(index);
     ALLOW
 }
 
@@ -254,7 +292,8 @@ fn kept(key: &SockKey, service: u32) -> Option<&'static Backend> {
     }
     let backend = frontend::backend(choice.backend)?;
     let alive = backend.generation == choice.generation
-        && backend.state == BACKEND_ACTIVE
+        // One that drains keeps what it has.
+        && (backend.state == BACKEND_ACTIVE || backend.state == BACKEND_DRAINING)
         && (backend.node == 0 || decide::is_up(Kernel, backend.node));
     alive.then_some(backend)
 }
@@ -265,8 +304,8 @@ fn sendmsg<F: Family>(ctx: *mut bpf_sock_addr) -> i32 {
     let (addr, port) = (F::addr(ctx), port(ctx));
     let proto = UDP as u8;
     let mut found = Frontend::default();
-    if !find(ctx, &addr, port, proto, &mut found) {
-        return ALLOW;
+    if let Err(answer) = find(ctx, &addr, port, proto, &mut found) {
+        return answer;
     }
     if addr.is_loopback() && F::source(ctx).is_loopback() {
         return fail(EADDRNOTAVAIL);
@@ -274,23 +313,26 @@ fn sendmsg<F: Family>(ctx: *mut bpf_sock_addr) -> i32 {
     let cookie = cookie(ctx);
     let key = SockKey { cookie, addr, port, proto, zero: [0; 5] };
     let mut rev = SockKey { cookie, addr, port, proto, zero: [0; 5] };
+    let mut fresh = 0;
     let backend = match kept(&key, found.service) {
         Some(backend) => backend,
         None => {
-            let mut chosen = None;
             // Two frontends of one socket at one backend: its answers could not be told apart.
             for _ in 0..OTHER {
-                chosen = choose(&found, addr.is_v4());
-                let Some((_, backend)) = chosen else { break };
+                fresh = match choose(ctx, &found, addr.is_v4()) {
+                    Ok(index) => index,
+                    Err(answer) => return answer,
+                };
+                let Some(backend) = frontend::backend(fresh) else { break };
                 rev.addr = backend.addr;
                 rev.port = backend.port;
                 if !taken(&rev, &addr, port) {
                     break;
                 }
             }
-            let Some((index, backend)) = chosen else { return refuse() };
+            let Some(backend) = frontend::backend(fresh) else { return fail(ECONNREFUSED) };
             let mut choice = SockChoice {
-                backend: index,
+                backend: fresh,
                 generation: backend.generation,
                 service: found.service,
                 check: 0,
@@ -309,6 +351,9 @@ fn sendmsg<F: Family>(ctx: *mut bpf_sock_addr) -> i32 {
     F::set_addr(ctx, &backend.addr);
     set_port(ctx, backend.port);
     count(Counter::SocketTranslated);
+    if fresh != 0 {
+        count_flow(fresh);
+    }
     ALLOW
 }
 

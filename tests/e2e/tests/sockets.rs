@@ -14,8 +14,9 @@ use std::{env, fs, thread};
 
 use heddle_bpf::{Attached, Datapath, Maps, Pins, Sizes};
 use heddle_ebpf_common::{
-    ADDR_NODE, ADDR_NODE_PORTS, Addr, BACKEND_ACTIVE, BACKEND_DOWN, Backend, Config, Counter,
-    FRONTEND_EXTERNAL, Frontend, FrontendKey, KnownAddr, NET_LOOPBACK, NODE_SELF, NODE_UP, Node,
+    ADDR_CLUSTER_IP, ADDR_EXTERNAL, ADDR_NODE, ADDR_NODE_PORTS, Addr, BACKEND_ACTIVE, BACKEND_DOWN,
+    BACKEND_DRAINING, Backend, Config, Counter, FRONTEND_DROP, FRONTEND_EXTERNAL, FRONTEND_SOURCES, Frontend,
+    FrontendKey, KnownAddr, NET_LOOPBACK, NODE_SELF, NODE_UP, Node, SourceKey,
 };
 use heddle_netlink::{NetNs, Socket, link};
 use nix::mount::{MsFlags, mount, umount};
@@ -54,11 +55,11 @@ fn socket_hooks() {
         mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).unwrap();
         mount(Some("bpf"), BPF_ROOT, Some("bpf"), MsFlags::empty(), None::<&str>).unwrap();
         let small = Sizes {
-            frontends: 64,
-            ring: 64,
-            backends: 64,
+            frontends: 256,
+            ring: 256,
+            backends: 256,
             nodes: 8,
-            addrs: 8,
+            addrs: 64,
             choices: 8,
             ct_new: 64,
             ct: 64,
@@ -103,6 +104,12 @@ fn child() {
         world.nobody(local);
         world.node_port(local);
         world.loopback(local);
+        world.node_port_on_loopback(local);
+        world.nobody_under_a_policy(local);
+        world.undefined(local);
+        world.affinity(local);
+        world.sources(local);
+        world.draining(local);
     }
     world.loopback_mapped();
     world.mapped();
@@ -194,6 +201,12 @@ impl World {
         Self { maps, next: 1 }
     }
 
+    fn change(&mut self, key: FrontendKey, change: impl FnOnce(&mut Frontend)) {
+        let mut frontend = self.maps.frontends.get(&key, 0).unwrap();
+        change(&mut frontend);
+        self.maps.frontends.insert(key, frontend.sealed(&key), 0).unwrap();
+    }
+
     /// A service at this address; the indices of its backends.
     fn serve(&mut self, at: FrontendKey, backends: &[SocketAddr]) -> Vec<u32> {
         let mut indices = Vec::new();
@@ -222,6 +235,10 @@ impl World {
             ..Frontend::default()
         };
         self.maps.frontends.insert(at, frontend.sealed(&at), 0).unwrap();
+        if at.net == 0 && at.addr != Addr::ANY4 && at.addr != Addr::ANY6 {
+            let known = KnownAddr { node: 0, kind: ADDR_CLUSTER_IP };
+            self.maps.addrs.insert(at.addr, known, 0).unwrap();
+        }
         indices
     }
 
@@ -385,6 +402,128 @@ impl World {
             udp_socket(any).send_to(b"?", at).unwrap();
             ear.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
             assert_eq!(ear.recv(&mut [0; 9]).unwrap(), 1);
+        }
+    }
+
+    /// 127.0.0.1:nodePort and [::1]:nodePort, for the node's own sockets.
+    fn node_port_on_loopback(&mut self, local: IpAddr) {
+        let own = Socket::open().unwrap().namespace_cookie().unwrap();
+        let pod = pod_address(local);
+        let (stream, datagram) = (tcp_server(pod), udp_server(pod));
+        let any = if local.is_ipv4() { Addr::ANY4 } else { Addr::ANY6 };
+        for (proto, server) in [(TCP, stream), (UDP, datagram)] {
+            let key = FrontendKey { addr: any, net: 0, port: 30090u16.to_be(), proto, zero: 0 };
+            self.serve(key, &[server]);
+        }
+        let at = SocketAddr::new(local, 30090);
+        self.node_is(own);
+        assert_eq!(ask_tcp(at).unwrap(), (stream.port(), at));
+        let any = if local.is_ipv4() { "0.0.0.0" } else { "::" }.parse().unwrap();
+        assert_eq!(ask_udp(&udp_socket(any), at).unwrap(), (datagram.port(), at));
+        assert_eq!(ask_udp(&udp_socket(local), at).unwrap_err().kind(), ErrorKind::AddrNotAvailable);
+        if local.is_ipv4() {
+            let other = SocketAddr::new([127, 0, 0, 2].into(), 30090);
+            assert_eq!(ask_tcp(other).unwrap_err().kind(), ErrorKind::ConnectionRefused, "nobody's");
+        }
+        self.node_is(own + 1);
+        assert_eq!(ask_tcp(at).unwrap_err().kind(), ErrorKind::ConnectionRefused, "a pod's own loopback");
+        self.node_is(0);
+    }
+
+    /// A policy that allows only backends of this node, and there is none.
+    fn nobody_under_a_policy(&mut self, local: IpAddr) {
+        let at = service(local, 11, 80);
+        for proto in [TCP, UDP] {
+            self.serve(Self::key(at, proto), &[]);
+            self.change(Self::key(at, proto), |frontend| frontend.flags |= FRONTEND_DROP);
+        }
+        let before = self.maps.counter(Counter::DropNoBackend).unwrap();
+        assert_eq!(ask_tcp(at).unwrap_err().kind(), ErrorKind::HostUnreachable);
+        assert_eq!(ask_udp(&udp_socket(local), at).unwrap_err().kind(), ErrorKind::HostUnreachable);
+        assert_eq!(self.maps.counter(Counter::DropNoBackend).unwrap(), before + 2);
+    }
+
+    /// A port of a service's address that no service has.
+    fn undefined(&mut self, local: IpAddr) {
+        let at = service(local, 12, 80);
+        self.serve(Self::key(at, TCP), &[tcp_server(local)]);
+        let before = self.maps.counter(Counter::RejectUndefined).unwrap();
+        let other = SocketAddr::new(at.ip(), 81);
+        assert_eq!(ask_tcp(other).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+        for port in [80, 81] {
+            let other = SocketAddr::new(at.ip(), port);
+            let socket = udp_socket(local);
+            assert_eq!(ask_udp(&socket, other).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+            assert_eq!(socket.connect(other).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+        }
+        assert_eq!(self.maps.counter(Counter::RejectUndefined).unwrap(), before + 5);
+        // Of an external address, which may be a machine's, other ports are not ours.
+        self.maps.addrs.insert(addr(at.ip()), KnownAddr { node: 0, kind: ADDR_EXTERNAL }, 0).unwrap();
+        let _ = ask_tcp(other).unwrap_err();
+        assert!(ask_tcp(at).is_ok());
+        assert_eq!(self.maps.counter(Counter::RejectUndefined).unwrap(), before + 5);
+    }
+
+    /// All sockets of a network namespace are one client.
+    fn affinity(&mut self, local: IpAddr) {
+        let at = service(local, 13, 80);
+        let servers = [tcp_server(local), tcp_server(local), tcp_server(local), tcp_server(local)];
+        let indices = self.serve(Self::key(at, TCP), &servers);
+        self.change(Self::key(at, TCP), |frontend| frontend.affinity = 3600);
+        let (first, _) = ask_tcp(at).unwrap();
+        for _ in 0..20 {
+            assert_eq!(ask_tcp(at).unwrap().0, first);
+        }
+        let index = servers.iter().position(|server| server.port() == first).unwrap();
+        assert_eq!(self.maps.conns.get(&indices[index], 0).unwrap(), 21, "and each was counted");
+        // Its backend goes: another one, and that for good.
+        self.set_state(indices[index], BACKEND_DOWN);
+        let (second, _) = ask_tcp(at).unwrap();
+        assert_ne!(second, first);
+        self.set_state(indices[index], BACKEND_ACTIVE);
+        for _ in 0..20 {
+            assert_eq!(ask_tcp(at).unwrap().0, second);
+        }
+    }
+
+    /// The node's own sockets are known by the node's address; a pod's are left to the hook of its packets.
+    fn sources(&mut self, local: IpAddr) {
+        let own = Socket::open().unwrap().namespace_cookie().unwrap();
+        let at = service(local, 14, 80);
+        self.serve(Self::key(at, TCP), &[tcp_server(local)]);
+        let mut number = 0;
+        self.change(Self::key(at, TCP), |frontend| {
+            frontend.flags |= FRONTEND_SOURCES;
+            number = frontend.service;
+        });
+        let node = addr(pod_address(local));
+        let config = Config { host_netns: own, underlay4: node, underlay6: node, ..Config::default() };
+        self.maps.config.set(0, config, 0).unwrap();
+        let before = self.maps.counter(Counter::DropSource).unwrap();
+        assert_eq!(ask_tcp(at).unwrap_err().kind(), ErrorKind::HostUnreachable);
+        assert_eq!(self.maps.counter(Counter::DropSource).unwrap(), before + 1);
+        let key = SourceKey { service: number, addr: node.0 };
+        self.maps.sources.insert(&aya::maps::lpm_trie::Key::new(160, key), 1, 0).unwrap();
+        assert!(ask_tcp(at).is_ok());
+        let translated = self.maps.counter(Counter::SocketTranslated).unwrap();
+        self.node_is(own + 1);
+        assert_eq!(ask_tcp(at).unwrap_err().kind(), ErrorKind::NetworkUnreachable, "as it is");
+        assert_eq!(self.maps.counter(Counter::SocketTranslated).unwrap(), translated);
+        self.node_is(0);
+    }
+
+    /// An unconnected UDP socket keeps a backend that drains; a new one gets another.
+    fn draining(&mut self, local: IpAddr) {
+        let at = service(local, 15, 53);
+        let servers = [udp_server(local), udp_server(local)];
+        let indices = self.serve(Self::key(at, UDP), &servers);
+        let socket = udp_socket(local);
+        let (first, _) = ask_udp(&socket, at).unwrap();
+        let index = usize::from(first == servers[1].port());
+        self.set_state(indices[index], BACKEND_DRAINING);
+        for _ in 0..5 {
+            assert_eq!(ask_udp(&socket, at).unwrap(), (first, at));
+            assert_eq!(ask_udp(&udp_socket(local), at).unwrap().0, servers[1 - index].port());
         }
     }
 

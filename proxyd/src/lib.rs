@@ -13,8 +13,12 @@ pub mod ebpf;
 mod events;
 #[cfg(test)]
 mod fake;
+pub mod health;
+pub mod http;
 #[cfg(test)]
 mod loop_tests;
+pub mod metrics;
+pub mod notices;
 pub mod report;
 pub mod run;
 pub mod sockets;

@@ -44,6 +44,8 @@ pub struct Node {
     pub zone: Option<String>,
     /// The cluster says that it is not ready.
     pub down: bool,
+    /// The cluster is about to remove it: load balancers are to send it nothing new.
+    pub leaving: bool,
 }
 
 impl Node {

@@ -11,6 +11,8 @@ use crate::tree::Error;
 
 /// The label that says in which zone a node is.
 const ZONE: &str = "topology.kubernetes.io/zone";
+/// The taint by which the cluster autoscaler says that it is about to remove a node.
+const TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
 
 pub fn node(object: &Cursor<'_>) -> Result<(Key, Value), Error> {
     let meta = Meta::of(object)?;
@@ -28,8 +30,15 @@ pub fn node(object: &Cursor<'_>) -> Result<(Key, Value), Error> {
             down |= ready && condition.text_at("status")? != Some("True");
         }
     }
+    let mut leaving = match object.get("metadata")? {
+        Some(metadata) => metadata.text_at("deletionTimestamp")?.is_some(),
+        None => false,
+    };
     let mut pod_ranges = Vec::new();
     if let Some(spec) = object.get("spec")? {
+        for taint in spec.list("taints")? {
+            leaving |= taint.text_at("key")? == Some(TO_BE_DELETED);
+        }
         // `podCIDR` is the first of `podCIDRs`, for clients that know one only.
         let list = spec.list("podCIDRs")?;
         for range in if list.is_empty() { spec.get("podCIDR")?.into_iter().collect() } else { list } {
@@ -37,8 +46,8 @@ pub fn node(object: &Cursor<'_>) -> Result<(Key, Value), Error> {
         }
     }
     let zone = meta.label(ZONE)?.filter(|zone| !zone.is_empty()).map(str::to_owned);
-    let node =
-        Node { name: NodeName(meta.name.clone()), created: meta.created, addresses, pod_ranges, zone, down };
+    let name = NodeName(meta.name.clone());
+    let node = Node { name, created: meta.created, addresses, pod_ranges, zone, down, leaving };
     Ok((Key::Node(meta.name), Value::Node(Arc::new(node))))
 }
 

@@ -132,6 +132,21 @@ status:
     assert_eq!((bare.pod_ranges.len(), bare.addresses.len()), (1, 0));
 }
 
+#[test]
+fn a_node_that_is_about_to_go() {
+    let leaving = |text: &str| match one(text) {
+        Value::Node(node) => node.leaving,
+        other => panic!("{other:?}"),
+    };
+    assert!(!leaving("{apiVersion: v1, kind: Node, metadata: {name: n}, spec: {taints: [{key: x}]}}"));
+    assert!(leaving(
+        "{apiVersion: v1, kind: Node, metadata: {name: n, deletionTimestamp: '2026-01-01T00:00:00Z'}}"
+    ));
+    assert!(leaving(
+        "{apiVersion: v1, kind: Node, metadata: {name: n}, spec: {taints: [{key: ToBeDeletedByClusterAutoscaler, effect: NoSchedule}]}}"
+    ));
+}
+
 const SLICE: &str = r#"
 addressType: IPv4
 apiVersion: discovery.k8s.io/v1

@@ -1,0 +1,8 @@
+//! Metrics for Prometheus: kube-proxy's names where they mean the same, `heddle_` for the rest
+//! (docs/observability.md has them all).
+
+mod record;
+mod text;
+
+pub use record::{Changes, Pass, Record};
+pub use text::{CONTENT_TYPE, Page};

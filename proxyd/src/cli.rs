@@ -5,11 +5,14 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand, ValueEnum};
 use heddle_control::Spec;
 use heddle_daemon::{Common, Output};
+use heddle_model::NodeName;
 use heddle_model::resolve::{self, NodePorts, Rules};
 use ipnetwork::IpNetwork;
 
 use crate::ctl::Filter;
 use crate::ebpf::{MapSizes, Remote};
+use crate::http::Listen;
+use crate::seeing;
 
 /// The service proxy and routing mesh: every service address reaches a living backend, from every node
 ///
@@ -55,6 +58,13 @@ pub struct Cli {
     pub removal_delay: u32,
     #[command(flatten)]
     pub sizes: MapSizes,
+    /// Where Prometheus finds metrics: an address and port, or off
+    #[arg(long, value_name = "ADDRESS:PORT|off", default_value = "127.0.0.1:10249")]
+    pub metrics_address: Listen,
+    /// Where load balancers and the kubelet ask for /healthz and /livez: an address and port (0.0.0.0: every address
+    /// of either family), or off
+    #[arg(long, value_name = "ADDRESS:PORT|off", default_value = "0.0.0.0:10256")]
+    pub healthz_address: Listen,
     #[command(subcommand)]
     pub command: Option<Command>,
 }
@@ -77,6 +87,17 @@ pub struct ServiceRules {
 }
 
 impl Cli {
+    /// What the servers are started with.
+    pub fn seeing(&self, node: &NodeName) -> seeing::Options {
+        seeing::Options {
+            node: node.clone(),
+            rules: self.rules(),
+            bpf_root: self.bpf_root.clone(),
+            metrics: self.metrics_address,
+            healthz: self.healthz_address,
+        }
+    }
+
     /// What the services of this node are resolved by.
     pub fn rules(&self) -> Rules {
         let ServiceRules { service_range, external_range, nodeport_addresses } = self.services.clone();
@@ -138,6 +159,8 @@ mod tests {
             ("max-frontends", "100"),
             ("max-backends", "1000"),
             ("max-flows", "1000000"),
+            ("metrics-address", "[::1]:10249"),
+            ("healthz-address", "off"),
         ];
         heddle_daemon::config::layers_agree::<Cli>(&samples, scratch.path()).unwrap();
     }

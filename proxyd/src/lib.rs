@@ -21,5 +21,6 @@ pub mod metrics;
 pub mod notices;
 pub mod report;
 pub mod run;
+pub mod seeing;
 pub mod sockets;
 pub mod target;

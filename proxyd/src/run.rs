@@ -22,6 +22,8 @@ use crate::dataplane::Dataplane;
 use crate::devices::Wanted;
 use crate::ebpf::{self, Ebpf};
 use crate::events;
+use crate::notices::Notices;
+use crate::seeing::Seeing;
 use crate::target::{Finder, Services};
 
 /// Runs until SIGTERM or SIGINT. The datapath in the kernel goes on.
@@ -83,16 +85,19 @@ async fn serve<D: Dataplane + Debug>(
     });
     tracing::info!(%node, mode = ?cli.mode, "started");
     let wanted = Wanted { underlay: cli.underlay.clone(), overlay: format!("heddle.{}", cli.vni) };
-    let services = Services::new(dataplane, finder(wanted, Socket::open()?), node, cli.rules());
+    let services = Services::new(dataplane, finder(wanted, Socket::open()?), node.clone(), cli.rules());
     let pace = Pace { removal_delay: Duration::from_secs(cli.removal_delay.into()), ..Pace::default() };
     let runner = Runner::new(services, pace, u64::from(std::process::id()));
-    let announced = tokio::spawn(announce(runner.status(), instance));
+    let notices = Notices::default();
+    let seeing = Seeing::start(cli.seeing(&node), &store, &runner.status(), &notices);
+    let announced = tokio::spawn(announce(runner.status(), notices, instance));
     let end = async {
         let signal = stop.wait().await;
         tracing::info!("{signal}: ending, the datapath stays as it is");
     };
     runner.run(store.watch(), &wake, end).await;
     events.abort();
+    drop(seeing);
     // Takes the ready file with it.
     announced.abort();
     let _ = announced.await;
@@ -100,7 +105,8 @@ async fn serve<D: Dataplane + Debug>(
 }
 
 /// Tells the world how it goes: the ready file once, the status whenever it changes (once a second).
-async fn announce(mut status: watch::Receiver<Arc<Status>>, instance: Instance) {
+async fn announce(mut status: watch::Receiver<Arc<Status>>, notices: Notices, instance: Instance) {
+    let mut notices = notices.watch();
     let mut ready = false;
     loop {
         let now = Arc::clone(&status.borrow_and_update());
@@ -111,14 +117,20 @@ async fn announce(mut status: watch::Receiver<Arc<Status>>, instance: Instance) 
             }
             ready = true;
         }
-        if let Err(error) = instance.publish(now.as_ref()) {
+        let mut told = Status::clone(&now);
+        told.troubles.extend(notices.borrow_and_update().clone());
+        if let Err(error) = instance.publish(&told) {
             tracing::debug!("{error}");
         }
         // Readiness is not kept back.
         if ready {
             sleep(Duration::from_secs(1)).await;
         }
-        if status.changed().await.is_err() {
+        let ended = tokio::select! {
+            changed = status.changed() => changed.is_err(),
+            changed = notices.changed() => changed.is_err(),
+        };
+        if ended {
             // The loop has ended, and with it, soon, the program; the lock is held until then.
             std::future::pending::<()>().await;
         }

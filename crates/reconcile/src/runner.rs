@@ -166,6 +166,7 @@ impl<T: Target<Input = Snapshot>> Runner<T> {
             }
         }
         *if full { &mut status.full_passes } else { &mut status.quick_passes } += 1;
+        (status.took, status.last_full) = (now.elapsed(), full);
         status.report(troubles, now);
         self.status.send_replace(Arc::new(status));
         Instant::now() + self.random.spread(self.pace.resync)

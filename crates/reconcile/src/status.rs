@@ -1,6 +1,7 @@
 //! What the loop knows of its own success.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use serde::Serialize;
 use serde::ser::Serializer;
@@ -19,6 +20,11 @@ pub struct Status {
     /// Passes that asked the kernel, and those that relied on the pass before.
     pub full_passes: u64,
     pub quick_passes: u64,
+    /// How long the last pass took, and whether it asked the kernel.
+    #[serde(skip)]
+    pub took: Duration,
+    #[serde(skip)]
+    pub last_full: bool,
     /// Steps that were done, and that failed.
     pub done: u64,
     pub failed: u64,

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::time::Instant;
 
 pub use proxy::Probes;
-pub use services::{Check, Checks};
+pub use services::Checks;
 
 /// What the sources say must be in the kernel within this time; else something is wrong (kube-proxy's: twice its
 /// resync period of 30 s).

@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use heddle_model::ServiceName;
+use heddle_model::resolve::HealthCheck;
 use hyper::StatusCode;
 use hyper::header::{HeaderName, HeaderValue};
 use serde_json::json;
@@ -18,14 +19,6 @@ const WEIGHT: HeaderName = HeaderName::from_static("x-load-balancing-endpoint-we
 
 const HINT: &str =
     "the service's healthCheckNodePort must be free on every node; load balancers take this one for ill";
-
-/// What is said of a service.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Check {
-    pub service: ServiceName,
-    /// Its endpoints on this node.
-    pub local: usize,
-}
 
 /// The servers of all services.
 #[derive(Debug)]
@@ -44,7 +37,7 @@ struct Open {
 #[derive(Debug)]
 struct About {
     health: Health,
-    check: Mutex<Check>,
+    check: Mutex<HealthCheck>,
 }
 
 impl Checks {
@@ -54,7 +47,7 @@ impl Checks {
 
     /// Answers for these services, by port, on these addresses; servers of others are closed. To be called in a
     /// tokio runtime.
-    pub fn set(&mut self, wanted: BTreeMap<u16, Check>, addresses: &[IpAddr]) {
+    pub fn set(&mut self, wanted: BTreeMap<u16, HealthCheck>, addresses: &[IpAddr]) {
         self.open
             .retain(|port, open| wanted.get(port).is_some_and(|check| check.service == open.about.service()));
         for (port, check) in wanted {
@@ -85,7 +78,8 @@ impl About {
 impl Site for About {
     /// Whatever the path: load balancers are configured in many ways.
     async fn answer(&self, _path: &str) -> Answer {
-        let Check { service, local } = self.check.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let HealthCheck { service, local } =
+            self.check.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let healthy = self.health.state().healthy;
         let status = if local > 0 && healthy { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
         let body = json!({

@@ -2,6 +2,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use heddle_model::ServiceName;
+use heddle_model::resolve::HealthCheck;
 use hyper::StatusCode;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -77,7 +78,7 @@ async fn a_service_has_a_server_as_long_as_it_has_a_port() {
     let free = async || TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
     let (port, other) = (free().await, free().await);
     let at = |port| SocketAddr::from(([127, 0, 0, 1], port));
-    let check = |name: &str, local| Check { service: ServiceName::new("default", name), local };
+    let check = |name: &str, local| HealthCheck { service: ServiceName::new("default", name), local };
     let health = Health::default();
     let notices = Notices::default();
     let mut checks = Checks::new(health.clone(), notices.clone());

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -60,6 +60,7 @@ impl Server {
         site: Arc<S>,
         notices: &Notices,
     ) -> Self {
+        let at = everywhere(at);
         let task = tokio::spawn({
             let (name, notices) = (name.clone(), notices.clone());
             async move {
@@ -77,6 +78,19 @@ impl Server {
         });
         Self { task, notices: notices.clone(), name }
     }
+}
+
+/// 0.0.0.0 stands for every address of the machine, of either family, as it does for kube-proxy.
+fn everywhere(at: SocketAddr) -> SocketAddr {
+    match at.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() && can_ipv6() => (Ipv6Addr::UNSPECIFIED, at.port()).into(),
+        _ => at,
+    }
+}
+
+/// Whether this machine has IPv6 at all.
+pub fn can_ipv6() -> bool {
+    UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0)).is_ok()
 }
 
 fn why(at: SocketAddr, error: &io::Error, hint: &str) -> String {

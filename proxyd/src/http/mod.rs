@@ -25,7 +25,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 
-pub use listen::{Listen, Server};
+pub use listen::{Listen, Server, can_ipv6};
 
 /// Connections of one server at one time.
 const MOST: usize = 64;

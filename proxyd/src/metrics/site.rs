@@ -1,0 +1,92 @@
+//! The page that Prometheus reads.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use heddle_reconcile::{Status, Trouble};
+use hyper::StatusCode;
+use tokio::sync::{Mutex, watch};
+
+use super::gauge::Gauges;
+use super::text::{CONTENT_TYPE, Page};
+use super::{Record, kernel};
+use crate::http::{Answer, Site};
+
+/// A page is good for this long: reading the maps costs the kernel something, whoever asks.
+const FRESH: Duration = Duration::from_secs(1);
+
+/// `/metrics`, and `/proxyMode` as kube-proxy has it.
+#[derive(Debug)]
+pub struct Metrics {
+    record: Record,
+    bpf_root: PathBuf,
+    status: watch::Receiver<Arc<Status>>,
+    notices: watch::Receiver<BTreeMap<String, Trouble>>,
+    last: Mutex<Option<(Instant, Answer)>>,
+}
+
+impl Metrics {
+    pub fn new(
+        record: Record,
+        bpf_root: PathBuf,
+        status: watch::Receiver<Arc<Status>>,
+        notices: watch::Receiver<BTreeMap<String, Trouble>>,
+    ) -> Arc<Self> {
+        Arc::new(Self { record, bpf_root, status, notices, last: Mutex::default() })
+    }
+
+    /// One page at a time: who asks meanwhile gets the same one.
+    async fn page(&self) -> Answer {
+        let mut last = self.last.lock().await;
+        if let Some((at, answer)) = last.as_ref()
+            && at.elapsed() < FRESH
+        {
+            return answer.clone();
+        }
+        let bpf_root = self.bpf_root.clone();
+        let gauges =
+            tokio::task::spawn_blocking(move || Gauges::read(&bpf_root).map_err(|error| error.to_string()));
+        let mut page = Page::default();
+        self.record.write(&mut page);
+        self.write_state(&mut page);
+        match gauges.await {
+            Ok(Ok(gauges)) => kernel::write(&mut page, &gauges.unwrap_or_default()),
+            // While a daemon of another layout takes over, or memory is short: the rest is worth having.
+            Ok(Err(error)) => tracing::warn!("metrics: cannot read the maps: {error}"),
+            Err(error) => tracing::error!("metrics: {error}"),
+        }
+        let answer =
+            Answer { content_type: CONTENT_TYPE, ..Answer::text(StatusCode::OK, page.into_string()) };
+        *last = Some((Instant::now(), answer.clone()));
+        answer
+    }
+
+    fn write_state(&self, page: &mut Page) {
+        let status = Arc::clone(&self.status.borrow());
+        let troubles = status.troubles.len() + self.notices.borrow().len();
+        page.gauge("heddle_troubles", "What is wrong now (proxyd status says what)").is(troubles);
+        page.gauge("heddle_ready", "1 once everything has been as it must be").is(u8::from(status.ready));
+        page.gauge("heddle_sources_synced", "1 if every source has told all").is(u8::from(status.synced));
+        page.counter(
+            "heddle_sync_steps_total",
+            "Changes of services and nodes that were written to the kernel",
+        )
+        .is(status.done);
+        page.counter("heddle_sync_failed_steps_total", "Changes that failed and are tried again")
+            .is(status.failed);
+        page.gauge("heddle_build_info", "1; the version in its label")
+            .of(&[("version", env!("CARGO_PKG_VERSION")), ("mode", "ebpf")], 1);
+    }
+}
+
+impl Site for Metrics {
+    async fn answer(&self, path: &str) -> Answer {
+        match path {
+            "/metrics" => self.page().await,
+            "/proxyMode" => Answer::text(StatusCode::OK, "ebpf"),
+            _ => Answer::not_found(),
+        }
+    }
+}

@@ -10,6 +10,7 @@ use heddle_model::resolve::{self, NodePorts, Rules};
 use ipnetwork::IpNetwork;
 
 use crate::ctl::Filter;
+use crate::ctl::explain::{Destination, Source};
 use crate::ebpf::{MapSizes, Remote};
 use crate::http::Listen;
 use crate::seeing;
@@ -128,6 +129,17 @@ pub enum Command {
         #[command(flatten)]
         output: Output,
     },
+    /// Tell what becomes of a connection from here: which service, which backends and why, or why none
+    Explain {
+        /// The client: an address, with its port or without, or `host` for a process of this node
+        #[arg(value_name = "SRC")]
+        from: Source,
+        /// What it asks for: ADDRESS[:PORT][/tcp|udp|sctp]
+        #[arg(value_name = "DST")]
+        to: Destination,
+        #[command(flatten)]
+        output: Output,
+    },
     /// Remove everything of proxyd from this node
     Cleanup(Output),
 }
@@ -172,6 +184,8 @@ mod tests {
             "proxyd --mode ipvs --source manifests:/m --node-name n1 --underlay eth0 --cgroup-root /c --bpf-root /b --remote snat --config /dev/null",
             "proxyd status",
             "proxyd status default/web",
+            "proxyd explain 10.244.1.5 10.96.0.10:53/udp",
+            "proxyd explain host [fd00::1]:80 -o json",
             "proxyd status 10.96.0.1 -o json",
             "proxyd status -o json --bpf-root /b",
             "proxyd --bpf-root /b cleanup -o text",

@@ -22,6 +22,14 @@ fn act(cli: &Cli) -> Result<(), Failure> {
             output.print(&report, Report::text)?;
             Ok(())
         }
+        Some(Command::Explain { from, to, output }) => {
+            match ctl::explain::explain(&cli.bpf_root, *from, *to)? {
+                Some(answer) => Ok(output.print(&answer, ctl::explain::Answer::text)?),
+                None => Err(Failure::runtime(
+                    "no datapath is there: proxyd has not run on this node since it started",
+                )),
+            }
+        }
         Some(Command::Cleanup(output)) => cleanup(cli, *output),
     }
 }

@@ -1,5 +1,6 @@
 //! `proxyd status` and `proxyd cleanup`: what the kernel holds, with or without a daemon.
 
+pub mod explain;
 mod filter;
 mod status;
 pub(crate) mod table;

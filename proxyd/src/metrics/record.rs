@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use heddle_model::Snapshot;
+use heddle_model::shared_map::changed;
 use heddle_model::store::Revision;
 
 use super::text::{Histogram, Page};
@@ -48,27 +49,10 @@ impl Changes {
     /// What is new, other or gone in `now`.
     pub fn between(before: &Snapshot, now: &Snapshot) -> Self {
         Self {
-            services: differing(&before.services, &now.services),
-            endpoints: differing(&before.endpoints, &now.endpoints),
+            services: changed(&before.services, &now.services).len() as u64,
+            endpoints: changed(&before.endpoints, &now.endpoints).len() as u64,
         }
     }
-}
-
-/// By identity first: what a source does not touch stays the same object.
-fn differing<K: Ord, V: PartialEq>(before: &BTreeMap<K, Arc<V>>, now: &BTreeMap<K, Arc<V>>) -> u64 {
-    let mut before = before.iter().peekable();
-    let mut count = 0;
-    for (key, value) in now {
-        while before.next_if(|(old, _)| *old < key).is_some() {
-            count += 1;
-        }
-        let same = match before.next_if(|(old, _)| *old == key) {
-            Some((_, old)) => Arc::ptr_eq(old, value) || old == value,
-            None => false,
-        };
-        count += u64::from(!same);
-    }
-    count + before.count() as u64
 }
 
 /// A pass of the loop.
@@ -211,17 +195,6 @@ fn seconds(time: Option<SystemTime>) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_differs_is_counted() {
-        let map = |entries: &[(u8, u8)]| entries.iter().map(|(k, v)| (*k, Arc::new(*v))).collect();
-        let before: BTreeMap<u8, Arc<u8>> = map(&[(1, 1), (2, 2), (4, 4), (9, 9)]);
-        assert_eq!(differing(&before, &before.clone()), 0);
-        assert_eq!(differing(&before, &map(&[(1, 1), (2, 2), (4, 4), (9, 9)])), 0, "equal is not changed");
-        assert_eq!(differing(&before, &map(&[(2, 7), (3, 3), (4, 4)])), 4, "1 and 9 gone, 2 changed, 3 new");
-        assert_eq!(differing(&before, &map(&[])), 4);
-        assert_eq!(differing(&map(&[]), &before), 4);
-    }
 
     #[test]
     fn changes_are_pending_until_a_pass_has_done_them() {

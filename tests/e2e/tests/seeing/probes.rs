@@ -15,17 +15,14 @@ const LIMIT: Duration = Duration::from_secs(20);
 const LOCALHOST: Ipv4Addr = Ipv4Addr::LOCALHOST;
 
 /// One node with proxyd alone.
-fn lone(args: &[&str]) -> Result<Cluster> {
+fn lone() -> Result<Cluster> {
     let plan = Plan { vxland: None, ..Plan::default() };
-    Cluster::start_with(
-        Lab::builder().nodes(1).clients(1),
-        args.iter().fold(plan, |plan, arg| plan.proxyd_arg(arg)),
-    )
+    Cluster::start_with(Lab::builder().nodes(1).clients(1), plan)
 }
 
 #[test]
 fn seeing_healthz_and_livez_answer_on_every_address() -> Result<()> {
-    let cluster = lone(&[])?;
+    let cluster = lone()?;
     let (node, client) = (cluster.node(1), cluster.client());
     for (place, ip) in
         [(node.place(), LOCALHOST.into()), (client.place(), node.ip4()), (client.place(), node.ip6())]
@@ -123,7 +120,8 @@ fn seeing_a_port_in_use_is_told_and_taken_when_it_is_free() -> Result<()> {
 
 #[test]
 fn seeing_health_checks_of_services_come_and_go() -> Result<()> {
-    let cluster = lone(&["--nodeport-addresses", "192.168.77.0/24"])?;
+    let plan = Plan::default().proxyd_arg("--nodeport-addresses").proxyd_arg("192.168.77.0/24");
+    let cluster = Cluster::start_with(Lab::builder().nodes(1).clients(1), plan)?;
     let (node, client) = (cluster.node(1), cluster.client());
     let pod = cluster.backend(1, "web-1", 8080)?;
     let service = |port: u16| {

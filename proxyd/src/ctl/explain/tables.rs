@@ -8,7 +8,7 @@ use std::os::fd::AsFd as _;
 use aya::maps::MapError;
 use aya::maps::lpm_trie::Key;
 use heddle_bpf::{Maps, Pins, sys};
-use heddle_ebpf_common::decide::Tables;
+use heddle_ebpf_common::decide::{Copied, Tables};
 use heddle_ebpf_common::{
     Addr, Affinity, AffinityKey, BACKEND_FREE, Backend, ChoiceKey, Config, Flow, Frontend, FrontendKey,
     KnownAddr, NODE_FREE, Name, Node, RING_BLOCK, RingBlock, SourceKey, Tuple,
@@ -98,16 +98,16 @@ impl Pinned {
 impl Tables for &Pinned {
     type Backend = Box<Backend>;
 
-    fn frontend(self, key: &FrontendKey, copy: &mut Frontend) -> bool {
+    fn frontend(self, key: &FrontendKey, copy: &mut Frontend) -> Copied {
         // A writer is done after a few instructions.
         for _ in 0..100 {
-            let Some(value) = known(self.maps.frontends.get(key, 0)) else { return false };
+            let Some(value) = known(self.maps.frontends.get(key, 0)) else { return Copied::Absent };
             *copy = value;
             if value.check == value.sum(key) {
-                return true;
+                return Copied::Whole;
             }
         }
-        false
+        Copied::Torn
     }
 
     fn addr(self, addr: &Addr) -> KnownAddr {

@@ -10,10 +10,7 @@ use heddle_model::resolve::{self, NodePorts, Rules};
 use ipnetwork::IpNetwork;
 
 use crate::ctl::Filter;
-use crate::ctl::explain::{Destination, Source};
 use crate::ebpf::{MapSizes, Remote};
-use crate::http::Listen;
-use crate::seeing;
 
 /// The service proxy and routing mesh: every service address reaches a living backend, from every node
 ///
@@ -61,11 +58,11 @@ pub struct Cli {
     pub sizes: MapSizes,
     /// Where Prometheus finds metrics: an address and port, or off
     #[arg(long, value_name = "ADDRESS:PORT|off", default_value = "127.0.0.1:10249")]
-    pub metrics_address: Listen,
+    pub metrics_address: crate::http::Listen,
     /// Where load balancers and the kubelet ask for /healthz and /livez: an address and port (0.0.0.0: every address
     /// of either family), or off
     #[arg(long, value_name = "ADDRESS:PORT|off", default_value = "0.0.0.0:10256")]
-    pub healthz_address: Listen,
+    pub healthz_address: crate::http::Listen,
     #[command(subcommand)]
     pub command: Option<Command>,
 }
@@ -89,8 +86,8 @@ pub struct ServiceRules {
 
 impl Cli {
     /// What the servers are started with.
-    pub fn seeing(&self, node: &NodeName) -> seeing::Options {
-        seeing::Options {
+    pub fn seeing(&self, node: &NodeName) -> crate::seeing::Options {
+        crate::seeing::Options {
             node: node.clone(),
             rules: self.rules(),
             bpf_root: self.bpf_root.clone(),
@@ -133,10 +130,10 @@ pub enum Command {
     Explain {
         /// The client: an address, with its port or without, or `host` for a process of this node
         #[arg(value_name = "SRC")]
-        from: Source,
+        from: crate::ctl::explain::Source,
         /// What it asks for: ADDRESS[:PORT][/tcp|udp|sctp]
         #[arg(value_name = "DST")]
-        to: Destination,
+        to: crate::ctl::explain::Destination,
         #[command(flatten)]
         output: Output,
     },

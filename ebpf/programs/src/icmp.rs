@@ -14,6 +14,9 @@ const HEADER: u32 = 8;
 #[inline(never)]
 pub fn parse(packet: &mut Packet, skb: Skb) -> Parsed {
     let Some(kind) = skb.load::<u8>(packet.l4) else { return Parsed::Malformed };
+    if packet.l4 >= packet.len + ETH_LEN {
+        return Parsed::Malformed;
+    }
     let quoted = packet.l4 + HEADER;
     let ports = if packet.v4 {
         // Unreachable, time exceeded, parameter problem (RFC 792).

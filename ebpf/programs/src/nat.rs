@@ -74,9 +74,9 @@ pub fn translate(skb: Skb, packet: &Packet, to: &Tuple, hops: u8) -> bool {
     let headers = if packet.is_tcp() { TCP_LEN } else { UDP_LEN };
     if packet.kind != Kind::Whole || packet.tuple.proto == SCTP || !skb.is_near(packet.l4 + headers) {
         any(skb, packet, to, hops)
-    } else if packet.l4 == PLAIN4 {
+    } else if packet.v4 && packet.l4 == PLAIN4 {
         plain4(skb, packet, to, hops)
-    } else if packet.l4 == PLAIN6 {
+    } else if !packet.v4 && packet.l4 == PLAIN6 {
         plain6(skb, packet, to, hops)
     } else {
         any(skb, packet, to, hops)

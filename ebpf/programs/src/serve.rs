@@ -14,6 +14,7 @@ use crate::out::{self, DIRECT, REPLY};
 use crate::packet::{ACK, Kind, Packet, SYN};
 use crate::reject;
 use crate::skb::{PASS, SCTP, Skb};
+use crate::time::is_settling;
 
 /// A request of a flow that is known. `None`: it begins a new one.
 #[inline(always)]
@@ -113,6 +114,9 @@ pub fn begin(skb: Skb, packet: &mut Packet, flow: &mut Flow, frontend: &Frontend
     if packet.kind == Kind::Error || packet.kind == Kind::Later {
         return skb.drop(Counter::DropNoFlow);
     }
+    if is_settling(config) {
+        return skb.drop(Counter::DropNoFlow);
+    }
     if packet.is_connected() && !packet.is_syn() {
         // The rest of a connection that nobody here knows.
         return reject::unreachable(skb, packet, Counter::RejectStale);
@@ -192,7 +196,8 @@ pub fn aside(skb: Skb, packet: &mut Packet, found: &mut Flow, flow: &mut Flow) -
     flow.flags = 0;
     flow.node = 0;
     flow.ifindex = skb.ifindex();
-    if !ct::insert(&packet.tuple, flow, &Ports::OWN, config) {
+    let ports = if packet.tuple.proto == SCTP { Ports::NO_OTHER } else { Ports::OWN };
+    if !ct::insert(&packet.tuple, flow, &ports, config) {
         return skb.drop(Counter::DropNoPort);
     }
     out::leave(skb, packet, &flow.to)

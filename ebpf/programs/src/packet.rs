@@ -324,7 +324,7 @@ extern "C" fn extension(_: u32, walk: *mut Walk<'_>) -> i64 {
 
 #[inline(always)]
 fn step(walk: &mut Walk<'_>) -> u8 {
-    let Some([after, len, segments, _]) = walk.skb.load::<[u8; 4]>(walk.at) else { return MALFORMED };
+    let Some([after, len, _, segments]) = walk.skb.load::<[u8; 4]>(walk.at) else { return MALFORMED };
     let packet = &mut *walk.packet;
     packet.next_at = (walk.at - ETH_LEN) as u16;
     if walk.next == 44 {

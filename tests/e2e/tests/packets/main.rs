@@ -12,6 +12,7 @@ mod host;
 mod laws;
 mod loopback;
 mod malformed;
+mod odd;
 mod outside;
 mod own;
 mod policy;

@@ -11,8 +11,8 @@ use std::io;
 
 use aya::maps::MapError;
 use heddle_ebpf_common::{
-    Addr, Affinity, AffinityKey, BACKEND_ACTIVE, BACKEND_DRAINING, ChoiceKey, Flow, FrontendKey, SockChoice,
-    SockKey, SockPeer, Tuple, choice_hash,
+    Addr, Affinity, AffinityKey, BACKEND_ACTIVE, BACKEND_DRAINING, CT_OWN, ChoiceKey, Flow, FrontendKey,
+    SockChoice, SockKey, SockPeer, Tuple, choice_hash,
 };
 
 use crate::describe::{Layout, Record};
@@ -254,13 +254,19 @@ impl Into<'_> {
                 None => return Ok(()),
             },
         };
+        let flags = value.u32("flags");
+        let node = match value.u32("node") {
+            // An interface, not a node.
+            node if flags & CT_OWN != 0 => node,
+            node => self.numbers.nodes.get(&node).copied().unwrap_or(0),
+        };
         let mut flow = Flow {
             to: tuple(value, ["to.src", "to.dst", "to.sport", "to.dport", "to.proto"]),
             backend,
             generation,
             service: self.numbers.service(service),
-            flags: value.u32("flags"),
-            node: self.numbers.nodes.get(&value.u32("node")).copied().unwrap_or(0),
+            flags,
+            node,
             ifindex: value.u32("ifindex"),
             seen: value.u64("seen"),
             ..Flow::default()

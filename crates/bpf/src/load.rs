@@ -379,7 +379,8 @@ fn load_all(pins: &Pins, found: &Found, object: &[u8]) -> Result<BTreeMap<&'stat
     }
     let mut ebpf = loader.load(object).map_err(|source| Error::Load { source: Box::new(source) })?;
     let sockets = SocketHook::ALL.map(SocketHook::name);
-    let names = TcHook::ALL.map(TcHook::name).into_iter().chain(sockets).chain(XdpMode::ALL.map(XdpMode::name));
+    let names =
+        TcHook::ALL.map(TcHook::name).into_iter().chain(sockets).chain(XdpMode::ALL.map(XdpMode::name));
     let load = |name| {
         let program = ebpf.program_mut(name).ok_or(Error::NoProgram { name })?;
         let fd = load(program).map_err(|source| Error::Program { name, source: Box::new(source) })?;

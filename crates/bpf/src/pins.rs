@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use heddle_ebpf_common::LAYOUT_VERSION;
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
-use crate::raw::{self, Kind};
+use crate::raw::{self, Kind, RawMap};
 use crate::{Error, Result, sys};
 
 /// The paths under `<bpf root>/heddle/v<LAYOUT_VERSION>/`.
@@ -51,6 +51,12 @@ impl Pins {
 
     pub fn map(&self, name: &str) -> PathBuf {
         self.dir().join("maps").join(name)
+    }
+
+    /// How many elements the map of this name holds that is pinned and is ours.
+    pub fn entries(&self, map: &str) -> Option<u32> {
+        let map = inspect(&self.map(map), Kind::Map).ok()??;
+        Some(RawMap::new(map).ok()?.shape.entries)
     }
 
     /// Where new maps wait until all of them are filled and the programs over them are loaded.

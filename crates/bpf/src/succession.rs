@@ -7,8 +7,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::fd::AsFd;
+use std::time::Duration;
 
+use heddle_ebpf_common::Config;
 use nix::libc;
+use nix::time::{ClockId, clock_gettime};
 
 use crate::carry::{ByName, Carried, Carry, Source};
 use crate::describe::Layout;
@@ -19,6 +22,12 @@ use crate::{Datapath, Error, PinnedLink, Pins, Result, SocketHook, TcHook, XdpMo
 /// The order in which links are swapped: what lets replies out before what lets requests in.
 const TC_ORDER: [TcHook; 5] =
     [TcHook::PodOut, TcHook::Pod, TcHook::OverlayIn, TcHook::UnderlayOut, TcHook::UnderlayIn];
+
+/// The most that the swap of all links and the second pass may take; both take milliseconds.
+const SETTLING: Duration = Duration::from_secs(1);
+
+/// The elements of the map `kinds` that stand for kinds of flows.
+const KINDS: u32 = 3;
 
 /// The maps that are pinned, those that are ours.
 fn pinned_maps(pins: &Pins) -> Result<ByName> {
@@ -60,14 +69,13 @@ impl Datapath {
             let own = self.own()?;
             let mut carry = Carry::default();
             carried += carry.pass(&sources, &own, &mut self.maps)?;
+            self.take_kinds(&sources)?;
+            // From here on no program makes a flow that another would not know. A daemon that is killed now must not
+            // leave that behind: it has an end of its own.
+            self.settle(SETTLING)?;
             self.swap(links)?;
             carried += carry.pass(&sources, &own, &mut self.maps)?;
-            if carried.flows > 0 {
-                // Their kinds are not looked into: what looks for them must look.
-                for kind in 0..2u32 {
-                    self.set_kind(kind)?;
-                }
-            }
+            self.settle(Duration::ZERO)?;
         }
         self.pin_programs()?;
         for other in self.pins.others()? {
@@ -142,7 +150,8 @@ impl Datapath {
         let tc = TC_ORDER.map(TcHook::name);
         let sockets = SocketHook::ALL.map(SocketHook::name);
         let xdp = XdpMode::ALL.map(XdpMode::name);
-        let order = |link: &Link| sockets.iter().chain(&tc).chain(&xdp).position(|name| *name == link.link.program);
+        let order =
+            |link: &Link| sockets.iter().chain(&tc).chain(&xdp).position(|name| *name == link.link.program);
         links.retain(|link| order(link).is_some());
         links.sort_by_key(order);
         for Link { pins, link } in links {
@@ -179,9 +188,29 @@ impl Datapath {
         Ok(())
     }
 
-    fn set_kind(&self, kind: u32) -> Result<()> {
+    /// For how long from now on no flow is begun; zero: not at all.
+    fn settle(&mut self, time: Duration) -> Result<()> {
+        let fail = |source| Error::Map { name: "config", source: Box::new(source) };
+        let config: Config = self.maps.config.get(&0, 0).map_err(fail)?;
+        let now =
+            clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |now| Duration::from(now).as_nanos() as u64);
+        let settling = if time.is_zero() { 0 } else { now + time.as_nanos() as u64 };
+        self.maps.config.set(0, Config { settling, ..config }, 0).map_err(fail)
+    }
+
+    /// There are kinds of flows that there have been.
+    fn take_kinds(&self, sources: &[Source]) -> Result<()> {
         let path = self.pins.map("kinds");
-        let set = || RawMap::new(sys::get(&path)?)?.set(&kind.to_ne_bytes(), &1u32.to_ne_bytes(), 0);
-        set().map_err(|source| Error::Pin { operation: "write map", path: path.clone(), source })
+        let fail = |source| Error::Pin { operation: "write map", path: path.clone(), source };
+        let own = sys::get(&path).and_then(RawMap::new).map_err(fail)?;
+        for map in sources.iter().filter_map(|source| source.maps.get("kinds")).flatten() {
+            for kind in 0..KINDS.min(map.shape.entries).min(own.shape.entries) {
+                let key = kind.to_ne_bytes();
+                if map.get(&key).map_err(fail)?.is_some_and(|value| value.iter().any(|byte| *byte != 0)) {
+                    own.set(&key, &1u32.to_ne_bytes(), 0).map_err(fail)?;
+                }
+            }
+        }
+        Ok(())
     }
 }

@@ -540,6 +540,10 @@ pub struct Config {
     /// Cookie of the node's own network namespace (`SO_NETNS_COOKIE`): a socket elsewhere is a pod's. 0:
     /// not known.
     pub host_netns: u64,
+    /// Other programs are being followed: until this time (`bpf_ktime_get_ns`) no flow is begun, and packets of
+    /// connections that nobody knows are dropped, neither rejected nor passed: what knows them comes a moment
+    /// later, and they are sent again. 0: at no time.
+    pub settling: u64,
 }
 
 pub const REMOTE_TUNNEL: u32 = 0;
@@ -656,7 +660,7 @@ mod tests {
         sum!(FragKey: src, dst, id, proto, zero);
         sum!(Config: remote, vxlan_ifindex, underlay_ifindex, tunnel_mtu, overlay4, overlay6, underlay4,
             underlay6, snat_port_min, snat_port_max, vxlan_port, zero, fixed_time, fixed_random, vni,
-            host_netns);
+            host_netns, settling);
     }
 
     #[test]

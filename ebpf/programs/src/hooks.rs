@@ -17,6 +17,7 @@ use crate::packet::{Packet, Parsed, THIS_NODE};
 use crate::reject;
 use crate::serve;
 use crate::skb::{MARK_ENTRY, MARK_ENTRY_MASK, MARK_HOST, PASS, Skb, UDP};
+use crate::time::is_settling;
 use crate::vxlan;
 
 macro_rules! hooks { ($($(#[$doc:meta])* $name:ident: $body:ident;)*) => { $(
@@ -90,6 +91,9 @@ fn from_pod(skb: Skb, config: &Config) -> i32 {
     match frontend::of(&packet.tuple, Nodes::All, frontend) {
         Found::Frontend => {}
         Found::Undefined => return reject::unreachable(skb, packet, Counter::RejectUndefined),
+        Found::Nothing if packet.is_connected() && !packet.is_syn() && is_settling(config) => {
+            return skb.drop(Counter::DropNoFlow);
+        }
         Found::Nothing if has_flows(Kind::Pod) && serve::may_collide(packet) => {
             return serve::aside(skb, packet, found, fresh);
         }
@@ -223,7 +227,7 @@ fn to_outside(skb: Skb, config: &Config) -> i32 {
         }
     }
     if packet.is_connected() && !packet.is_syn() {
-        return PASS;
+        return if is_settling(config) { skb.drop(Counter::DropNoFlow) } else { PASS };
     }
     // What this node sends to a service itself, and no socket hook saw: raw sockets, the kernel's own, processes
     // outside the cgroup.

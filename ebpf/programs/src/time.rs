@@ -21,6 +21,12 @@ pub fn coarse_now(config: &Config) -> u64 {
     now(config) >> 30 << 30
 }
 
+/// [`Config::settling`].
+#[inline(always)]
+pub fn is_settling(config: &Config) -> bool {
+    config.settling != 0 && now(config) < config.settling
+}
+
 #[inline(always)]
 pub fn random(config: &Config) -> u32 {
     if config.fixed_random != 0 {

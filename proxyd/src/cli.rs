@@ -10,7 +10,7 @@ use heddle_model::resolve::{self, NodePorts, Rules};
 use ipnetwork::IpNetwork;
 
 use crate::ctl::Filter;
-use crate::ebpf::{MapSizes, Remote};
+use crate::ebpf::{MapSizes, Remote, Xdp};
 
 /// The service proxy and routing mesh: every service address reaches a living backend, from every node
 ///
@@ -42,6 +42,10 @@ pub struct Cli {
     /// How a backend on another node is reached by clients from outside
     #[arg(long, default_value = "tunnel")]
     pub remote: Remote,
+    /// Pass on what only goes through this node before there is a socket buffer for it: by the driver of the underlay
+    /// device (`native`), or by the kernel on any device (`generic`)
+    #[arg(long, value_name = "MODE", default_value = "off")]
+    pub xdp: Xdp,
     /// VXLAN network identifier of the overlay; its device is called `heddle.VNI`
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..0x100_0000))]
     pub vni: u32,
@@ -159,6 +163,7 @@ mod tests {
             ("cgroup-root", "/c"),
             ("bpf-root", "/b"),
             ("remote", "snat"),
+            ("xdp", "native"),
             ("vni", "7"),
             ("port", "4789"),
             ("service-range", "10.96.0.0/12"),

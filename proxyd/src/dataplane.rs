@@ -14,16 +14,24 @@ pub type Outcome = heddle_reconcile::Outcome<Part>;
 /// A kernel mechanism that makes a [`ServiceTable`] true on this node.
 pub trait Dataplane: Send {
     /// What this mechanism can hold of `desired`, and what it cannot (reported on the frontend, never
-    /// silent). Pure. What it returns, applied, is what `observe` returns.
-    fn project(&self, desired: &ServiceTable) -> (ServiceTable, Vec<Unsupported>);
+    /// silent). Pure, but for what it may remember. What it returns, applied, is what `observe` returns.
+    fn project(&mut self, desired: &ServiceTable) -> (ServiceTable, Vec<Unsupported>);
 
     /// Works on these devices from now on: hooks are attached, the configuration is written. Called after
     /// the table was written: in the first pass, whenever the devices change, and in each full pass; with
     /// nothing changed it writes nothing. What it worked on before and is not named any more is let go.
     fn devices(&mut self, devices: &Devices) -> Result<(), Error>;
 
+    /// Every source has said what it has: from now on a table that is desired is a whole one.
+    fn synced(&mut self) {}
+
     /// What the kernel holds. Adopts, never flushes: what a previous process left is read as it is.
     fn observe(&mut self) -> Result<ServiceTable, Error>;
+
+    /// What the kernel holds is `table`, all of it.
+    fn settled(&mut self, table: &ServiceTable) {
+        let _ = table;
+    }
 
     /// Does the steps of a plan; each is idempotent. A part that fails does not stop the others.
     fn apply(&mut self, plan: &Plan) -> Outcome;

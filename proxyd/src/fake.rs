@@ -35,7 +35,7 @@ pub struct Fake {
 }
 
 impl Dataplane for Fake {
-    fn project(&self, desired: &ServiceTable) -> (ServiceTable, Vec<Unsupported>) {
+    fn project(&mut self, desired: &ServiceTable) -> (ServiceTable, Vec<Unsupported>) {
         let mut table = desired.clone();
         let mut lacks = Vec::new();
         if self.poor {

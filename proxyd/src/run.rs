@@ -54,9 +54,11 @@ pub fn run(cli: &Cli) -> Result<(), Failure> {
         bpf_root: cli.bpf_root.clone(),
         cgroup_root: cli.cgroup_root.clone(),
         remote: cli.remote,
+        xdp: cli.xdp,
         vni: cli.vni,
         vxlan_port: cli.port,
         sizes: cli.sizes,
+        first: ebpf::Options::default().first,
         helper: Some(crate::sockets::socket(&cli.common.run_dir)),
     })?;
     runtime.block_on(serve(cli, node, dataplane, instance))

@@ -88,6 +88,9 @@ impl<D: Dataplane> Target for Services<D> {
     type Part = Part;
 
     fn desired(&mut self, snapshot: &Snapshot) -> (State, Vec<Problem>) {
+        if snapshot.synced {
+            self.dataplane.synced();
+        }
         let (table, mut problems) = self.resolver.services(snapshot, &self.node, &self.rules);
         let (table, unsupported) = self.dataplane.project(&table);
         problems.extend(

@@ -1,32 +1,31 @@
-//! From a wanted table to writes, in an order in which nothing breaks on the way.
+//! From a wanted frontend to writes, in an order in which nothing breaks on the way.
 //!
-//! For each frontend: its new backends, its choices, its lists; then the frontend itself, by one write;
-//! then what it named before is put down. What is put down is free for reuse after a grace period, one
-//! for all frontends of an application ([`State::settle`]). A node comes before the backends that name
-//! it and goes after them.
-//!
-//! A write that fails before the frontend's own leaves the frontend as it was; one that fails
-//! afterwards is [owed](State::owed). A frontend that does not fit is refused whole, and nothing is written for it.
+//! For each frontend: its name, sources, new backends, choices and lists; then the frontend itself, by one write;
+//! then what it named before is put down. What is worked out here is allocated, not yet written
+//! ([`apply`](mod@super::apply) does that); a frontend that does not fit is refused, and nothing is written for it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use heddle_ebpf_common::{
-    BACKEND_ACTIVE, BACKEND_DRAINING, BACKEND_FREE, Backend, ChoiceKey, FRONTEND_EXTERNAL, Frontend,
-    FrontendKey, RING_BLOCK,
+    BACKEND_ACTIVE, BACKEND_DRAINING, Backend, ChoiceKey, Frontend, FrontendKey, RING_BLOCK,
 };
-use heddle_model::{self as model, BackendState, Part, Step};
+use heddle_model as model;
+use ipnetwork::IpNetwork;
 
-use super::encode;
 use super::extents::Extent;
-use super::state::{Entry, Member, State, choices, lists, maglev_len};
-use super::write::{Maps, Write};
+use super::state::{self, Entry, State, digest, element, flags};
+use super::write::Write;
 
 /// Why something was not carried out. It was left as it was.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refused<E: std::fmt::Display> {
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
     /// A map has no room for it. Nothing was written.
     #[error("map {map} is full: {need} more wanted, {free} of {size} free{}", option_of(map))]
     Full { map: &'static str, need: usize, free: usize, size: u32 },
+    /// Another frontend of its service was refused: a service is served whole or as it was.
+    #[error("frontend {at} of the same service: {why}")]
+    Fellow { at: model::FrontendAddr, why: String },
     /// The programs cannot hold it; `project` says so beforehand.
     #[error("{0} cannot be held by the eBPF programs")]
     Unsupported(String),
@@ -38,181 +37,122 @@ pub enum Refused<E: std::fmt::Display> {
     InUse,
     /// The kernel refused a write.
     #[error("{0}")]
-    Write(E),
+    Write(String),
 }
 
 /// The way out of a full map.
 pub fn option_of(map: &str) -> &'static str {
     match map {
-        "frontends" | "services" | "ring" => " (raise --max-frontends)",
+        "frontends" | "services" | "ring" | "addrs" => " (raise --max-frontends)",
         "backends" | "choices" => " (raise --max-backends)",
         _ => "",
     }
 }
 
-/// What failed of a plan.
-pub type Failures<E> = Vec<(Part, Refused<E>)>;
-
 /// What one frontend needs, worked out and allocated, not yet written.
-struct Change {
-    entry: Entry,
-    /// Written in this order before the frontend; each with what undoes it, if it is not enough to
-    /// forget it.
-    before: Vec<(Write, Option<Write>)>,
-    after: Vec<Write>,
+#[derive(Debug)]
+pub struct Change {
+    pub key: FrontendKey,
+    pub entry: Entry,
+    /// What it was.
+    pub old: Option<Entry>,
+    /// Written before the frontend; each with what undoes it, if it is not enough to forget it.
+    pub before: Vec<(Write, Option<Write>)>,
+    pub after: Vec<Write>,
     /// Slots that are new, and slots that this change leaves.
-    fresh: Vec<(u32, Backend)>,
-    left: Vec<u32>,
+    pub fresh: Vec<u32>,
+    pub left: Vec<u32>,
     /// Slots that stop taking new flows, and slots that take them again.
-    drained: Vec<u32>,
-    woken: Vec<u32>,
+    pub drained: Vec<u32>,
+    pub woken: Vec<u32>,
     /// Extents taken and extents left.
-    taken: Vec<Extent>,
-    released: Vec<Extent>,
+    pub taken: Vec<Extent>,
+    pub released: Vec<Extent>,
+}
+
+impl Change {
+    /// The frontend's own write, if it is one.
+    pub fn swap(&self) -> Option<Write> {
+        let stands = self.old.as_ref().is_some_and(|old| old.whole && old.value == self.entry.value);
+        (!stands).then_some(Write::Frontend(self.key, Some(self.entry.value)))
+    }
+}
+
+/// What a change needs of each map.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Needs {
+    pub frontends: usize,
+    pub slots: usize,
+    pub ring: u32,
+    pub addrs: usize,
+    pub sources: usize,
+}
+
+/// What was there before, in the order of the backends: those that are wanted in the same order go along it.
+struct Known<'a> {
+    rest: std::iter::Peekable<std::vec::IntoIter<(&'a model::Backend, u32)>>,
+    gone: Vec<u32>,
+}
+
+impl<'a> Known<'a> {
+    fn of(old: Option<&'a Entry>) -> Self {
+        let all: Vec<_> = old.into_iter().flat_map(Entry::backends).collect();
+        Self { rest: all.into_iter().peekable(), gone: Vec::new() }
+    }
+
+    /// The slot of this backend, if it has one.
+    fn find(&mut self, wanted: &model::Backend) -> Option<u32> {
+        let at = |backend: &model::Backend| (backend.ip, backend.port, backend.proto);
+        while let Some((_, slot)) = self.rest.next_if(|(backend, _)| at(backend) < at(wanted)) {
+            self.gone.push(slot);
+        }
+        self.rest.next_if(|(backend, _)| at(backend) == at(wanted)).map(|(_, slot)| slot)
+    }
 }
 
 impl State {
-    /// Does a plan. Returns what failed of it, each part with its reason, and whether something else is
-    /// still owed.
-    pub fn apply<M: Maps>(&mut self, plan: &[Step], maps: &mut M) -> (Failures<M::Error>, Option<M::Error>) {
-        let mut failed = Vec::new();
-        let mut nameless = false;
-        for step in plan {
-            if nameless {
-                failed.push((step.part(), Refused::NoLocal));
-                continue;
-            }
-            // An owed write may concern the same elements: it comes first or nothing does.
-            let paid = self.pay(maps).map_err(Refused::Write);
-            let done = paid.and_then(|()| match step {
-                Step::SetLocal { name, .. } => self.set_local(name.as_ref(), maps),
-                Step::PutNode { name, node, .. } => self.upsert_node(name, node, maps),
-                Step::PutFrontend { at, frontend, .. } => self.upsert(at, frontend, maps),
-                Step::RemoveFrontend { at } => self.remove(at, maps),
-                Step::RemoveNode { name } if self.is_used(name) => Err(Refused::InUse),
-                Step::RemoveNode { name } => self.remove_node(name, maps),
-            });
-            if let Err(refused) = done {
-                // What of a node was written, only the maps know.
-                self.stale |= !matches!(step, Step::PutFrontend { .. } | Step::RemoveFrontend { .. });
-                nameless = matches!(step, Step::SetLocal { .. });
-                failed.push((step.part(), refused));
-            }
+    /// What a frontend needs at the most, beside what it has.
+    pub fn needs(&self, key: &FrontendKey, wanted: &model::Frontend) -> Needs {
+        let old = self.frontends.get(key);
+        let mut known = Known::of(old);
+        let mut slots = 0;
+        for backend in &wanted.backends {
+            let node = self.node_index(backend.node.as_ref());
+            let stays = known.find(backend).is_some_and(|slot| self.backend(slot).node == node);
+            slots += usize::from(!stays);
         }
-        let owed = self.pay(maps).and_then(|()| self.settle(maps)).err();
-        (failed, owed)
+        let active = wanted.backends.iter().filter(|b| b.state == model::BackendState::Active).count() as u32;
+        let blocks = |len: u32| len.next_multiple_of(RING_BLOCK);
+        let sources = |frontend: &model::Frontend| frontend.sources.as_ref().map_or(0, BTreeSet::len);
+        Needs {
+            frontends: usize::from(old.is_none()),
+            slots,
+            ring: blocks(active) + blocks(state::outside_len(wanted)),
+            addrs: usize::from(old.is_none() && self.ledger.is_new(key)),
+            sources: sources(wanted).saturating_sub(old.map_or(0, |old| sources(&old.shown))),
+        }
     }
 
-    /// Makes a frontend what is wanted. Writes nothing if it is.
-    pub fn upsert<M: Maps>(
-        &mut self,
-        at: &model::FrontendAddr,
-        wanted: &model::Frontend,
-        maps: &mut M,
-    ) -> Result<(), Refused<M::Error>> {
-        let key = encode::key(at).ok_or_else(|| Refused::Unsupported(at.to_string()))?;
-        let change = self.compile(&key, wanted, maps)?;
-        let swap = self.frontends.get(&key).is_none_or(|entry| entry.value != change.entry.value);
-        let before = change.before.iter().map(|(write, _)| write);
-        let swap = swap.then_some(Write::Frontend(key, Some(change.entry.value)));
-        for (done, write) in before.chain(&swap).enumerate() {
-            if let Err(e) = maps.write(write) {
-                self.undo(change, done, maps);
-                return Err(Refused::Write(e));
-            }
-        }
-        self.commit(key, change, maps)
-    }
-
-    /// Removes a frontend. What follows its own removal and fails is owed.
-    pub fn remove<M: Maps>(
-        &mut self,
-        at: &model::FrontendAddr,
-        maps: &mut M,
-    ) -> Result<(), Refused<M::Error>> {
-        let Some(key) = encode::key(at) else { return Ok(()) };
-        if !self.frontends.contains_key(&key) {
-            return Ok(());
-        }
-        maps.write(&Write::Frontend(key, None)).map_err(Refused::Write)?;
-        let Some(entry) = self.frontends.remove(&key) else { return Ok(()) };
-        let service = entry.value.service;
-        for slot in entry.members.into_values() {
-            self.put_down(slot);
-        }
-        if service != 0 {
-            let hashes = entry.choices.into_keys();
-            self.owed.extend(hashes.map(|hash| Write::Choice(ChoiceKey { service, hash }, None)));
-            self.owed.push(Write::Service(service, None));
-            self.services.remove(&service);
-        }
-        for extent in entry.ring.into_iter().chain(entry.maglev) {
-            self.extents.release(extent);
-        }
-        self.pay(maps).map_err(Refused::Write)
-    }
-
-    /// Does the writes that are owed. Those that fail stay owed; the first failure is returned.
-    pub fn pay<M: Maps>(&mut self, maps: &mut M) -> Result<(), M::Error> {
-        let mut failed = None;
-        let owed = std::mem::take(&mut self.owed);
-        for write in owed {
-            if let Err(e) = maps.write(&write) {
-                self.owed.push(write);
-                failed.get_or_insert(e);
-            }
-        }
-        failed.map_or(Ok(()), Err)
-    }
-
-    /// After all changes of an application: one grace period, then what was left is made free. Nothing
-    /// happens if nothing was left, or while a write that must come first is owed.
-    pub fn settle<M: Maps>(&mut self, maps: &mut M) -> Result<(), M::Error> {
-        if self.owed.is_empty() && (self.slots.has_retired() || self.extents.is_cooling()) {
-            self.grace(maps)?;
-        }
-        Ok(())
-    }
-
-    fn grace<M: Maps>(&mut self, maps: &mut M) -> Result<(), M::Error> {
-        maps.write(&Write::Grace)?;
-        self.unsettled = false;
-        self.extents.settle();
-        for (slot, generation) in self.slots.settle() {
-            if let Some(backend) = self.backends.remove(&slot) {
-                let free = Backend { generation, state: BACKEND_FREE, ..backend };
-                self.owed.push(Write::Backend(slot, free));
-            }
-        }
-        self.pay(maps)
-    }
-
-    /// Works out what a frontend needs, and allocates it.
-    fn compile<M: Maps>(
+    /// Works out what a frontend needs, and allocates it. `Err`: a list found no room, all is as it was.
+    pub fn compile(
         &mut self,
         key: &FrontendKey,
-        wanted: &model::Frontend,
-        maps: &mut M,
-    ) -> Result<Change, Refused<M::Error>> {
+        wanted: &Arc<model::Frontend>,
+    ) -> Result<Change, (Refused, Box<Change>)> {
         let old = self.frontends.get(key).cloned();
-        let states = self.wanted_members(wanted)?;
-        let active = states.values().filter(|state| **state == BACKEND_ACTIVE).count();
-        let known = |member: &Member| old.as_ref().and_then(|old| old.members.get(member)).copied();
-        let fresh = states.keys().filter(|member| known(member).is_none()).count();
-        let maglev_len = maglev_len(wanted.is_external(), active);
-        let ring = (active as u32).next_multiple_of(RING_BLOCK) + maglev_len.next_multiple_of(RING_BLOCK);
-        self.make_room(old.is_none(), fresh, ring, maps)?;
-
+        let had = old.as_ref().map(|old| old.value.service).filter(|service| *service != 0);
+        let service = had.unwrap_or_else(|| self.free_service());
+        let value = Frontend {
+            service,
+            flags: flags(wanted),
+            affinity: wanted.affinity.unwrap_or(0),
+            ..Frontend::default()
+        };
+        let entry = Entry { value, shown: Arc::clone(wanted), slots: Box::default(), digest: 0, whole: true };
         let mut change = Change {
-            entry: Entry {
-                value: Frontend::default(),
-                name: wanted.name.clone(),
-                members: BTreeMap::new(),
-                choices: BTreeMap::new(),
-                ring: None,
-                maglev: None,
-                whole: true,
-            },
+            key: *key,
+            entry,
+            old,
             before: Vec::new(),
             after: Vec::new(),
             fresh: Vec::new(),
@@ -222,219 +162,168 @@ impl State {
             taken: Vec::new(),
             released: Vec::new(),
         };
-        self.compile_members(&states, old.as_ref(), &mut change);
-        if let Err(refused) = self.compile_lists(wanted, &states, old.as_ref(), &mut change) {
-            self.undo(change, 0, maps);
-            return Err(refused);
+        if let Some(old) = &change.old {
+            self.ledger.remove(key, old.value.flags);
         }
-        self.compile_service(old.as_ref(), &mut change);
-        change.entry.value.flags = if wanted.is_external() { FRONTEND_EXTERNAL } else { 0 };
+        self.ledger.add(key, change.entry.value.flags);
+        self.compile_name(had, &mut change);
+        self.compile_members(&mut change);
+        if change.entry.slots.len() < change.entry.shown.backends.len() {
+            let need = change.entry.shown.backends.len() - change.entry.slots.len();
+            let refused = Refused::Full { map: "backends", need, free: 0, size: self.limits.backends };
+            return Err((refused, Box::new(change)));
+        }
+        self.compile_choices(&mut change);
+        if let Err(refused) = self.compile_lists(&mut change) {
+            return Err((refused, Box::new(change)));
+        }
         change.entry.value = change.entry.value.sealed(key);
         Ok(change)
     }
 
-    /// The backends that a frontend shall have, and the state byte of each. One that is down is none.
-    fn wanted_members<E: std::fmt::Display>(
-        &self,
-        wanted: &model::Frontend,
-    ) -> Result<BTreeMap<Member, u8>, Refused<E>> {
-        let mut states = BTreeMap::new();
+    /// The frontend's name and the ranges that it allows.
+    fn compile_name(&mut self, had: Option<u32>, change: &mut Change) {
+        let service = change.entry.value.service;
+        let name = &change.entry.shown.name;
+        let old_name = change.old.as_ref().map(|old| &old.shown.name);
+        if had.is_none() || old_name != Some(name) {
+            let write = Write::Service(service, Some(name.clone()));
+            let undo = had.and(old_name).filter(|name| !name.is_empty()).cloned();
+            change.before.push((write, Some(Write::Service(service, undo))));
+        }
+        let nothing = BTreeSet::new();
+        let wanted: &BTreeSet<IpNetwork> = change.entry.shown.sources.as_ref().unwrap_or(&nothing);
+        let whole = change.old.as_ref().filter(|old| old.whole);
+        let stood = whole.and_then(|old| old.shown.sources.as_ref()).unwrap_or(&nothing);
+        for range in wanted.difference(stood) {
+            let write = |there| Write::Source(service, *range, there);
+            change.before.push((write(true), Some(write(false))));
+        }
+        let had = change.old.as_ref().and_then(|old| old.shown.sources.as_ref()).unwrap_or(&nothing);
+        change.after.extend(had.difference(wanted).map(|range| Write::Source(service, *range, false)));
+    }
+
+    fn compile_members(&mut self, change: &mut Change) {
+        let wanted = Arc::clone(&change.entry.shown);
+        let mut known = Known::of(change.old.as_ref());
+        let mut slots = Vec::with_capacity(wanted.backends.len());
+        let mut of_node = (None, 0);
         for backend in &wanted.backends {
-            let state = match backend.state {
-                BackendState::Active => BACKEND_ACTIVE,
-                BackendState::Draining => BACKEND_DRAINING,
-                BackendState::Down => continue,
-            };
-            let node = self.node_index(backend.node.as_ref());
-            let member = Member { ip: backend.ip, port: backend.port, proto: backend.proto, node };
-            states.entry(member).or_insert(state);
-        }
-        Ok(states)
-    }
-
-    /// Checks that everything fits, after a grace period if that helps.
-    fn make_room<M: Maps>(
-        &mut self,
-        new: bool,
-        slots: usize,
-        ring: u32,
-        maps: &mut M,
-    ) -> Result<(), Refused<M::Error>> {
-        let used = self.frontends.len();
-        if new && used >= self.limits.frontends as usize {
-            let size = self.limits.frontends;
-            return Err(Refused::Full { map: "frontends", need: 1, free: 0, size });
-        }
-        if self.unsettled && (slots > 0 || ring > 0) {
-            self.grace(maps).map_err(Refused::Write)?;
-        }
-        let short = |state: &Self| state.slots.available() < slots || state.extents.available() < ring;
-        for _ in 0..2 {
-            let helps = self.slots.is_cooling() || self.slots.has_retired() || self.extents.is_cooling();
-            if short(self) && helps && self.owed.is_empty() {
-                self.grace(maps).map_err(Refused::Write)?;
+            let state = Self::wanted_state(&wanted, backend);
+            if of_node.0 != Some(&backend.node) {
+                of_node = (Some(&backend.node), self.node_index(backend.node.as_ref()));
             }
-        }
-        let free = self.slots.available();
-        if free < slots {
-            return Err(Refused::Full { map: "backends", need: slots, free, size: self.limits.backends });
-        }
-        Ok(())
-    }
-
-    fn compile_members(&mut self, states: &BTreeMap<Member, u8>, old: Option<&Entry>, change: &mut Change) {
-        for (member, state) in states {
-            let known = old.and_then(|old| old.members.get(member)).copied();
-            if let Some(slot) = known
-                && let Some(backend) = self.backends.get(&slot).copied()
-            {
-                change.entry.members.insert(*member, slot);
-                match (backend.state, *state) {
-                    (BACKEND_DRAINING, BACKEND_ACTIVE) => {
+            let node = of_node.1;
+            let element = element(backend.ip, backend.port, backend.proto, node);
+            if let Some(slot) = known.find(backend) {
+                let stood = self.backend(slot);
+                // The same address on another node is another backend.
+                if stood.node == node {
+                    slots.push(slot);
+                    if stood.state == BACKEND_DRAINING && state == BACKEND_ACTIVE {
                         change.woken.push(slot);
-                        let awake = Backend { state: BACKEND_ACTIVE, ..backend };
-                        let write = Write::Backend(slot, awake);
-                        change.before.push((write, Some(Write::Backend(slot, backend))));
-                    }
-                    (BACKEND_ACTIVE, BACKEND_DRAINING) => {
+                        let write = Write::Backend(slot, Backend { state, ..stood });
+                        change.before.push((write, Some(Write::Backend(slot, stood))));
+                    } else if stood.state == BACKEND_ACTIVE && state == BACKEND_DRAINING {
                         change.drained.push(slot);
-                        let drained = Backend { state: BACKEND_DRAINING, ..backend };
-                        change.after.push(Write::Backend(slot, drained));
+                        change.after.push(Write::Backend(slot, Backend { state, ..stood }));
                     }
-                    _ => {}
-                }
-            } else if let Some((slot, generation)) = self.slots.allocate() {
-                let backend = member.backend(generation, *state);
-                change.fresh.push((slot, backend));
-                change.entry.members.insert(*member, slot);
-                change.before.push((Write::Backend(slot, backend), None));
-            }
-        }
-        let gone = old.into_iter().flat_map(|old| old.members.iter());
-        change.left =
-            gone.filter(|(member, _)| !states.contains_key(*member)).map(|(_, slot)| *slot).collect();
-    }
-
-    fn compile_lists<E: std::fmt::Display>(
-        &mut self,
-        wanted: &model::Frontend,
-        states: &BTreeMap<Member, u8>,
-        old: Option<&Entry>,
-        change: &mut Change,
-    ) -> Result<(), Refused<E>> {
-        let active: BTreeSet<u32> = change
-            .entry
-            .members
-            .iter()
-            .filter(|(member, _)| states.get(member) == Some(&BACKEND_ACTIVE))
-            .map(|(_, slot)| *slot)
-            .collect();
-        let is_active = |slot| active.contains(&slot);
-        let (ring, maglev) = lists(&change.entry.members, wanted.is_external(), is_active);
-        let was = old.filter(|old| old.whole);
-        let same = was.is_some_and(|old| {
-            let external = old.value.flags & FRONTEND_EXTERNAL != 0;
-            let awake = |slot| self.backends.get(&slot).is_some_and(|b| b.state == BACKEND_ACTIVE);
-            external == wanted.is_external() && lists(&old.members, false, awake).0 == ring
-        });
-        if let (true, Some(old)) = (same, was) {
-            change.entry.ring = old.ring;
-            change.entry.maglev = old.maglev;
-        } else {
-            for (list, extent) in [(ring, &mut change.entry.ring), (maglev, &mut change.entry.maglev)] {
-                let len = list.len() as u32;
-                if len == 0 {
                     continue;
                 }
-                let Some(new) = self.extents.allocate(len) else {
-                    let free = self.extents.available() as usize;
-                    let size = self.limits.ring;
-                    return Err(Refused::Full { map: "ring", need: list.len(), free, size });
-                };
-                change.taken.push(new);
-                *extent = Some(new);
-                change.before.push((Write::Ring(new.start, list), None));
+                known.gone.push(slot);
             }
-            change.released =
-                old.into_iter().flat_map(|old| old.ring.into_iter().chain(old.maglev)).collect();
+            // There is room: `needs`.
+            if let Some((slot, generation)) = self.slots.allocate() {
+                let element = Backend { generation, state, ..element };
+                self.set_backend(slot, element);
+                slots.push(slot);
+                change.fresh.push(slot);
+                change.before.push((Write::Backend(slot, element), None));
+            }
         }
-        let at = |extent: Option<Extent>| extent.map_or((0, 0), |e| (e.start, e.len));
+        change.left = known.gone;
+        change.left.extend(known.rest.map(|(_, slot)| slot));
+        change.entry.slots = slots.into();
+    }
+
+    fn compile_choices(&self, change: &mut Change) {
+        let service = change.entry.value.service;
+        let choice = |hash| ChoiceKey { service, hash };
+        let wanted = self.choices(&change.entry.slots);
+        let had = change.old.as_ref().map(|old| self.choices(&old.slots)).unwrap_or_default();
+        let find = |choices: &[(u32, u32)], hash: u32| {
+            choices.binary_search_by_key(&hash, |(hash, _)| *hash).ok().map(|at| choices[at].1)
+        };
+        let whole = change.old.as_ref().is_some_and(|old| old.whole);
+        for (hash, slot) in &wanted {
+            let stood = find(&had, *hash);
+            if !whole || stood != Some(*slot) {
+                let undo = Write::Choice(choice(*hash), stood);
+                change.before.push((Write::Choice(choice(*hash), Some(*slot)), Some(undo)));
+            }
+        }
+        let gone = had.iter().filter(|(hash, _)| find(&wanted, *hash).is_none());
+        change.after.extend(gone.map(|(hash, _)| Write::Choice(choice(*hash), None)));
+    }
+
+    fn compile_lists(&mut self, change: &mut Change) -> Result<(), Refused> {
+        let (shown, slots) = (Arc::clone(&change.entry.shown), change.entry.slots.clone());
+        let ring = state::ring(&shown, &slots);
+        let whole = change.old.as_ref().filter(|old| old.whole);
+        let same_ring = whole.is_some_and(|old| state::ring(&old.shown, &old.slots) == ring);
+        // The table follows from the dense list; it is long to reckon.
+        let same_kind = whole.is_some_and(|old| {
+            matches!(
+                (&old.shown.outside, &shown.outside),
+                (Some(model::Outside::Cluster), Some(model::Outside::Cluster)) | (None, None)
+            )
+        });
+        let (outside, same_outside) = if same_ring && same_kind {
+            (Vec::new(), true)
+        } else {
+            let list = state::outside(&shown, &slots);
+            let local = matches!(shown.outside, Some(model::Outside::Local { .. }));
+            let same = local
+                && whole.is_some_and(|old| {
+                    matches!(old.shown.outside, Some(model::Outside::Local { .. }))
+                        && state::outside(&old.shown, &old.slots) == list
+                });
+            (list, same)
+        };
+        let old = change.old.as_ref();
+        let old_ring = old.and_then(Entry::ring);
+        let old_outside = old.and_then(Entry::outside);
+        let old_digest = old.map_or(0, |old| old.digest);
+        let new_ring = if same_ring { old_ring } else { self.list(ring, old_ring, change)? };
         let value = &mut change.entry.value;
-        (value.ring, value.ring_len) = at(change.entry.ring);
-        (value.outside, value.outside_len) = at(change.entry.maglev);
+        (value.ring, value.ring_len) = new_ring.map_or((0, 0), |e| (e.start, e.len));
+        change.entry.digest = if same_outside { old_digest } else { digest(&outside) };
+        let new_outside = if same_outside { old_outside } else { self.list(outside, old_outside, change)? };
+        let value = &mut change.entry.value;
+        (value.outside, value.outside_len) = new_outside.map_or((0, 0), |e| (e.start, e.len));
         Ok(())
     }
 
-    /// The frontend's number, name and choices.
-    fn compile_service(&mut self, old: Option<&Entry>, change: &mut Change) {
-        let had = old.map(|old| old.value.service).filter(|service| *service != 0);
-        let service = had.unwrap_or_else(|| self.free_service());
-        change.entry.value.service = service;
-        let name = Write::Service(service, Some(change.entry.name.clone()));
-        if had.is_none() {
-            change.before.insert(0, (name, Some(Write::Service(service, None))));
-        } else if let Some(old) = old.filter(|old| old.name != change.entry.name) {
-            change.before.insert(0, (name, Some(Write::Service(service, Some(old.name.clone())))));
-        }
-        change.entry.choices = choices(&change.entry.members);
-        let nothing = BTreeMap::new();
-        let had = old.map_or(&nothing, |old| &old.choices);
-        for (hash, slot) in &change.entry.choices {
-            if had.get(hash) != Some(slot) {
-                let key = ChoiceKey { service, hash: *hash };
-                let undo = Write::Choice(key, had.get(hash).copied());
-                change.before.push((Write::Choice(key, Some(*slot)), Some(undo)));
-            }
-        }
-        let gone = had.keys().filter(|hash| !change.entry.choices.contains_key(*hash));
-        change.after.extend(gone.map(|hash| Write::Choice(ChoiceKey { service, hash: *hash }, None)));
-    }
-
-    /// Takes back a change of which the first `done` writes were made; the frontend stands as it stood.
-    fn undo<M: Maps>(&mut self, change: Change, done: usize, maps: &mut M) {
-        for (at, (_, undo)) in change.before.into_iter().enumerate().rev() {
-            // The write that failed may have been done all the same; undoing is idempotent.
-            if let Some(undo) = undo
-                && at <= done
-            {
-                self.owed.push(undo);
-            }
-        }
-        for (slot, backend) in change.fresh {
-            self.backends.insert(slot, backend);
-            self.put_down(slot);
-        }
-        change.taken.into_iter().for_each(|extent| self.extents.release(extent));
-        if !self.frontends.values().any(|entry| entry.value.service == change.entry.value.service) {
-            self.services.remove(&change.entry.value.service);
-        }
-        // What fails here stays owed.
-        let _ = self.pay(maps);
-    }
-
-    /// The frontend's own write is done: what it left follows.
-    fn commit<M: Maps>(
+    /// A list in an extent of its own, in the place of another.
+    fn list(
         &mut self,
-        key: FrontendKey,
-        change: Change,
-        maps: &mut M,
-    ) -> Result<(), Refused<M::Error>> {
-        self.services.insert(change.entry.value.service);
-        self.frontends.insert(key, change.entry);
-        self.backends.extend(change.fresh);
-        for (slots, state) in [(change.woken, BACKEND_ACTIVE), (change.drained, BACKEND_DRAINING)] {
-            for slot in slots {
-                if let Some(backend) = self.backends.get_mut(&slot) {
-                    backend.state = state;
-                }
-            }
+        list: Vec<u32>,
+        old: Option<Extent>,
+        change: &mut Change,
+    ) -> Result<Option<Extent>, Refused> {
+        let mut new = None;
+        if !list.is_empty() {
+            let Some(extent) = self.extents.allocate(list.len() as u32) else {
+                let free = self.extents.available() as usize;
+                let (map, size) = ("ring", self.limits.ring);
+                return Err(Refused::Full { map, need: list.len(), free, size });
+            };
+            change.taken.push(extent);
+            change.before.push((Write::Ring(extent.start, list), None));
+            new = Some(extent);
         }
-        for slot in change.left {
-            self.put_down(slot);
-        }
-        self.owed.extend(change.after);
-        change.released.into_iter().for_each(|extent| self.extents.release(extent));
-        self.pay(maps).map_err(Refused::Write)
+        change.released.extend(old);
+        Ok(new)
     }
 
     /// A service number that was not in use for as long as possible.

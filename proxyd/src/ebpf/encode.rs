@@ -32,16 +32,12 @@ pub fn ip(addr: Addr) -> IpAddr {
     Ipv6Addr::from(octets).into()
 }
 
-/// The key of a frontend in the node's own network, on one port of one protocol that the programs know.
+/// The key of a frontend in the node's own network, on one port of one protocol.
 /// A loopback address is in a network of its own, in which no packet is ever looked up. `None`: the programs cannot
 /// hold it.
 pub fn key(at: &FrontendAddr) -> Option<FrontendKey> {
-    let FrontendAddr {
-        net: NetId(0),
-        ip,
-        port: PortMatch::Port(port),
-        proto: ProtoMatch::Proto(proto @ (Protocol::Tcp | Protocol::Udp)),
-    } = *at
+    let FrontendAddr { net: NetId(0), ip, port: PortMatch::Port(port), proto: ProtoMatch::Proto(proto) } =
+        *at
     else {
         return None;
     };
@@ -114,6 +110,5 @@ mod tests {
         assert!(key(&FrontendAddr { net: NetId(1), ..base }).is_none());
         assert!(key(&FrontendAddr { port: PortMatch::Any, ..base }).is_none());
         assert!(key(&FrontendAddr { proto: ProtoMatch::Any, ..base }).is_none());
-        assert!(key(&FrontendAddr { proto: ProtoMatch::Proto(Protocol::Sctp), ..base }).is_none());
     }
 }

@@ -34,12 +34,15 @@ pub struct Extents {
     by_len: BTreeSet<(u32, u32)>,
     /// Given back, not yet settled.
     cooling: Vec<Extent>,
+    /// Slots in `free`.
+    available: u32,
 }
 
 impl Extents {
     /// `size` free slots; a last block that is not whole is not used.
     pub fn new(size: u32) -> Self {
-        let mut new = Self { free: BTreeMap::new(), by_len: BTreeSet::new(), cooling: Vec::new() };
+        let mut new =
+            Self { free: BTreeMap::new(), by_len: BTreeSet::new(), cooling: Vec::new(), available: 0 };
         new.insert(Extent { start: 0, len: size - size % RING_BLOCK });
         new
     }
@@ -108,19 +111,22 @@ impl Extents {
     }
 
     /// Slots that are free now.
-    pub fn available(&self) -> u32 {
-        self.free.values().sum()
+    pub const fn available(&self) -> u32 {
+        self.available
     }
 
     fn insert(&mut self, Extent { start, len }: Extent) {
         if len > 0 {
             self.free.insert(start, len);
             self.by_len.insert((len, start));
+            self.available += len;
         }
     }
 
     fn remove(&mut self, Extent { start, len }: Extent) {
-        self.free.remove(&start);
+        if self.free.remove(&start).is_some() {
+            self.available -= len;
+        }
         self.by_len.remove(&(len, start));
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::{fs, process, thread};
 
 use heddle_model::{
-    Backend, BackendState, Effect, Frontend, FrontendAddr, Mac, NodeName, Outside, Part, Protocol,
+    Backend, BackendState, Effect, Frontend, FrontendAddr, Mac, NodeName, Outside, Part, Protocol, Refusal,
     ServiceNode, Step, diff,
 };
 use nix::mount::{MsFlags, mount};
@@ -45,7 +45,7 @@ pub(crate) fn alone(name: &'static str, test: impl FnOnce(Options) + Send + 'sta
         fs::create_dir(&bpf_root).unwrap();
         mount(Some("bpf"), &bpf_root, Some("bpf"), MsFlags::empty(), None::<&str>).unwrap();
         let cgroup = Cgroup::new(name);
-        let small = MapSizes { max_frontends: 512, max_backends: 64, max_flows: 512 };
+        let small = MapSizes { max_frontends: 2048, max_backends: 64, max_flows: 512 };
         let cgroup_root = Some(cgroup.0.clone());
         test(Options { bpf_root: bpf_root.clone(), cgroup_root, sizes: small, ..Options::default() });
         nix::mount::umount(&bpf_root).unwrap();
@@ -152,21 +152,109 @@ fn a_restarted_daemon_adopts_everything_and_writes_nothing() {
 }
 
 #[test]
-fn a_service_that_does_not_fit_is_refused_whole_and_others_stand() {
+fn fault_066_a_service_that_does_not_fit_is_refused_whole_and_others_stand() {
     alone("full", |options| {
         let mut ebpf = Ebpf::open(&options).unwrap();
         reconcile(&mut ebpf, &table());
-        let at = FrontendAddr::new([10, 96, 0, 9].into(), 80, Protocol::Tcp);
-        let big = Step::PutFrontend { at, frontend: frontend("big/one:x", 60, true), effect: Effect::Create };
-        let also = FrontendAddr::new([10, 96, 0, 8].into(), 80, Protocol::Tcp);
-        let fits =
-            Step::PutFrontend { at: also, frontend: frontend("a/b:c", 1, false), effect: Effect::Create };
-        let outcome = ebpf.apply(&vec![big, fits]);
-        let why = "map backends is full: 60 more wanted, 53 of 64 free (raise --max-backends)";
-        assert_eq!(outcome.failed.into_iter().collect::<Vec<_>>(), [(Part::Frontend(at), why.into())]);
-        let observed = ebpf.observe().unwrap();
-        assert!(observed.frontends.contains_key(&also) && !observed.frontends.contains_key(&at));
-        assert_eq!(observed.frontends.len(), 3);
+        let (before, elements) = (ebpf.observe().unwrap(), ebpf.kernel.dump().unwrap());
+        let put = |at: FrontendAddr, frontend| Step::PutFrontend { at, frontend, effect: Effect::Create };
+        let at = |host: u8| FrontendAddr::new([10, 96, 0, host].into(), 80, Protocol::Tcp);
+        let nodeport = FrontendAddr::new([0, 0, 0, 0].into(), 30081, Protocol::Tcp);
+        // Its cluster address would fit; what leads to its node port does not.
+        let plan = vec![
+            put(nodeport, frontend("big/one:x", 50, true)),
+            put(at(9), frontend("big/one:x", 5, false)),
+            put(at(8), frontend("zoo/b:c", 1, false)),
+        ];
+        let outcome = ebpf.apply(&plan);
+        let why = |part: FrontendAddr| outcome.failed[&Part::Frontend(part)].as_str();
+        let full = "map backends is full: 55 more wanted, 53 of 64 free (raise --max-backends)";
+        assert_eq!(outcome.failed.len(), 2, "{outcome:?}");
+        assert!(why(at(9)).ends_with(full) && why(nodeport).ends_with(full), "{outcome:?}");
+        let mut observed = ebpf.observe().unwrap();
+        assert_eq!(observed.frontends.remove(&at(8)).unwrap().backends.len(), 1);
+        assert_eq!(observed, before, "the others stand, and nothing of what was refused");
+        assert_eq!(ebpf.apply(&vec![Step::RemoveFrontend { at: at(8) }]), Outcome::done());
+        let after = ebpf.kernel.dump().unwrap();
+        assert_eq!((after.ports, after.addrs.len()), (elements.ports, elements.addrs.len()));
+        // Once there is room it has all that it wants.
+        assert_eq!(
+            ebpf.apply(&vec![Step::RemoveFrontend { at: *before.frontends.keys().next().unwrap() }]),
+            Outcome::done()
+        );
+        assert_eq!(ebpf.apply(&plan), Outcome::done());
+    });
+}
+
+/// Every field of a frontend and a node, written and read back by the next daemon.
+#[test]
+fn every_rule_is_held_and_read_back() {
+    alone("rules", |options| {
+        let mut table = table();
+        let first = table.frontends.values().last().unwrap().clone();
+        let mut add = |host: u8, change: &dyn Fn(&mut Frontend)| {
+            let mut frontend = Frontend::clone(&first);
+            change(&mut frontend);
+            let at = FrontendAddr::new([10, 97, 0, host].into(), 80, Protocol::Tcp);
+            table.frontends.insert(at, Arc::new(frontend));
+        };
+        add(1, &|f| f.refusal = Refusal::Drop);
+        // An ending backend is the last resort of clients outside, and of them alone.
+        let local = |refusal, backends: &[u8]| {
+            let at = |host: &u8| ([10, 244, 2, *host].into(), 8080);
+            Some(Outside::Local { backends: backends.iter().map(at).collect(), refusal })
+        };
+        add(2, &|f| f.outside = local(Refusal::Drop, &[3]));
+        add(3, &|f| f.outside = local(Refusal::Reject, &[]));
+        add(4, &|f| f.affinity = Some(10800));
+        let ranges = ["192.0.2.0/24", "0.0.0.0/0", "198.51.100.7/32"].map(|range| range.parse().unwrap());
+        add(5, &|f| (f.sources, f.outside) = (Some(ranges.into()), Some(Outside::Cluster)));
+        add(6, &|f| f.sources = Some([].into()));
+        let n2 = table.nodes.get_mut(&NodeName("n2".into())).unwrap();
+        n2.down = true;
+        n2.node_ports = n2.addresses.clone();
+        let sctp = FrontendAddr::new([10, 97, 0, 9].into(), 8080, Protocol::Sctp);
+        let mut over_sctp = Frontend::clone(&first);
+        over_sctp.backends =
+            first.backends.iter().map(|b| Backend { proto: Protocol::Sctp, ..b.clone() }).collect();
+        table.frontends.insert(sctp, Arc::new(over_sctp));
+
+        let mut daemon = Ebpf::open(&options).unwrap();
+        assert_eq!(daemon.project(&table), (table.clone(), Vec::new()));
+        reconcile(&mut daemon, &table);
+        daemon.tend().unwrap();
+        let dump = daemon.kernel.dump().unwrap();
+        assert_eq!(dump.sources.len(), 3);
+        let externals = |dump: &write::Dump| {
+            dump.ports.get(heddle_ebpf_common::PORTS_EXTERNAL as usize).copied().unwrap_or(0)
+        };
+        assert_eq!(externals(&dump), 3);
+        assert_eq!(dump.ports[30080 / 64], 1 << (30080 % 64));
+        let held =
+            dump.backends.iter().filter(|backend| backend.state == heddle_ebpf_common::BACKEND_DRAINING);
+        assert_eq!(held.count(), 8, "the ending one of nine frontends, but where it is the last resort");
+        drop(daemon);
+        let mut next = Ebpf::open(&options).unwrap();
+        assert_eq!(reconcile(&mut next, &table), 0);
+        next.tend().unwrap();
+        assert_eq!(next.kernel.dump().unwrap(), dump);
+        next.devices(&loopback()).unwrap();
+        let (low, high) = next.kernel.dump().unwrap().snat_ports;
+        let ports = next.kernel.dump().unwrap().ports;
+        for port in [low, high] {
+            assert_ne!(
+                ports[usize::from(port / 64)] & 1 << (port % 64),
+                0,
+                "replies to port {port} are looked at"
+            );
+        }
+        assert_eq!(
+            reconcile(&mut next, &ServiceTable { local: table.local.clone(), ..Default::default() }),
+            11
+        );
+        next.tend().unwrap();
+        let dump = next.kernel.dump().unwrap();
+        assert_eq!((dump.sources.len(), dump.addrs.len(), externals(&dump)), (0, 0, 0));
     });
 }
 
@@ -214,7 +302,7 @@ fn flows_that_are_over_are_collected() {
     alone("collect", |options| {
         let mut ebpf = Ebpf::open(&options).unwrap();
         reconcile(&mut ebpf, &table());
-        let slot = *ebpf.state.as_ref().unwrap().backends.keys().next().unwrap();
+        let slot = ebpf.state.as_ref().unwrap().frontends.values().next().unwrap().slots[0];
         let now = collect::now();
         let mut insert = |sport: u16, age: u64, generation: u32| {
             let key = Tuple { sport, proto: 17, dport: 80, ..Tuple::default() };

@@ -1,20 +1,24 @@
 //! The dataplane of eBPF programs: its maps say what the programs do.
 //!
 //! What the maps hold outlives the daemon, and so do the programs and their links: a daemon that is killed
-//! leaves a datapath that forwards, and one that starts [reads](state) what is there, and writes only what
-//! differs. [`compile`] holds the order of the writes.
+//! leaves a datapath that forwards, and one that starts [reads](read) what is there, and writes only what
+//! differs. [`compile`] and [`apply`] hold the order of the writes.
 
+mod apply;
 mod collect;
 mod compile;
 pub(crate) mod encode;
 mod extents;
+mod grow;
 mod kernel;
+mod ledger;
 #[cfg(test)]
 pub(crate) mod live;
 mod maglev;
 mod nodes;
 mod place;
 mod project;
+mod read;
 mod settings;
 #[cfg(test)]
 mod sim;
@@ -28,14 +32,16 @@ use std::path::{Path, PathBuf};
 
 use collect::Collector;
 pub use collect::Sizes as FlowCounts;
-use heddle_bpf::{Datapath, Pins, TcHook};
+use grow::Succession;
+use heddle_bpf::{Datapath, Pins, TcHook, XdpMode};
 use heddle_daemon::exit::Failure;
 use heddle_ebpf_common::{Config, Counter};
 use heddle_model::{Effect, Plan, ServiceTable};
 use heddle_netlink::{NetNs, Socket, link, sysctl};
 use kernel::Kernel;
 use nix::libc;
-pub use settings::Remote;
+use project::Projector;
+pub use settings::{Remote, Xdp};
 use state::State;
 pub use view::{Load, View};
 
@@ -53,10 +59,14 @@ pub struct Options {
     /// The cgroup2 directory whose processes are served; `None`: the whole hierarchy.
     pub cgroup_root: Option<PathBuf>,
     pub remote: Remote,
+    pub xdp: Xdp,
     pub vni: u32,
     /// UDP port of VXLAN.
     pub vxlan_port: u16,
+    /// The most that maps may hold.
     pub sizes: MapSizes,
+    /// What they begin with.
+    pub first: MapSizes,
     /// Where the helper listens that ends sockets of removed backends; `None`: nobody looks for them.
     pub helper: Option<PathBuf>,
 }
@@ -67,32 +77,35 @@ impl Default for Options {
             bpf_root: "/sys/fs/bpf".into(),
             cgroup_root: None,
             remote: Remote::Tunnel,
+            xdp: Xdp::Off,
             vni: 1,
             vxlan_port: 8472,
-            sizes: MapSizes::default(),
+            sizes: MapSizes::by_memory(),
+            first: grow::FIRST,
             helper: None,
         }
     }
 }
 
-/// How much the maps hold. Other sizes than those of the maps that are pinned mean new, empty maps.
+/// How much the maps may hold. They begin smaller and grow when they must, without losing a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::Args)]
 pub struct MapSizes {
     /// Most addresses of services (ClusterIPs and node ports, a port and protocol each; those that are reached
-    /// from outside also need a table: one in 32 may be of that kind)
-    #[arg(long, value_name = "COUNT", default_value_t = 1 << 16, value_parser = clap::value_parser!(u32).range(64..=1 << 22))]
+    /// from outside also need a table: one in 21 may be of that kind) [by default as many as a 128th of the memory holds]
+    #[arg(long, value_name = "COUNT", default_value_t = Self::by_memory().max_frontends, hide_default_value = true, value_parser = clap::value_parser!(u32).range(64..=1 << 22))]
     pub max_frontends: u32,
-    /// Most backends, counted once for each address of a service
-    #[arg(long, value_name = "COUNT", default_value_t = 1 << 17, value_parser = clap::value_parser!(u32).range(64..=1 << 22))]
+    /// Most backends, counted once for each address of a service [by default as many as a 128th of the memory holds]
+    #[arg(long, value_name = "COUNT", default_value_t = Self::by_memory().max_backends, hide_default_value = true, value_parser = clap::value_parser!(u32).range(64..=1 << 22))]
     pub max_backends: u32,
-    /// Most connections and conversations that are translated packet by packet at one time
-    #[arg(long, value_name = "COUNT", default_value_t = 1 << 17, value_parser = clap::value_parser!(u32).range(64..=1 << 24))]
+    /// Most connections and conversations that are translated packet by packet at one time [by default as many as a
+    /// 64th of the memory holds]
+    #[arg(long, value_name = "COUNT", default_value_t = Self::by_memory().max_flows, hide_default_value = true, value_parser = clap::value_parser!(u32).range(64..=1 << 24))]
     pub max_flows: u32,
 }
 
 impl Default for MapSizes {
     fn default() -> Self {
-        Self { max_frontends: 1 << 16, max_backends: 1 << 17, max_flows: 1 << 17 }
+        Self::by_memory()
     }
 }
 
@@ -100,11 +113,13 @@ impl MapSizes {
     fn sizes(self) -> heddle_bpf::Sizes {
         heddle_bpf::Sizes {
             frontends: self.max_frontends,
-            // In blocks: most frontends take one for their dense list; a Maglev table takes 64.
-            ring: self.max_frontends * 2,
+            // In blocks: most frontends take one for their dense list; a Maglev table of few backends takes 64.
+            ring: self.max_frontends * 4,
             backends: self.max_backends,
             // Every backend of a service is a choice, wherever it runs: so the table can be read back.
             choices: self.max_backends,
+            // One for each address at the most, and those of the nodes.
+            addrs: self.max_frontends + (1 << 15),
             // A flow has two entries.
             ct: self.max_flows * 2,
             ..heddle_bpf::Sizes::default()
@@ -123,11 +138,19 @@ pub struct Ebpf {
     state: Option<State>,
     collector: Collector,
     sweeper: Option<Sweeper>,
+    projector: Projector,
     netlink: Socket,
     /// Cookie of the network namespace that the daemon is in; 0 where the kernel does not tell it.
     netns: u64,
     /// Interface indices of pods' veths that have their programs.
     pods: BTreeSet<u32>,
+    /// How much the maps hold now.
+    sizes: MapSizes,
+    succession: Succession,
+    /// How often all pods are still to be looked at again.
+    looks: u32,
+    /// That the table of flows is nearly full was said.
+    told: bool,
 }
 
 impl Ebpf {
@@ -146,15 +169,21 @@ impl Ebpf {
         )
         .map_err(Failure::unsupported)?;
         let pins = Pins::new(&options.bpf_root);
-        let datapath = Datapath::open(pins, &options.sizes.sizes()).map_err(place::failure)?;
+        let sizes = grow::at_start(&pins, options);
+        let datapath = Datapath::open(pins, &sizes.sizes()).map_err(place::failure)?;
         match &datapath.opened {
             heddle_bpf::Opened::Fresh => tracing::info!("new maps"),
             heddle_bpf::Opened::Adopted => tracing::info!("maps of an earlier run adopted"),
             heddle_bpf::Opened::Resized(what) => tracing::info!(%what, "maps of an earlier run resized"),
             heddle_bpf::Opened::Rebuilt(why) => tracing::warn!(%why, "maps of an earlier run replaced"),
         }
-        let maps = heddle_bpf::Maps::open(&datapath.pins).map_err(place::failure)?;
-        let kernel = Kernel::new(maps, &datapath.pins, &options.sizes.sizes());
+        let succession = match &datapath.opened {
+            _ if !datapath.is_succession().map_err(place::failure)? => Succession::Done,
+            // They hold what those hold that are in use.
+            heddle_bpf::Opened::Resized(_) => Succession::Due,
+            _ => Succession::Waits,
+        };
+        let kernel = Kernel::open(&datapath.pins).map_err(kernel::Error::failure)?;
         let collector = Collector::start(&datapath.pins).map_err(place::failure)?;
         let sweeper = options.helper.as_deref().map(|helper| Sweeper::start(&datapath.pins, helper));
         Ok(Self {
@@ -165,22 +194,27 @@ impl Ebpf {
             state: None,
             collector,
             sweeper: sweeper.transpose().map_err(place::failure)?,
+            projector: Projector::default(),
             netlink: Socket::open()?,
             netns: NetNs::current().and_then(|netns| netns.cookie()).unwrap_or(0),
             pods: BTreeSet::new(),
+            sizes,
+            succession,
+            looks: 0,
+            told: false,
         })
     }
 
     /// The state that the maps are in, read if it is not known.
     fn state(&mut self) -> Result<&mut State, kernel::Error> {
-        if self.state.as_ref().is_none_or(|state| state.stale) {
-            self.state = Some(State::read(&self.kernel.dump()?, self.kernel.limits));
-        }
-        // It was set just now.
-        Ok(self.state.get_or_insert_with(|| State::read(&write::Dump::default(), self.kernel.limits)))
+        let state = match self.state.take() {
+            Some(state) if !state.stale => state,
+            before => self.kernel.read(before.as_ref())?,
+        };
+        Ok(self.state.insert(state))
     }
 
-    fn write_config(&mut self, devices: &Devices) -> Result<(), heddle_bpf::Error> {
+    fn write_config(&mut self, devices: &Devices) -> Result<(), Error> {
         let range = sysctl::read(&sysctl::Key::new(["net", "ipv4", "ip_local_port_range"]));
         let ports = settings::snat_ports(range.ok().as_deref().and_then(settings::parse_port_range));
         let Options { remote, vni, vxlan_port, .. } = self.options;
@@ -194,10 +228,24 @@ impl Ebpf {
             host_netns: self.netns,
             ..wanted
         };
-        if found != wanted {
-            self.kernel.maps.config.set(0, wanted, 0).map_err(fail)?;
+        if found == wanted {
+            return Ok(());
         }
-        Ok(())
+        // The ports of `snat` are looked for before there are any, and after there are any.
+        let ports = |config: &Config| (config.snat_port_min, config.snat_port_max);
+        let (before, after) = (ports(&found), ports(&wanted));
+        let both = (before.0.min(after.0), before.1.max(after.1));
+        self.take_ports(if before.1 == 0 { after } else { both })?;
+        self.kernel.maps.config.set(0, wanted, 0).map_err(fail)?;
+        Ok(self.take_ports(after)?)
+    }
+
+    /// Packets from outside to these ports are looked at, and to none but these for the sake of `snat`.
+    fn take_ports(&mut self, ports: (u16, u16)) -> Result<(), kernel::Error> {
+        self.state()?;
+        let Some(state) = &mut self.state else { return Ok(()) };
+        state.ledger.set_snat(ports);
+        state.pay(&mut self.kernel)
     }
 
     /// Attaches the pods' programs to veths (and to the bridges that veths are ports of) that do not have them:
@@ -247,6 +295,34 @@ impl Ebpf {
         failed.map_or(Ok(()), |error| Err(error.into()))
     }
 
+    /// What of the plan failed.
+    fn carry_out(&mut self, plan: &Plan) -> apply::Failures {
+        if let Err(error) = self.state() {
+            return plan
+                .iter()
+                .map(|step| (step.part(), compile::Refused::Write(error.to_string())))
+                .collect();
+        }
+        let Some(state) = &mut self.state else { return Vec::new() };
+        let (failed, owed) = state.apply(plan, &mut self.kernel);
+        if let Some(error) = owed {
+            tracing::warn!(%error, "what is left over could not be put away; it will be tried again");
+        }
+        failed
+    }
+
+    /// The XDP program of the mode that is wanted, on these devices and no others. One of another mode goes first: a
+    /// device has one at a time, and without any all is done by the tcx programs.
+    fn attach_xdp(&self, devices: &[(String, u32)]) -> Result<(), heddle_bpf::Error> {
+        let wanted = self.options.xdp.mode();
+        for mode in XdpMode::ALL {
+            let keep = |place: &str| wanted == Some(mode) && devices.iter().any(|(name, _)| name == place);
+            self.datapath.retain_links(mode.name(), keep)?;
+        }
+        let Some(mode) = wanted else { return Ok(()) };
+        devices.iter().try_for_each(|(name, index)| self.datapath.attach_xdp(mode, name, *index).map(drop))
+    }
+
     /// Attaches `hook` to these devices and to no others.
     fn attach(&self, hook: TcHook, devices: &[(&str, u32)]) -> Result<(), heddle_bpf::Error> {
         let mut failed = None;
@@ -261,12 +337,18 @@ impl Ebpf {
 }
 
 impl Dataplane for Ebpf {
-    fn project(&self, desired: &ServiceTable) -> (ServiceTable, Vec<Unsupported>) {
-        project::project(desired)
+    fn project(&mut self, desired: &ServiceTable) -> (ServiceTable, Vec<Unsupported>) {
+        self.projector.project(desired)
     }
 
     fn devices(&mut self, devices: &Devices) -> Result<(), Error> {
         self.write_config(devices)?;
+        match self.succession {
+            Succession::Done => {}
+            // What an earlier daemon has attached forwards as it did until the sources have said what there is.
+            Succession::Waits => return Ok(()),
+            Succession::Due => self.succeed()?,
+        }
         let named = |devices: &[crate::dataplane::Device]| -> Vec<(String, u32)> {
             devices.iter().map(|device| (device.name.clone(), device.index)).collect()
         };
@@ -281,29 +363,37 @@ impl Dataplane for Ebpf {
             let attached = self.attach(hook, &devices);
             outcome = outcome.and(attached.map_err(Into::into));
         }
+        outcome = outcome.and(self.attach_xdp(&underlay).map_err(Into::into));
         outcome.and(self.datapath.attach_cgroup(&self.cgroup).map(drop).map_err(Into::into))
     }
 
+    fn synced(&mut self) {
+        if self.succession == Succession::Waits {
+            self.succession = Succession::Due;
+        }
+    }
+
     fn observe(&mut self) -> Result<ServiceTable, Error> {
-        self.state = None;
+        if let Some(state) = &mut self.state {
+            state.stale = true;
+        }
         Ok(self.state()?.table())
+    }
+
+    fn settled(&mut self, table: &ServiceTable) {
+        if let Some(state) = &mut self.state {
+            state.share(table);
+        }
     }
 
     fn apply(&mut self, plan: &Plan) -> Outcome {
         let mut outcome = Outcome::done();
-        if let Err(error) = self.state() {
-            for step in plan {
-                outcome.fail(step.part(), &error);
-            }
-            return outcome;
+        let mut failed = self.carry_out(plan);
+        if self.make_room(plan, failed.iter().map(|(_, why)| why)) {
+            let again = plan.iter().filter(|step| failed.iter().any(|(part, _)| *part == step.part()));
+            failed = self.carry_out(&again.cloned().collect());
         }
-        if let Some(state) = &mut self.state {
-            let (failed, owed) = state.apply(plan, &mut self.kernel);
-            failed.into_iter().for_each(|(part, why)| outcome.fail(part, why));
-            if let Some(error) = owed {
-                tracing::warn!(%error, "what is left over could not be put away; it will be tried again");
-            }
-        }
+        failed.into_iter().for_each(|(part, why)| outcome.fail(part, why));
         if let Some(sweeper) = &self.sweeper
             && plan.iter().any(|step| step.effect() != Effect::Create)
         {
@@ -326,12 +416,17 @@ impl Dataplane for Ebpf {
     }
 
     fn tend(&mut self) -> Result<(), Error> {
-        let pods = self.attach_pods(false);
+        let pods = match self.succession {
+            Succession::Waits | Succession::Due => Ok(()),
+            Succession::Done => {
+                self.looks = self.looks.saturating_sub(1);
+                self.attach_pods(self.looks > 0).and_then(|()| self.watch_flows())
+            }
+        };
         if self.state.as_ref().is_some_and(State::has_remains) {
             self.state()?;
-            let owed = self.state.as_mut().and_then(|state| state.apply(&[], &mut self.kernel).1);
-            if let Some(error) = owed {
-                return Err(error.into());
+            if let Some(state) = &mut self.state {
+                state.settle(&mut self.kernel)?;
             }
         }
         match self.collector.error() {
@@ -347,11 +442,13 @@ pub fn counters(maps: &heddle_bpf::Maps) -> Result<Counters, heddle_bpf::Error> 
     Counter::ALL.iter().map(read).collect::<Result<_, _>>().map(Counters)
 }
 
-/// Detaches and unpins everything below `bpf_root`. True if there was something.
+/// Detaches and unpins everything below `bpf_root`, of every layout. True if there was something.
 pub fn remove(bpf_root: &Path) -> Result<bool, Error> {
     let pins = Pins::new(bpf_root);
-    let there = pins.exist()?;
+    let others = pins.others()?;
+    let there = pins.exist()? || !others.is_empty();
     if there {
+        others.iter().try_for_each(Pins::remove)?;
         pins.remove()?;
     }
     Ok(there)

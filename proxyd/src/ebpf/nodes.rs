@@ -3,9 +3,11 @@
 //! A node has its index, then its name, then its addresses and ranges; it loses them in reverse. A daemon that
 //! dies in between leaves an index without a name, or a name without addresses: both are found and repaired.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
-use heddle_ebpf_common::{Addr, KnownAddr, NODE_DOWN, NODE_SELF, NODE_UP, Node};
+use heddle_ebpf_common::{
+    Addr, BACKEND_ACTIVE, BACKEND_DRAINING, Backend, NODE_DOWN, NODE_SELF, NODE_UP, Node,
+};
 use heddle_model::{NodeName, ServiceNode};
 use ipnetwork::IpNetwork;
 
@@ -21,7 +23,7 @@ impl State {
         name: &NodeName,
         wanted: &ServiceNode,
         maps: &mut M,
-    ) -> Result<(), Refused<M::Error>> {
+    ) -> Result<(), Refused> {
         let (index, named) = match self.nodes.get(name) {
             Some(entry) => (entry.index, true),
             None => (self.free_node()?, false),
@@ -31,13 +33,14 @@ impl State {
             state: if wanted.down { NODE_DOWN } else { NODE_UP },
             mac: wanted.mac.map_or([0; 6], |mac| mac.0),
             overlay: u8::from(wanted.mac.is_some()),
+            underlay: wanted.underlay.map_or(Addr::ANY6, encode::addr),
             ..Node::default()
         };
         let mut writes = Vec::new();
         let before = old.as_ref().map(|entry| entry.value).unwrap_or_default();
         if before != value {
-            // The Ethernet address is six bytes and can tear: it changes while nobody reads it.
-            if before.mac != value.mac {
+            // The addresses are longer than a word and can tear: they change while nobody reads them.
+            if (before.mac, before.underlay) != (value.mac, value.underlay) {
                 let hidden = |node: Node| Write::Node(index, Node { overlay: 0, ..node });
                 writes.extend((before.overlay == 1).then(|| hidden(before)));
                 writes.extend((value.overlay == 1).then(|| hidden(value)));
@@ -47,23 +50,6 @@ impl State {
         if !named {
             writes.push(Write::NodeName(index, Some(name.0.clone())));
         }
-        let had = old.as_ref().map(|entry| Self::addrs(&entry.service_node())).unwrap_or_default();
-        let has = Self::addrs(wanted);
-        for (addr, kind) in &has {
-            if had.get(addr) != Some(kind) {
-                writes.push(Write::KnownAddr(*addr, Some(KnownAddr { node: index, kind: *kind })));
-            }
-        }
-        let lost = had.keys().filter(|addr| !has.contains_key(*addr) && !self.belongs_to_other(addr, name));
-        writes.extend(lost.map(|addr| Write::KnownAddr(*addr, None)));
-        let had = old.map(|entry| entry.ranges).unwrap_or_default();
-        let fresh = wanted.ranges.difference(&had);
-        writes.extend(fresh.map(|range| Write::Range(*range, Some(index))));
-        let lost = had.difference(&wanted.ranges).filter(|range| !self.ranges_of_others(range, name));
-        writes.extend(lost.map(|range| Write::Range(*range, None)));
-        for write in &writes {
-            maps.write(write).map_err(Refused::Write)?;
-        }
         let entry = NodeEntry {
             index,
             value,
@@ -72,6 +58,18 @@ impl State {
             overlay: wanted.overlay.clone(),
             ranges: wanted.ranges.clone(),
         };
+        let had = old.as_ref().map(NodeEntry::addrs).unwrap_or_default();
+        self.ledger.set_node(index, &entry.addrs(), &had);
+        let had = old.map(|entry| entry.ranges).unwrap_or_default();
+        let fresh = wanted.ranges.difference(&had);
+        writes.extend(fresh.map(|range| Write::Range(*range, Some(index))));
+        let lost = had.difference(&wanted.ranges).filter(|range| !self.ranges_of_others(range, name));
+        writes.extend(lost.map(|range| Write::Range(*range, None)));
+        for write in &writes {
+            maps.write(write).map_err(|error| Refused::Write(error.to_string()))?;
+        }
+        self.pay(maps).map_err(|error| Refused::Write(error.to_string()))?;
+        self.indices.insert(index, name.clone());
         self.nodes.insert(name.clone(), entry);
         self.last_node = self.last_node.max(index);
         Ok(())
@@ -80,39 +78,36 @@ impl State {
     /// Whether a frontend still leads to a backend there.
     pub fn is_used(&self, name: &NodeName) -> bool {
         let index = self.node_index(Some(name));
-        let mut members = self.frontends.values().flat_map(|entry| entry.members.keys());
-        index != NODE_SELF && members.any(|member| member.node == index)
+        let leads = |backend: &Backend| {
+            backend.node == index && matches!(backend.state, BACKEND_ACTIVE | BACKEND_DRAINING)
+        };
+        !matches!(index, 0 | NODE_SELF) && self.backends.iter().any(leads)
     }
 
     /// Removes a node; the frontends have been told before. This node's own name stays.
-    pub fn remove_node<M: Maps>(&mut self, name: &NodeName, maps: &mut M) -> Result<(), Refused<M::Error>> {
+    pub fn remove_node<M: Maps>(&mut self, name: &NodeName, maps: &mut M) -> Result<(), Refused> {
         let Some(entry) = self.nodes.get(name) else { return Ok(()) };
         let index = entry.index;
-        let addrs = Self::addrs(&entry.service_node());
-        let lost = addrs.into_keys().filter(|addr| !self.belongs_to_other(addr, name));
-        let mut writes: Vec<_> = lost.map(|addr| Write::KnownAddr(addr, None)).collect();
+        let had = entry.addrs();
+        let mut writes = Vec::new();
         let lost = entry.ranges.iter().filter(|range| !self.ranges_of_others(range, name));
         writes.extend(lost.map(|range| Write::Range(*range, None)));
         if index != NODE_SELF {
             writes.push(Write::NodeName(index, None));
         }
         writes.push(Write::Node(index, Node::default()));
+        self.ledger.set_node(index, &BTreeMap::new(), &had);
+        self.pay(maps).map_err(|error| Refused::Write(error.to_string()))?;
         for write in &writes {
-            maps.write(write).map_err(Refused::Write)?;
+            maps.write(write).map_err(|error| Refused::Write(error.to_string()))?;
         }
         if index == NODE_SELF {
             self.nodes.insert(name.clone(), NodeEntry::nobody());
         } else {
             self.nodes.remove(name);
+            self.indices.remove(&index);
         }
         Ok(())
-    }
-
-    /// Whether an address has moved to another node already.
-    fn belongs_to_other(&self, addr: &Addr, name: &NodeName) -> bool {
-        let ip = encode::ip(*addr);
-        let has = |entry: &NodeEntry| entry.addresses.contains(&ip) || entry.overlay.contains(&ip);
-        self.nodes.iter().any(|(other, entry)| other != name && has(entry))
     }
 
     fn ranges_of_others(&self, range: &IpNetwork, name: &NodeName) -> bool {
@@ -120,11 +115,7 @@ impl State {
     }
 
     /// Makes `name` this node's, at [`NODE_SELF`]: so its backends have an index before the cluster knows it.
-    pub fn set_local<M: Maps>(
-        &mut self,
-        name: Option<&NodeName>,
-        maps: &mut M,
-    ) -> Result<(), Refused<M::Error>> {
+    pub fn set_local<M: Maps>(&mut self, name: Option<&NodeName>, maps: &mut M) -> Result<(), Refused> {
         let old = self.local().cloned();
         if old.as_ref() == name {
             return Ok(());
@@ -133,21 +124,23 @@ impl State {
         for stale in old.iter().chain(name) {
             self.remove_node(stale, maps)?;
         }
-        maps.write(&Write::NodeName(NODE_SELF, name.map(|name| name.0.clone()))).map_err(Refused::Write)?;
+        maps.write(&Write::NodeName(NODE_SELF, name.map(|name| name.0.clone())))
+            .map_err(|error| Refused::Write(error.to_string()))?;
         self.nodes.retain(|_, entry| entry.index != NODE_SELF);
+        self.indices.remove(&NODE_SELF);
         if let Some(name) = name {
+            self.indices.insert(NODE_SELF, name.clone());
             self.nodes.insert(name.clone(), NodeEntry::nobody());
         }
         Ok(())
     }
 
     /// A node index that was not in use for as long as possible.
-    fn free_node<E: std::fmt::Display>(&self) -> Result<u32, Refused<E>> {
-        let used: BTreeSet<u32> = self.nodes.values().map(|entry| entry.index).collect();
+    fn free_node(&self) -> Result<u32, Refused> {
         let size = self.limits.nodes;
         let after = self.last_node.saturating_add(1)..size;
         let around = NODE_SELF + 1..self.last_node.saturating_add(1).min(size);
-        after.chain(around).find(|index| !used.contains(index)).ok_or(Refused::Full {
+        after.chain(around).find(|index| !self.indices.contains_key(index)).ok_or(Refused::Full {
             map: "nodes",
             need: 1,
             free: 0,

@@ -9,35 +9,132 @@ use heddle_model::{
     ServiceNode, ServiceTable,
 };
 
+use ipnetwork::IpNetwork;
+
 use super::encode;
-use super::state::Member;
+use super::state::{element, is_named};
 use crate::dataplane::Unsupported;
 
 /// Bytes of the longest name that a map holds, with one zero behind it.
 const NAME_MAX: usize = 255;
 
-/// The part of `desired` that the maps can hold, in the very form in which it is read back, and what is
-/// left out. Backends that are down are left out in silence: to the programs they are gone.
-pub fn project(desired: &ServiceTable) -> (ServiceTable, Vec<Unsupported>) {
-    let mut unsupported = Vec::new();
-    let nodes = nodes(&desired.nodes);
-    let known = |name: &NodeName| nodes.contains_key(name) || desired.local.as_ref() == Some(name);
-    let mut frontends = BTreeMap::new();
-    for (at, frontend) in &desired.frontends {
-        let mut refuse = |what: String| unsupported.push(Unsupported { frontend: *at, what });
-        if encode::key(at).is_none() {
-            refuse(why_no_key(at));
-            continue;
+/// Tells what the maps can hold, and remembers it: what was asked of them before is not looked at again.
+#[derive(Debug, Default)]
+pub struct Projector {
+    /// The nodes that the answers below are about, as they were asked for, and as they can be held.
+    asked: BTreeMap<NodeName, ServiceNode>,
+    nodes: BTreeMap<NodeName, ServiceNode>,
+    local: Option<NodeName>,
+    answers: BTreeMap<FrontendAddr, Answer>,
+}
+
+#[derive(Debug)]
+struct Answer {
+    asked: Arc<Frontend>,
+    held: Option<Arc<Frontend>>,
+    lacks: Vec<String>,
+}
+
+impl Projector {
+    /// The part of `desired` that the maps can hold, in the very form in which it is read back, and what is
+    /// left out. Backends that are down are left out in silence: to the programs they are gone.
+    pub fn project(&mut self, desired: &ServiceTable) -> (ServiceTable, Vec<Unsupported>) {
+        if self.asked != desired.nodes || self.local != desired.local {
+            self.nodes = nodes(&desired.nodes);
+            // Which backends are on a node that is known follows from the names alone.
+            if !self.asked.keys().eq(desired.nodes.keys()) || self.local != desired.local {
+                self.answers.clear();
+            }
+            self.asked.clone_from(&desired.nodes);
+            self.local.clone_from(&desired.local);
         }
-        let wanted = Frontend {
-            name: name(&frontend.name),
-            backends: backends(at, frontend, known, &mut refuse),
-            outside: frontend.outside.as_ref().map(|_| Outside::Cluster),
-            ..Frontend::default()
+        let before = std::mem::take(&mut self.answers);
+        let mut before = before.into_iter().peekable();
+        let mut frontends = Vec::with_capacity(desired.frontends.len());
+        let mut unsupported = Vec::new();
+        let answers = desired.frontends.iter().map(|(at, frontend)| {
+            while before.next_if(|(other, _)| other < at).is_some() {}
+            let known = before.next_if(|(other, _)| other == at).map(|(_, answer)| answer);
+            let known = known.filter(|answer| Arc::ptr_eq(&answer.asked, frontend));
+            (*at, known.unwrap_or_else(|| self.answer(at, frontend)))
+        });
+        let answers: Vec<(FrontendAddr, Answer)> = answers.collect();
+        for (at, answer) in &answers {
+            frontends.extend(answer.held.as_ref().map(|held| (*at, Arc::clone(held))));
+            let lacks = answer.lacks.iter().cloned();
+            unsupported.extend(lacks.map(|what| Unsupported { frontend: *at, what }));
+        }
+        self.answers = answers.into_iter().collect();
+        let table = ServiceTable {
+            // In order already: no search for a place.
+            frontends: frontends.into_iter().collect(),
+            nodes: self.nodes.clone(),
+            local: desired.local.clone(),
         };
-        frontends.insert(*at, Arc::new(wanted));
+        (table, unsupported)
     }
-    (ServiceTable { frontends, nodes, local: desired.local.clone() }, unsupported)
+
+    fn answer(&self, at: &FrontendAddr, asked: &Arc<Frontend>) -> Answer {
+        let known = |name: &NodeName| self.nodes.contains_key(name) || self.local.as_ref() == Some(name);
+        let mut lacks = Vec::new();
+        let why = if encode::key(at).is_none() { Some(why_no_key(at)) } else { why_not_sctp(at, asked) };
+        let held = match why {
+            Some(why) => {
+                lacks.push(why);
+                None
+            }
+            None => {
+                let held = held(at, asked, known, &mut lacks);
+                // One copy is enough.
+                Some(if held == **asked { Arc::clone(asked) } else { Arc::new(held) })
+            }
+        };
+        Answer { asked: Arc::clone(asked), held, lacks }
+    }
+}
+
+/// What of a frontend can be held.
+fn held(
+    at: &FrontendAddr,
+    frontend: &Frontend,
+    known: impl Fn(&NodeName) -> bool,
+    lacks: &mut Vec<String>,
+) -> Frontend {
+    let backends = backends(at, frontend, known, &mut |what| lacks.push(what));
+    let outside = frontend.outside.as_ref().map(|outside| match outside {
+        Outside::Cluster => Outside::Cluster,
+        Outside::Local { backends: local, refusal } => {
+            let there = |at: &(IpAddr, u16)| backends.iter().any(|backend| (backend.ip, backend.port) == *at);
+            let backends = local.iter().copied().filter(there).collect();
+            Outside::Local { backends, refusal: *refusal }
+        }
+    });
+    let sources = frontend.sources.as_ref().map(|sources| {
+        // Ranges of the other family match no client of this one.
+        let same = sources.iter().filter(|range| range.is_ipv4() == at.ip.is_ipv4() && storable(&range.ip()));
+        same.filter_map(|range| IpNetwork::new(range.network(), range.prefix()).ok()).collect()
+    });
+    Frontend {
+        name: name(&frontend.name),
+        refusal: frontend.refusal,
+        outside,
+        affinity: frontend.affinity.filter(|seconds| *seconds > 0),
+        sources,
+        backends,
+    }
+}
+
+/// The check sum of an SCTP packet (RFC 9260 section 6.8) is over its ports, not over its addresses: only those can be
+/// translated without a new one.
+fn why_not_sctp(at: &FrontendAddr, frontend: &Frontend) -> Option<String> {
+    let (PortMatch::Port(port), ProtoMatch::Proto(Protocol::Sctp)) = (at.port, at.proto) else { return None };
+    let down = |backend: &&Backend| backend.state != BackendState::Down;
+    let other = frontend.backends.iter().filter(down).find(|backend| backend.port != port)?;
+    Some(format!(
+        "sctp is supported by --mode ebpf only where the target port is the same: {} is not {port} (the kernel helps \
+         with no check sum over sctp ports)",
+        other.port
+    ))
 }
 
 fn why_no_key(at: &FrontendAddr) -> String {
@@ -46,7 +143,6 @@ fn why_no_key(at: &FrontendAddr) -> String {
         (PortMatch::Any, _) | (_, ProtoMatch::Any) => {
             "all ports or protocols at once are not supported by --mode ebpf".into()
         }
-        (_, ProtoMatch::Proto(Protocol::Sctp)) => "sctp is not supported by --mode ebpf".into(),
         (PortMatch::Port(0), _) => "port 0 is none".into(),
         _ => "an IPv4-mapped IPv6 address never stands in a packet".into(),
     }
@@ -73,6 +169,7 @@ fn nodes(desired: &BTreeMap<NodeName, ServiceNode>) -> BTreeMap<NodeName, Servic
     for node in nodes.values_mut() {
         node.addresses.retain(|ip| storable(ip) && taken.insert(*ip));
         node.node_ports.retain(|ip| node.addresses.contains(ip));
+        node.underlay = node.underlay.filter(storable);
         node.overlay.retain(|ip| storable(ip) && taken.insert(*ip));
         node.ranges
             .retain(|range| storable(&range.ip()) && range.ip() == range.network() && ranges.insert(*range));
@@ -109,8 +206,8 @@ fn backends(
     // Of two with one hash, only the first can be found outside a ring, as one that drains must be. It
     // happens once in four thousand million pairs.
     let mut hashes = BTreeSet::new();
-    let hash = |b: &Backend| Member { ip: b.ip, port: b.port, proto: b.proto, node: 0 }.backend(0, 0).hash;
-    kept.into_values().filter(|b| hashes.insert(hash(b)) || b.state == BackendState::Active).collect()
+    let hash = |b: &Backend| element(b.ip, b.port, b.proto, 0).hash;
+    kept.into_values().filter(|b| hashes.insert(hash(b)) || is_named(frontend, b)).collect()
 }
 
 #[cfg(test)]
@@ -120,6 +217,10 @@ mod tests {
     use heddle_model::NetId;
 
     use super::*;
+
+    fn project(table: &ServiceTable) -> (ServiceTable, Vec<Unsupported>) {
+        Projector::default().project(table)
+    }
 
     fn backend(ip: &str, port: u16, proto: Protocol, state: BackendState) -> Backend {
         Backend { ip: ip.parse().unwrap(), port, proto, node: Some(NodeName("gone".into())), state }
@@ -137,7 +238,7 @@ mod tests {
             backend("10.244.1.5", 0, Protocol::Tcp, BackendState::Active),
         ];
         let frontend = Frontend { name: "a/b:c".into(), backends: backends.into(), ..Frontend::default() };
-        let sctp = FrontendAddr::new([10, 96, 0, 1].into(), 80, Protocol::Sctp);
+        let sctp = FrontendAddr::new([10, 96, 0, 1].into(), 81, Protocol::Sctp);
         let other = FrontendAddr { net: NetId(7), ..at };
         let frontend = Arc::new(frontend);
         let frontends = [(at, frontend.clone()), (sctp, frontend.clone()), (other, frontend)];
@@ -153,7 +254,7 @@ mod tests {
                 "frontend 10.96.0.1:80/tcp: backend 10.244.1.4: another protocol than its frontend's is not supported by --mode ebpf",
                 "frontend 10.96.0.1:80/tcp: backend 10.244.1.5: an address or port that no packet can have is not supported by --mode ebpf",
                 "frontend 10.96.0.1:80/tcp: backend fd00::1: an address of another family than its frontend's is not supported by --mode ebpf",
-                "frontend 10.96.0.1:80/sctp: sctp is not supported by --mode ebpf",
+                "frontend 10.96.0.1:81/sctp: sctp is supported by --mode ebpf only where the target port is the same: 80 is not 81 (the kernel helps with no check sum over sctp ports)",
                 "frontend 10.96.0.1:80/tcp: networks other than the node's own are not supported by --mode ebpf",
             ]
         );

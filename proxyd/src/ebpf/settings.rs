@@ -2,7 +2,8 @@
 
 use std::net::IpAddr;
 
-use heddle_ebpf_common::{Addr, Config, REMOTE_SNAT, REMOTE_TUNNEL};
+use heddle_bpf::XdpMode;
+use heddle_ebpf_common::{Addr, Config, REMOTE_DSR, REMOTE_SNAT, REMOTE_TUNNEL};
 
 use super::encode;
 use crate::dataplane::{Device, Devices};
@@ -16,6 +17,31 @@ pub enum Remote {
     Tunnel,
     /// With this node's overlay address as source; the client's address is lost.
     Snat,
+    /// As `tunnel`, but the backend's node answers the client directly (direct server return): the underlay must
+    /// let a node send with another node's address.
+    Dsr,
+}
+
+/// Which programs see frames of the underlay before there are socket buffers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Xdp {
+    #[default]
+    Off,
+    /// The device's driver runs them.
+    Native,
+    /// The kernel runs them, over copies of socket buffers: for devices whose drivers cannot. Slower, and it passes on
+    /// only what needs no other checksum.
+    Generic,
+}
+
+impl Xdp {
+    pub const fn mode(self) -> Option<XdpMode> {
+        match self {
+            Self::Off => None,
+            Self::Native => Some(XdpMode::Native),
+            Self::Generic => Some(XdpMode::Generic),
+        }
+    }
 }
 
 /// What the programs are told.
@@ -36,6 +62,7 @@ pub fn config(
         remote: match remote {
             Remote::Tunnel => REMOTE_TUNNEL,
             Remote::Snat => REMOTE_SNAT,
+            Remote::Dsr => REMOTE_DSR,
         },
         vxlan_ifindex: overlay.map_or(0, |device| device.index),
         underlay_ifindex: underlay.map_or(0, |device| device.index),

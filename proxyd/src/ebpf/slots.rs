@@ -34,13 +34,14 @@ impl Slots {
     }
 
     /// Takes over what the map holds: the next slot in order, its generation, and whether a backend lives there.
-    /// A slot that was used once cools: it may have been freed a moment ago.
-    pub fn adopt(&mut self, generation: u32, used: bool) {
+    /// A slot that was used once cools: it may have been freed a moment ago. Unless all is known to be `settled`.
+    pub fn adopt(&mut self, generation: u32, used: bool, settled: bool) {
         let slot = self.generations.len() as u32;
         self.generations.push(generation);
         match (used, generation) {
             (true, _) => {}
             (false, 0) => self.free.push_back(slot),
+            (false, _) if settled => self.free.push_back(slot),
             (false, _) => self.cooling.push(slot),
         }
         self.fresh = slot + 1;
@@ -163,7 +164,7 @@ mod tests {
                     Op::Restart => {
                         slots = Slots::new(SIZE);
                         for (slot, (generation, live)) in map.iter().enumerate().skip(1) {
-                            slots.adopt(*generation, *live);
+                            slots.adopt(*generation, *live, false);
                             let slot = slot as u32;
                             // Retired, and the grace period never came: found again as a slot that no
                             // frontend names.

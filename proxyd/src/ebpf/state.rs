@@ -1,9 +1,7 @@
-//! What the maps hold, understood: read from a [`Dump`] at start and at every full observation, and
-//! carried along by the writes in between.
+//! What the maps hold, understood: [read](mod@super::read) at start and at every full observation, and carried along by
+//! the writes in between.
 //!
-//! Reading never trusts. A daemon may have been killed between any two writes, and anybody with root may
-//! have written there: what does not fit together makes its frontend [torn](Entry::whole), which no desired
-//! table equals, so that the next reconciliation writes it anew; what no frontend claims is put away.
+//! Everything here is found by its key: a change costs what it changes, however many services there are.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -11,96 +9,133 @@ use std::sync::Arc;
 
 use heddle_ebpf_common::{
     ADDR_NODE, ADDR_NODE_PORTS, ADDR_OVERLAY, Addr, BACKEND_ACTIVE, BACKEND_DOWN, BACKEND_DRAINING,
-    BACKEND_FREE, Backend, ChoiceKey, FRONTEND_EXTERNAL, Frontend, FrontendKey, MAGLEV_SIZE, NODE_DOWN,
-    NODE_FREE, NODE_SELF, Node, choice_hash,
+    BACKEND_FREE, Backend, FRONTEND_DROP, FRONTEND_DROP_OUTSIDE, FRONTEND_EXTERNAL, FRONTEND_LOCAL,
+    FRONTEND_SOURCES, Frontend, FrontendKey, NODE_DOWN, NODE_FREE, NODE_SELF, Node, choice_hash,
 };
 use heddle_model::{
-    self as model, BackendState, Mac, NodeName, Outside, Protocol, ServiceNode, ServiceTable,
+    self as model, BackendState, Mac, NodeName, Outside, Protocol, Refusal, ServiceNode, ServiceTable,
 };
 use ipnetwork::IpNetwork;
 
 use super::encode;
 use super::extents::{Extent, Extents};
+use super::ledger::Ledger;
 use super::maglev;
 use super::slots::Slots;
-use super::write::{Dump, Limits, Write};
+use super::write::{Limits, Write};
 
 /// An address of a node on which node ports answer.
-const NODE_AND_PORTS: u32 = ADDR_NODE | ADDR_NODE_PORTS;
-
-/// A backend of one frontend. The order is the one in which rings name them, on every node alike.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Member {
-    pub ip: IpAddr,
-    pub port: u16,
-    pub proto: Protocol,
-    /// Index into `nodes`: the same address on another node is another backend.
-    pub node: u32,
-}
-
-impl Member {
-    /// The member as an element of `backends`.
-    pub fn backend(&self, generation: u32, state: u8) -> Backend {
-        let addr = encode::addr(self.ip);
-        let port = self.port.to_be();
-        let proto = self.proto.number();
-        let hash = choice_hash(&addr, port, proto);
-        Backend { addr, generation, node: self.node, port, proto, state, hash }
-    }
-
-    fn of(backend: &Backend) -> Option<Self> {
-        Some(Self {
-            ip: encode::ip(backend.addr),
-            port: u16::from_be(backend.port),
-            proto: Protocol::from_number(backend.proto)?,
-            node: backend.node,
-        })
-    }
-
-    fn identity(&self) -> maglev::Identity {
-        (self.ip, self.port, self.proto)
-    }
-}
+pub const NODE_AND_PORTS: u32 = ADDR_NODE | ADDR_NODE_PORTS;
 
 /// A frontend with all that belongs to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
+    /// As it stands in the map; of one that is not whole, without the lists that are not its own.
     pub value: Frontend,
-    pub name: String,
-    /// Its backends and their slots. No slot belongs to two frontends.
-    pub members: BTreeMap<Member, u32>,
-    /// Its part of `choices`: hash to slot.
-    pub choices: BTreeMap<u32, u32>,
-    /// The extents that are its own.
-    pub ring: Option<Extent>,
-    pub maglev: Option<Extent>,
+    /// What it does, in the model's words. The name of one that is not whole is empty.
+    pub shown: Arc<model::Frontend>,
+    /// The slots of `shown.backends`, in their order. No slot belongs to two frontends: a backend that one of them
+    /// loses must be stale there, whoever else has it, and none shares another's fate.
+    pub slots: Box<[u32]>,
+    /// Of what stands in `outside`.
+    pub digest: u64,
     /// Everything fits together. If not, it is written anew.
     pub whole: bool,
 }
 
-/// What the slots of `members` say about the lists of a frontend.
-pub fn lists(
-    members: &BTreeMap<Member, u32>,
-    external: bool,
-    is_active: impl Fn(u32) -> bool,
-) -> (Vec<u32>, Vec<u32>) {
-    let active = members.iter().filter(|(_, slot)| is_active(**slot));
-    let (identities, ring): (Vec<_>, Vec<u32>) =
-        active.map(|(member, slot)| (member.identity(), *slot)).unzip();
-    let maglev = match external {
-        true => maglev::table(&identities).into_iter().map(|index| ring[index]).collect(),
-        false => Vec::new(),
-    };
-    (ring, maglev)
+impl Entry {
+    pub const fn ring(&self) -> Option<Extent> {
+        extent(self.value.ring, self.value.ring_len)
+    }
+
+    pub const fn outside(&self) -> Option<Extent> {
+        extent(self.value.outside, self.value.outside_len)
+    }
+
+    /// Its backends, each with its slot.
+    pub fn backends(&self) -> impl Iterator<Item = (&model::Backend, u32)> {
+        self.shown.backends.iter().zip(self.slots.iter().copied())
+    }
 }
 
-/// What `choices` must say for these members: of two with one hash, the first is found.
-pub fn choices(members: &BTreeMap<Member, u32>) -> BTreeMap<u32, u32> {
-    let mut choices = BTreeMap::new();
-    for (member, slot) in members {
-        choices.entry(member.backend(0, 0).hash).or_insert(*slot);
+const fn extent(start: u32, len: u32) -> Option<Extent> {
+    if len == 0 { None } else { Some(Extent { start, len }) }
+}
+
+/// Whether a list of `frontend` names this backend: only then its slot takes new flows.
+pub fn is_named(frontend: &model::Frontend, backend: &model::Backend) -> bool {
+    backend.state == BackendState::Active || is_local(frontend, backend)
+}
+
+/// Whether it is one of those that answer clients from outside on this node alone.
+fn is_local(frontend: &model::Frontend, backend: &model::Backend) -> bool {
+    let at = (backend.ip, backend.port);
+    matches!(&frontend.outside, Some(Outside::Local { backends, .. }) if backends.contains(&at))
+}
+
+/// The dense list of a frontend whose backends have these slots.
+pub fn ring(frontend: &model::Frontend, slots: &[u32]) -> Vec<u32> {
+    let backends = frontend.backends.iter().zip(slots);
+    let active = backends.filter(|(backend, _)| backend.state == BackendState::Active);
+    active.map(|(_, slot)| *slot).collect()
+}
+
+/// The list for clients from outside.
+pub fn outside(frontend: &model::Frontend, slots: &[u32]) -> Vec<u32> {
+    let backends = || frontend.backends.iter().zip(slots);
+    match &frontend.outside {
+        None => Vec::new(),
+        Some(Outside::Local { .. }) => {
+            backends().filter(|(b, _)| is_local(frontend, b)).map(|(_, slot)| *slot).collect()
+        }
+        Some(Outside::Cluster) => {
+            let active = backends().filter(|(backend, _)| backend.state == BackendState::Active);
+            let (identities, slots): (Vec<_>, Vec<u32>) =
+                active.map(|(b, slot)| ((b.ip, b.port, b.proto), *slot)).unzip();
+            maglev::table(&identities).into_iter().map(|index| slots[index as usize]).collect()
+        }
     }
-    choices
+}
+
+/// How long [`outside`] is.
+pub fn outside_len(frontend: &model::Frontend) -> u32 {
+    let active = || frontend.backends.iter().filter(|backend| backend.state == BackendState::Active);
+    match &frontend.outside {
+        None => 0,
+        Some(Outside::Local { backends, .. }) => backends.len() as u32,
+        Some(Outside::Cluster) => maglev::size(active().count()),
+    }
+}
+
+/// What tells one list from another.
+pub fn digest(slots: &[u32]) -> u64 {
+    let step =
+        |hash: u64, slot: &u32| (hash.rotate_left(5) ^ u64::from(*slot)).wrapping_mul(0x517c_c1b7_2722_0a95);
+    slots.iter().fold(slots.len() as u64, step)
+}
+
+/// `FRONTEND_*` of a frontend.
+pub const fn flags(frontend: &model::Frontend) -> u32 {
+    let outside = match &frontend.outside {
+        None => 0,
+        Some(Outside::Cluster) => FRONTEND_EXTERNAL,
+        Some(Outside::Local { refusal: Refusal::Drop, .. }) => {
+            FRONTEND_EXTERNAL | FRONTEND_LOCAL | FRONTEND_DROP_OUTSIDE
+        }
+        Some(Outside::Local { .. }) => FRONTEND_EXTERNAL | FRONTEND_LOCAL,
+    };
+    let inside = if matches!(frontend.refusal, Refusal::Drop) { FRONTEND_DROP } else { 0 };
+    let sources = if frontend.sources.is_some() { FRONTEND_SOURCES } else { 0 };
+    outside | inside | sources
+}
+
+/// A backend as an element of `backends`.
+pub fn element(ip: IpAddr, port: u16, proto: Protocol, node: u32) -> Backend {
+    let addr = encode::addr(ip);
+    let port = port.to_be();
+    let proto = proto.number();
+    let hash = choice_hash(&addr, port, proto);
+    Backend { addr, generation: 0, node, port, proto, state: BACKEND_FREE, hash }
 }
 
 /// A node with all that belongs to it.
@@ -116,7 +151,7 @@ pub struct NodeEntry {
 
 impl NodeEntry {
     /// A node without anything.
-    pub fn new(index: u32, value: Node) -> Self {
+    pub const fn new(index: u32, value: Node) -> Self {
         Self {
             index,
             value,
@@ -137,10 +172,21 @@ impl NodeEntry {
             addresses: self.addresses.clone(),
             node_ports: self.node_ports.clone(),
             down: self.value.state == NODE_DOWN,
+            underlay: (self.value.underlay != Addr::ANY6).then(|| encode::ip(self.value.underlay)),
             overlay: self.overlay.clone(),
             mac: (self.value.overlay == 1).then_some(Mac(self.value.mac)),
             ranges: self.ranges.clone(),
         }
+    }
+
+    /// Its addresses as keys of `addrs`, with their kind.
+    pub fn addrs(&self) -> BTreeMap<Addr, u32> {
+        let underlay = self.addresses.iter().map(|ip| {
+            let kind = if self.node_ports.contains(ip) { NODE_AND_PORTS } else { ADDR_NODE };
+            (encode::addr(*ip), kind)
+        });
+        let overlay = self.overlay.iter().map(|ip| (encode::addr(*ip), ADDR_OVERLAY));
+        overlay.chain(underlay).collect()
     }
 }
 
@@ -148,13 +194,18 @@ impl NodeEntry {
 #[derive(Clone, Debug)]
 pub struct State {
     pub frontends: BTreeMap<FrontendKey, Entry>,
-    /// Every slot that is not free; those on their way there are DOWN.
-    pub backends: BTreeMap<u32, Backend>,
+    /// By slot; those on their way to being free are DOWN.
+    pub backends: Vec<Backend>,
     pub nodes: BTreeMap<NodeName, NodeEntry>,
+    /// Names by index.
+    pub indices: BTreeMap<u32, NodeName>,
     pub slots: Slots,
     pub extents: Extents,
+    pub ledger: Ledger,
     /// Service numbers in use.
     pub services: BTreeSet<u32>,
+    /// Elements of `sources`.
+    pub sources: usize,
     /// The service number and node index given last.
     pub last_service: u32,
     pub last_node: u32,
@@ -168,194 +219,47 @@ pub struct State {
 }
 
 impl State {
-    /// What `dump` holds. Writes nothing: what must be put away is in [`owed`](Self::owed).
-    pub fn read(dump: &Dump, limits: Limits) -> Self {
-        let mut state = Self {
-            frontends: BTreeMap::new(),
-            backends: BTreeMap::new(),
-            nodes: BTreeMap::new(),
-            slots: Slots::new(limits.backends),
-            extents: Extents::new(limits.ring),
-            services: BTreeSet::new(),
-            last_service: 0,
-            last_node: NODE_SELF,
-            owed: Vec::new(),
-            unsettled: true,
-            stale: false,
-            limits,
-        };
-        state.read_nodes(dump);
-        for (slot, backend) in (0..).zip(&dump.backends).skip(1) {
-            let used = backend.state != BACKEND_FREE;
-            state.slots.adopt(backend.generation, used);
-            if used {
-                state.backends.insert(slot, *backend);
-            }
-        }
-        state.read_frontends(dump);
-        state
+    /// The element of a slot.
+    pub fn backend(&self, slot: u32) -> Backend {
+        self.backends.get(slot as usize).copied().unwrap_or_default()
     }
 
-    fn read_nodes(&mut self, dump: &Dump) {
-        let mut by_index = BTreeMap::new();
-        for (index, name) in &dump.node_names {
-            let name = NodeName(name.clone());
-            let value = dump.nodes.get(*index as usize).copied().unwrap_or_default();
-            let known = value.state != NODE_FREE || *index == NODE_SELF;
-            if !known || self.nodes.contains_key(&name) {
-                self.owed.push(Write::NodeName(*index, None));
-                continue;
-            }
-            by_index.insert(*index, name.clone());
-            self.nodes.insert(name, NodeEntry::new(*index, value));
-            self.last_node = self.last_node.max(*index);
+    pub fn set_backend(&mut self, slot: u32, backend: Backend) {
+        let at = slot as usize;
+        if at >= self.backends.len() {
+            self.backends.resize(at + 1, Backend::default());
         }
-        for (addr, at) in &dump.addrs {
-            let entry = by_index.get(&at.node).and_then(|name| self.nodes.get_mut(name));
-            let fresh = match (entry, at.kind) {
-                (Some(entry), ADDR_NODE) => entry.addresses.insert(encode::ip(*addr)),
-                (Some(entry), NODE_AND_PORTS) => {
-                    entry.node_ports.insert(encode::ip(*addr));
-                    entry.addresses.insert(encode::ip(*addr))
-                }
-                (Some(entry), ADDR_OVERLAY) => entry.overlay.insert(encode::ip(*addr)),
-                _ => false,
-            };
-            if !fresh {
-                self.owed.push(Write::KnownAddr(*addr, None));
-            }
-        }
-        for (range, index) in &dump.ranges {
-            let entry = by_index.get(index).and_then(|name| self.nodes.get_mut(name));
-            if !entry.is_some_and(|entry| entry.ranges.insert(*range)) {
-                self.owed.push(Write::Range(*range, None));
-            }
-        }
-        for (index, node) in (0..).zip(&dump.nodes) {
-            if *node != Node::default() && !by_index.contains_key(&index) {
-                self.owed.push(Write::Node(index, Node::default()));
-            }
-        }
+        self.backends[at] = backend;
     }
 
-    fn read_frontends(&mut self, dump: &Dump) {
-        let mut names: BTreeMap<u32, &String> = dump.services.iter().map(|(id, name)| (*id, name)).collect();
-        let mut choices: BTreeMap<u32, BTreeMap<u32, u32>> = BTreeMap::new();
-        for (key, slot) in &dump.choices {
-            choices.entry(key.service).or_default().insert(key.hash, *slot);
-        }
-        let mut claimed: BTreeSet<u32> = BTreeSet::new();
-        for (key, value) in &dump.frontends {
-            if encode::frontend_addr(key).is_none() {
-                self.owed.push(Write::Frontend(*key, None));
-                continue;
-            }
-            let mut entry = self.read_frontend(key, value, &dump.ring);
-            if value.service != 0 && self.services.insert(value.service) {
-                self.last_service = self.last_service.max(value.service);
-                match names.remove(&value.service) {
-                    Some(name) => entry.name.clone_from(name),
-                    None => entry.whole = false,
-                }
-                entry.choices = choices.remove(&value.service).unwrap_or_default();
-            } else {
-                // Another frontend's number: it gets one of its own.
-                entry.value.service = 0;
-                entry.whole = false;
-            }
-            self.read_members(&mut entry, &dump.ring, &mut claimed);
-            self.frontends.insert(*key, entry);
-        }
-        for (service, _) in names {
-            self.owed.push(Write::Service(service, None));
-        }
-        for (service, hashes) in choices {
-            for hash in hashes.into_keys() {
-                self.owed.push(Write::Choice(ChoiceKey { service, hash }, None));
-            }
-        }
-        let unclaimed: Vec<u32> =
-            self.backends.keys().copied().filter(|slot| !claimed.contains(slot)).collect();
-        for slot in unclaimed {
-            self.put_down(slot);
-        }
+    /// What `choices` must say of a frontend with these slots, by hash: of two with one hash, the first is found.
+    pub fn choices(&self, slots: &[u32]) -> Vec<(u32, u32)> {
+        let mut choices: Vec<_> = slots.iter().map(|slot| (self.backend(*slot).hash, *slot)).collect();
+        choices.sort_by_key(|(hash, _)| *hash);
+        choices.dedup_by_key(|(hash, _)| *hash);
+        choices
     }
 
-    /// The extents of a frontend, and whether they can be.
-    fn read_frontend(&mut self, key: &FrontendKey, value: &Frontend, ring: &[u32]) -> Entry {
-        let mut whole = value.check == value.sum(key) && value.flags & !FRONTEND_EXTERNAL == 0;
-        let mut own = |start: u32, len: u32| {
-            let extent = Extent { start, len };
-            let there = u64::from(start) + u64::from(len) <= ring.len() as u64;
-            let own = len > 0 && there && self.extents.reserve(extent);
-            whole &= own || len == 0;
-            own.then_some(extent)
-        };
-        let dense = own(value.ring, value.ring_len);
-        let maglev = own(value.outside, value.outside_len);
-        Entry {
-            value: *value,
-            name: String::new(),
-            members: BTreeMap::new(),
-            choices: BTreeMap::new(),
-            ring: dense,
-            maglev,
-            whole,
-        }
-    }
-
-    /// The members of a frontend, and whether all says the same about them.
-    fn read_members(&mut self, entry: &mut Entry, ring: &[u32], claimed: &mut BTreeSet<u32>) {
-        let part = |extent: Option<Extent>| match extent {
-            Some(Extent { start, len }) => &ring[start as usize..(start + len) as usize],
-            None => &[],
-        };
-        let named: BTreeSet<u32> = part(entry.ring).iter().chain(entry.choices.values()).copied().collect();
-        for slot in named {
-            let member = self.backends.get(&slot).and_then(|backend| {
-                let member = Member::of(backend)?;
-                let live = matches!(backend.state, BACKEND_ACTIVE | BACKEND_DRAINING);
-                (live && member.backend(backend.generation, backend.state) == *backend).then_some(member)
-            });
-            match member {
-                Some(member) if !entry.members.contains_key(&member) && claimed.insert(slot) => {
-                    entry.members.insert(member, slot);
-                }
-                _ => entry.whole = false,
-            }
-        }
-        // A choice of a slot that is on its way to another backend must not outlive the next grace period.
-        let members: BTreeSet<u32> = entry.members.values().copied().collect();
-        let service = entry.value.service;
-        let astray = entry.choices.extract_if(.., |_, slot| !members.contains(slot));
-        self.owed.extend(astray.map(|(hash, _)| Write::Choice(ChoiceKey { service, hash }, None)));
-        let external = entry.value.flags & FRONTEND_EXTERNAL != 0;
-        let is_active = |slot| self.backends.get(&slot).is_some_and(|b| b.state == BACKEND_ACTIVE);
-        let (dense, maglev) = lists(&entry.members, external, is_active);
-        entry.whole &= part(entry.ring) == dense.as_slice()
-            && part(entry.maglev) == maglev.as_slice()
-            && choices(&entry.members) == entry.choices;
-    }
-
-    /// Whether something is to be put away.
+    /// Whether something is to be put away, or to be waited for: [`settle`](Self::settle).
     pub fn has_remains(&self) -> bool {
-        self.stale || !self.owed.is_empty() || self.slots.has_retired()
+        let cooling = self.unsettled || self.slots.has_retired() || self.extents.is_cooling();
+        self.stale || !self.owed.is_empty() || self.ledger.is_dirty() || cooling
     }
 
-    /// Sends a slot that is in no ring on its way to being free. Its flows are stale from now on.
+    /// Sends a slot that is in no list on its way to being free. Its flows are stale from now on.
     pub fn put_down(&mut self, slot: u32) {
-        if let Some(backend) = self.backends.get_mut(&slot)
-            && backend.state != BACKEND_DOWN
-        {
-            backend.state = BACKEND_DOWN;
-            self.owed.push(Write::Backend(slot, *backend));
+        let backend = self.backend(slot);
+        if !matches!(backend.state, BACKEND_DOWN | BACKEND_FREE) {
+            let down = Backend { state: BACKEND_DOWN, ..backend };
+            self.set_backend(slot, down);
+            self.owed.push(Write::Backend(slot, down));
         }
         self.slots.retire(slot);
     }
 
     /// This node's name, as an earlier daemon wrote it.
     pub fn local(&self) -> Option<&NodeName> {
-        self.nodes.iter().find(|(_, entry)| entry.index == NODE_SELF).map(|(name, _)| name)
+        self.indices.get(&NODE_SELF)
     }
 
     /// The index of a node; 0 if it is none of ours.
@@ -366,36 +270,9 @@ impl State {
     /// The table that the maps carry out. A frontend that is not [whole](Entry::whole) has no name, which
     /// no frontend that is wanted lacks.
     pub fn table(&self) -> ServiceTable {
-        let names: BTreeMap<u32, &NodeName> =
-            self.nodes.iter().map(|(name, entry)| (entry.index, name)).collect();
-        let frontends = self.frontends.iter().filter_map(|(key, entry)| {
-            let backends = entry.members.iter().filter_map(|(member, slot)| {
-                let state = match self.backends.get(slot)?.state {
-                    BACKEND_ACTIVE => BackendState::Active,
-                    BACKEND_DRAINING => BackendState::Draining,
-                    _ => BackendState::Down,
-                };
-                Some(model::Backend {
-                    ip: member.ip,
-                    port: member.port,
-                    proto: member.proto,
-                    node: names.get(&member.node).map(|name| (*name).clone()),
-                    state,
-                })
-            });
-            let known = |member: &Member| member.node == 0 || names.contains_key(&member.node);
-            let frontend = model::Frontend {
-                name: if entry.whole && entry.members.keys().all(known) {
-                    entry.name.clone()
-                } else {
-                    String::new()
-                },
-                backends: backends.collect(),
-                outside: (entry.value.flags & FRONTEND_EXTERNAL != 0).then_some(Outside::Cluster),
-                ..model::Frontend::default()
-            };
-            Some((encode::frontend_addr(key)?, Arc::new(frontend)))
-        });
+        let frontends = self.frontends.iter();
+        let frontends = frontends
+            .filter_map(|(key, entry)| Some((encode::frontend_addr(key)?, Arc::clone(&entry.shown))));
         let known = self.nodes.iter().filter(|(_, entry)| entry.value.state != NODE_FREE);
         ServiceTable {
             frontends: frontends.collect(),
@@ -404,18 +281,18 @@ impl State {
         }
     }
 
-    /// The addresses of a node as keys of `addrs`, with their kind.
-    pub fn addrs(node: &ServiceNode) -> BTreeMap<Addr, u32> {
-        let underlay = node.addresses.iter().map(|ip| {
-            let kind = if node.node_ports.contains(ip) { NODE_AND_PORTS } else { ADDR_NODE };
-            (encode::addr(*ip), kind)
-        });
-        let overlay = node.overlay.iter().map(|ip| (encode::addr(*ip), ADDR_OVERLAY));
-        overlay.chain(underlay).collect()
+    /// Keeps, of every frontend that `table` has alike, the table's copy instead of one of its own.
+    pub fn share(&mut self, table: &ServiceTable) {
+        for (key, entry) in &mut self.frontends {
+            let theirs = encode::frontend_addr(key).and_then(|at| table.frontends.get(&at));
+            if let Some(theirs) = theirs.filter(|theirs| **theirs == entry.shown) {
+                entry.shown = Arc::clone(theirs);
+            }
+        }
     }
-}
 
-/// Slots that a Maglev table takes; 0 for a frontend that is not reached from outside or has no backend.
-pub fn maglev_len(external: bool, active: usize) -> u32 {
-    if external && active > 0 { MAGLEV_SIZE } else { 0 }
+    /// The state byte of a slot of this frontend.
+    pub fn wanted_state(frontend: &model::Frontend, backend: &model::Backend) -> u8 {
+        if is_named(frontend, backend) { BACKEND_ACTIVE } else { BACKEND_DRAINING }
+    }
 }

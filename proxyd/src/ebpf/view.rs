@@ -97,10 +97,10 @@ impl View {
     }
 
     fn read_once(pins: &Pins) -> Result<Self, Error> {
-        let kernel = Kernel::open(pins)?;
+        let mut kernel = Kernel::open(pins)?;
         // Before the table: a flow may end meanwhile, but none has a backend that the table does not know yet.
         let (answered, unanswered) = (kernel.maps.flows()?, kernel.maps.new_flows()?);
-        let state = State::read(&kernel.dump()?, kernel.limits);
+        let state = kernel.read(None)?;
         let (loads, stale) = loads(&state, answered.iter().chain(&unanswered));
         let fail = |source| heddle_bpf::Error::Map { name: "config", source: Box::new(source) };
         Ok(Self {
@@ -128,10 +128,9 @@ fn loads<'a>(
     let mut loads = BTreeMap::new();
     for (key, entry) in &state.frontends {
         let Some(at) = encode::frontend_addr(key) else { continue };
-        for (member, slot) in &entry.members {
-            let generation = state.backends.get(slot).map_or(0, |backend| backend.generation);
-            if let Some(load) = by_slot.remove(&(*slot, generation)) {
-                loads.insert((at, member.ip, member.port), load);
+        for (backend, slot) in entry.backends() {
+            if let Some(load) = by_slot.remove(&(slot, state.backend(slot).generation)) {
+                loads.insert((at, backend.ip, backend.port), load);
             }
         }
     }

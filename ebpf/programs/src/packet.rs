@@ -336,7 +336,7 @@ fn step(walk: &mut Walk<'_>) -> u8 {
             packet.kind = Kind::Later;
             packet.tuple.proto = after;
             packet.l4 = walk.at;
-            return FLOW;
+            return if walk.at > packet.len + ETH_LEN { MALFORMED } else { FLOW };
         }
         if offset & 1 != 0 {
             packet.kind = Kind::First;

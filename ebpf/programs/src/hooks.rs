@@ -57,6 +57,17 @@ macro_rules! parse {
     };
 }
 
+/// Is it one of ours, sent to the stack by way of this device?
+#[inline(always)]
+fn is_for_host(skb: Skb) -> bool {
+    if skb.mark() != MARK_HOST {
+        return false;
+    }
+    skb.set_mark(0);
+    skb.set_for_host();
+    true
+}
+
 /// What no service speaks, to an address that only services have.
 #[inline(never)]
 fn other_protocol(skb: Skb, packet: &Packet) -> i32 {
@@ -65,6 +76,9 @@ fn other_protocol(skb: Skb, packet: &Packet) -> i32 {
 
 #[inline(always)]
 fn from_pod(skb: Skb, config: &Config) -> i32 {
+    if is_for_host(skb) {
+        return PASS;
+    }
     let Some(Work { packet, found, fresh, frontend }) = work() else { return PASS };
     parse!(skb, packet, return other_protocol(skb, packet));
     if packet.tuple.proto == UDP
@@ -146,9 +160,7 @@ fn host_reply(skb: Skb, packet: &mut Packet, entry: &mut ct::Entry<'_>, config: 
 
 #[inline(always)]
 fn from_outside(skb: Skb, config: &Config) -> i32 {
-    if skb.mark() == MARK_HOST {
-        skb.set_mark(0);
-        skb.set_for_host();
+    if is_for_host(skb) {
         return PASS;
     }
     let Some(Work { packet, found, fresh, frontend }) = work() else { return PASS };

@@ -118,7 +118,7 @@ impl Packet {
     fn parse4(&mut self, skb: Skb) -> Parsed {
         let Some(ip) = skb.at::<Ip4>(ETH_LEN) else { return Parsed::Malformed };
         let header = (ip.first & 0xf) * 4;
-        self.len = ((ip.first >> 16) as u16).swap_bytes().into();
+        self.len = length((ip.first >> 16) as u16, 0, skb);
         if ip.first >> 4 & 0xf != 4 || header < IP4_LEN || self.len < header || self.len > skb.len() - ETH_LEN
         {
             return Parsed::Malformed;
@@ -143,7 +143,7 @@ impl Packet {
     #[inline(always)]
     fn parse6(&mut self, skb: Skb) -> Parsed {
         let Some(ip) = skb.at::<Ip6>(ETH_LEN) else { return Parsed::Malformed };
-        self.len = u32::from((ip.second as u16).swap_bytes()) + IP6_LEN;
+        self.len = length(ip.second as u16, IP6_LEN, skb);
         if ip.first >> 4 & 0xf != 6 || self.len > skb.len() - ETH_LEN {
             return Parsed::Malformed;
         }
@@ -279,6 +279,16 @@ impl Packet {
         let segment = skb.gso_size();
         if segment == 0 { self.len } else { self.l4 - ETH_LEN + u32::from(self.header) + segment }
     }
+}
+
+/// The length of an IP packet by its own header (`header`: what the field leaves out). Of one that is longer than the
+/// field can say (BIG TCP; the kernel's own, still to be cut into segments) the field says 0.
+#[inline(always)]
+fn length(field: u16, header: u32, skb: Skb) -> u32 {
+    if field == 0 && skb.gso_size() != 0 {
+        return skb.len() - ETH_LEN;
+    }
+    u32::from(field.swap_bytes()) + header
 }
 
 /// Hop-by-hop, routing, fragment, destination options. (What is behind an authentication header, RFC 4302, cannot be

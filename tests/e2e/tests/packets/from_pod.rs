@@ -67,6 +67,14 @@ fn to_a_process_of_this_node() {
         assert_eq!(w.flow(&syn).unwrap().0.flags, CT_HOST);
         let seen = w.send(PodOut, PODS[0], &tcp("SA", backend, client)).passed();
         assert_eq!(seen.text, format!("tcp {frontend} > {client} [SA]"));
+        // The process hears that it has nothing to answer any more: from the pod, as it were.
+        let generation = w.flow(&syn).unwrap().0.generation;
+        w.change_backend(1, |backend| backend.generation += 1);
+        let out = w.send(PodOut, PODS[0], &tcp("A", backend, client));
+        assert_eq!(out.sent(PODS[0]).text, format!("tcp {client} > {backend} [R]"));
+        let again = w.run(Pod, PODS[0], &out.frame, |context| context[2] = out.mark);
+        assert_eq!((again.verdict, again.mark, &again.frame), (Verdict::Pass, 0, &out.frame));
+        w.change_backend(1, |backend| backend.generation = generation);
         // What else the host sends to the pod is its own affair.
         let other = tcp("SA", f.node(1, 22), client);
         let out = w.send(PodOut, PODS[0], &other);

@@ -79,6 +79,30 @@ fn fault_069_extension_headers_as_many_as_there_are() {
     }
 }
 
+/// BIG TCP: a packet of the kernel's own that is too long for its length to be said.
+#[test]
+fn fault_069_packets_of_more_than_64_kib() {
+    for f in BOTH {
+        let w = &mut *world();
+        w.service(f, TCP, &[pod(f, 1, 10)]);
+        let (client, frontend) = (f.client(5000), f.node(1, 30080));
+        w.send(UnderlayIn, UNDERLAY, &tcp("S", client, frontend)).sent(PODS[0]);
+        let mut frame = tcp("A", client, frontend).payload(3000).frame();
+        if f.is_v4() {
+            let sum = u32::from(u16::from_be_bytes([frame[24], frame[25]]))
+                + u32::from(u16::from_be_bytes([frame[16], frame[17]]));
+            frame[24..26].copy_from_slice(&((sum & 0xffff) as u16 + (sum >> 16) as u16).to_be_bytes());
+            frame[16..18].fill(0);
+        } else {
+            frame[18..20].fill(0);
+        }
+        let out = w.run(UnderlayIn, UNDERLAY, &frame, |context| context[44] = 1300);
+        assert_eq!(out.verdict, Verdict::To(PODS[0]), "{out:?}");
+        // Without segmentation it is none.
+        w.send_raw(UnderlayIn, UNDERLAY, &frame).dropped(Counter::DropMalformed);
+    }
+}
+
 /// The answer to a protocol that is not served names where its number stands.
 #[test]
 fn a_refused_protocol_behind_extension_headers() {

@@ -39,6 +39,9 @@ fn summary(frame: &[u8]) -> String {
     match read(frame, |_| Some([0, 0])) {
         Seen::Foreign => "no flow's".into(),
         Seen::Malformed => "malformed".into(),
+        Seen::Protocol(packet) => {
+            format!("protocol {} {} > {}", packet.tuple.proto, ip(packet.tuple.src), ip(packet.tuple.dst))
+        }
         Seen::Flow(packet) => {
             let tuple = &packet.tuple;
             let mut text = format!(

@@ -5,7 +5,7 @@
 use heddle_ebpf_common::{Addr, Tuple};
 
 use crate::place::bytes16;
-use crate::wire::{ETH, ICMP6, Kind, Packet, SYN, UDP, addr4, addr6};
+use crate::wire::{ETH, ICMP6, Kind, Packet, SCTP, SYN, UDP, addr4, addr6};
 
 /// TCP options that are looked at for the MSS.
 const OPTIONS: usize = 8;
@@ -153,7 +153,8 @@ pub fn translated(frame: &[u8], packet: &Packet, to: &Tuple, mss: u32, hops: u8)
         out.loose.push(ETH + 10);
     }
     let new = ends(bytes, ETH, v4);
-    if packet.kind != Kind::Later {
+    // SCTP's covers no address (RFC 9260 section 6.8), and its ports are never changed.
+    if packet.kind != Kind::Later && (packet.is_error() || packet.tuple.proto != SCTP) {
         carry_transport(&mut out, frame, packet, old, new);
     }
     Some(out)

@@ -79,6 +79,8 @@ impl<'a> Session<'a> {
         entries(&mut wrong, "ct_new", &self.model.flows.entries(false), &state.new);
         entries(&mut wrong, "ct", &self.model.flows.entries(true), &state.answered);
         lacks(&mut wrong, "frags", &self.model.frags, &state.frags);
+        lacks(&mut wrong, "affinity", &self.model.affinity, &state.affinity);
+        lacks(&mut wrong, "conns", &self.model.conns, &state.conns);
         for (counter, name) in Counter::ALL {
             let (wanted, before) = (self.model.counted[counter as usize], self.before[counter as usize]);
             let counted = state.counted[counter as usize] - before;

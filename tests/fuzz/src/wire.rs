@@ -15,7 +15,7 @@ pub const RST: u8 = 4;
 pub const ACK: u8 = 16;
 
 /// Extension headers that are walked through; a packet with more is malformed to us (RFC 8504 section 5.3).
-const EXTENSIONS: usize = 8;
+const EXTENSIONS: usize = 32;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Seen {
@@ -23,6 +23,8 @@ pub enum Seen {
     Foreign,
     Malformed,
     Flow(Packet),
+    /// Something else over IP than what services speak, to an address that may be a service's.
+    Protocol(Packet),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,7 +52,9 @@ pub struct Packet {
     /// Routers may not cut it.
     pub whole_only: bool,
     pub frag_id: u32,
-    /// TCP.
+    /// IPv6: where the number of the transport protocol stands, from the IP header on.
+    pub next_at: usize,
+    /// TCP; of SCTP, what the first chunk comes to.
     pub flags: u8,
     /// Bytes of the transport header.
     pub header: usize,
@@ -86,9 +90,14 @@ impl Packet {
         matches!(self.kind, Kind::Error { .. })
     }
 
+    /// Of a protocol with connections, which cannot move.
+    pub fn is_connected(&self) -> bool {
+        self.is_tcp() || self.tuple.proto == SCTP
+    }
+
     /// Asks for a connection.
     pub fn is_syn(&self) -> bool {
-        self.is_tcp() && self.flags & (SYN | ACK | RST) == SYN
+        self.is_connected() && self.flags & (SYN | ACK | RST) == SYN
     }
 
     /// Bytes of the IP packet.
@@ -144,6 +153,7 @@ fn read4(frame: &[u8]) -> Read {
         ttl: ip[8],
         whole_only: fragment & 0x4000 != 0,
         frag_id: u16::from_ne_bytes([ip[4], ip[5]]).into(),
+        next_at: 0,
         flags: 0,
         header: 0,
     }))
@@ -164,18 +174,20 @@ fn read6(frame: &[u8]) -> Read {
         ttl: ip[7],
         whole_only: true,
         frag_id: 0,
+        next_at: 6,
         flags: 0,
         header: 0,
     };
     let mut walked = 0;
-    // Hop-by-hop, routing, fragment, authentication, destination options.
-    while matches!(packet.tuple.proto, 0 | 43 | 44 | 51 | 60) {
+    // Hop-by-hop, routing, fragment, destination options. What is behind an authentication header must not be changed.
+    while matches!(packet.tuple.proto, 0 | 43 | 44 | 60) {
         if walked == EXTENSIONS {
             return Err(Malformed);
         }
         walked += 1;
         let at = packet.l4;
-        let [next, len] = bytes(frame, at, end).ok_or(Malformed)?;
+        let [next, len, _, segments] = bytes(frame, at, end).ok_or(Malformed)?;
+        packet.next_at = at - ETH;
         packet.l4 += match packet.tuple.proto {
             44 => {
                 let field: [u8; 8] = bytes(frame, at, end).ok_or(Malformed)?;
@@ -188,7 +200,8 @@ fn read6(frame: &[u8]) -> Read {
                 }
                 8
             }
-            51 => (usize::from(len) + 2) * 4,
+            // To a stop on its way (RFC 8200 section 4.4).
+            43 if segments != 0 => return Ok(None),
             _ => (usize::from(len) + 1) * 8,
         };
         packet.tuple.proto = next;
@@ -205,8 +218,9 @@ fn transport(frame: &[u8], mut packet: Packet, ports: impl FnOnce(&FragKey) -> O
     if packet.kind == Kind::Whole && proto == icmp {
         return error(frame, packet);
     }
-    if proto != TCP && proto != UDP {
-        return Seen::Foreign;
+    if !matches!(proto, TCP | UDP | SCTP) {
+        let icmp = matches!(proto, ICMP | ICMP6);
+        return if icmp { Seen::Foreign } else { Seen::Protocol(packet) };
     }
     if packet.kind == Kind::Later {
         // Of a datagram that we have translated, or none of our business.
@@ -216,7 +230,13 @@ fn transport(frame: &[u8], mut packet: Packet, ports: impl FnOnce(&FragKey) -> O
     }
     let inside = packet.end - packet.l4;
     let l4 = &frame[packet.l4..packet.end];
-    if l4.len() < if proto == TCP { 20 } else { 8 } {
+    let least = match proto {
+        TCP => 20,
+        // With the first chunk.
+        SCTP => 16,
+        _ => 8,
+    };
+    if l4.len() < least {
         return Seen::Malformed;
     }
     packet.tuple.sport = u16::from_ne_bytes([l4[0], l4[1]]);
@@ -225,6 +245,16 @@ fn transport(frame: &[u8], mut packet: Packet, ports: impl FnOnce(&FragKey) -> O
         packet.flags = l4[13];
         packet.header = usize::from(l4[12] >> 4) * 4;
         (20..=inside).contains(&packet.header)
+    } else if proto == SCTP {
+        packet.header = 12;
+        // RFC 9260 section 3.2: INIT; ABORT; SHUTDOWN, its acknowledgement, its end; the rest is a connection's.
+        packet.flags = match l4[12] {
+            1 => SYN,
+            6 => RST,
+            7 | 8 | 14 => FIN,
+            _ => ACK,
+        };
+        true
     } else {
         packet.header = 8;
         let len = usize::from(be16(l4, 4));
@@ -238,7 +268,9 @@ fn error(frame: &[u8], packet: Packet) -> Seen {
     let Some([kind]) = bytes(frame, packet.l4, packet.end) else { return Seen::Malformed };
     let wanted = if packet.v4 { matches!(kind, 3 | 11 | 12) } else { matches!(kind, 1..=4) };
     if !wanted {
-        return Seen::Foreign;
+        // A question: nobody is there to answer it.
+        let echo = kind == if packet.v4 { 8 } else { 128 };
+        return if echo { Seen::Protocol(packet) } else { Seen::Foreign };
     }
     quote(frame, packet).map_or(Seen::Foreign, Seen::Flow)
 }
@@ -263,5 +295,5 @@ fn quote(frame: &[u8], mut packet: Packet) -> Option<Packet> {
     packet.tuple.dport = u16::from_ne_bytes([a, b]);
     packet.tuple.sport = u16::from_ne_bytes([c, d]);
     packet.kind = Kind::Error { quoted, ports };
-    matches!(packet.tuple.proto, TCP | UDP).then_some(packet)
+    matches!(packet.tuple.proto, TCP | UDP | SCTP).then_some(packet)
 }

@@ -10,8 +10,8 @@ use aya::maps::{Array, Map, MapData};
 use heddle_bpf::{Datapath, Maps, Pins, Sizes, TcHook, sys};
 use heddle_ebpf_common::SourceKey;
 use heddle_ebpf_common::{
-    Addr, Backend, ChoiceKey, Counter, Flow, FragKey, FragPorts, Frontend, FrontendKey, PORTS_LEN,
-    RING_BLOCK, Tuple,
+    Addr, Affinity, AffinityKey, Backend, ChoiceKey, Counter, Flow, FragKey, FragPorts, Frontend,
+    FrontendKey, PORTS_LEN, RING_BLOCK, Tuple,
 };
 use heddle_netlink::{NetNs, Socket, link, neigh, route, sysctl};
 use ipnetwork::IpNetwork;
@@ -41,6 +41,7 @@ pub struct World {
     kinds: Array<MapData, u32>,
     ct: [OwnedFd; 2],
     frags: OwnedFd,
+    affinity: OwnedFd,
     programs: BTreeMap<&'static str, OwnedFd>,
     next_ring: u32,
     backends: u32,
@@ -69,6 +70,10 @@ pub struct State {
     pub new: BTreeMap<Tuple, Flow>,
     pub answered: BTreeMap<Tuple, Flow>,
     pub frags: BTreeMap<FragKey, [u16; 2]>,
+    /// (Client, service) -> backend, its generation, time of the last new flow.
+    pub affinity: BTreeMap<(Addr, u32), (u32, u32, u64)>,
+    /// Flows that each backend was given.
+    pub conns: BTreeMap<u32, u64>,
     pub counted: [u64; Counter::COUNT as usize],
 }
 
@@ -160,6 +165,7 @@ impl World {
         let kinds = Array::try_from(Map::Array(MapData::from_pin(pins.map("kinds"))?))?;
         let ct = [pinned(pins, "ct_new")?, pinned(pins, "ct")?];
         let frags = pinned(pins, "frags")?;
+        let affinity = pinned(pins, "affinity")?;
         let mut programs = BTreeMap::new();
         for hook in TcHook::ALL {
             programs.insert(hook.name(), datapath.tc_program(hook)?.try_clone_to_owned()?);
@@ -169,6 +175,7 @@ impl World {
             kinds,
             ct,
             frags,
+            affinity,
             programs,
             next_ring: 0,
             backends: 0,
@@ -192,9 +199,11 @@ impl World {
         for kind in 0..self.kinds.len() {
             self.kinds.set(kind, 0, 0)?;
         }
-        let unused = table.backends.len() as u32..self.backends;
-        for index in unused {
-            self.maps().backends.set(index, Backend::default(), 0)?;
+        for index in 0..self.backends {
+            self.maps().conns.set(index, 0, 0)?;
+            if index >= table.backends.len() as u32 {
+                self.maps().backends.set(index, Backend::default(), 0)?;
+            }
         }
         (self.backends, self.next_ring) = (table.backends.len() as u32, 0);
         let maps = self.maps();
@@ -318,7 +327,8 @@ impl World {
         let read = |fd: &OwnedFd| sys::map_entries(fd.as_fd(), 512);
         let (new, answered) = (read(&self.ct[0])?, read(&self.ct[1])?);
         let frags: Vec<(FragKey, FragPorts)> = sys::map_entries(self.frags.as_fd(), 512)?;
-        self.as_state(new, answered, frags)
+        let affinity = sys::map_entries(self.affinity.as_fd(), 512)?;
+        self.as_state(new, answered, frags, affinity)
     }
 
     /// The same, and nothing is left.
@@ -326,7 +336,19 @@ impl World {
         let take = |fd: &OwnedFd| sys::take_entries(fd.as_fd(), 512);
         let (new, answered) = (take(&self.ct[0])?, take(&self.ct[1])?);
         let frags: Vec<(FragKey, FragPorts)> = sys::take_entries(self.frags.as_fd(), 512)?;
-        self.as_state(new, answered, frags)
+        let affinity = sys::take_entries(self.affinity.as_fd(), 512)?;
+        self.as_state(new, answered, frags, affinity)
+    }
+
+    fn conns(&self) -> Result<BTreeMap<u32, u64>> {
+        let mut conns = BTreeMap::new();
+        for index in 0..self.backends {
+            let count = self.datapath.maps.conns.get(&index, 0)?;
+            if count != 0 {
+                conns.insert(index, count);
+            }
+        }
+        Ok(conns)
     }
 
     fn as_state(
@@ -334,6 +356,7 @@ impl World {
         new: Vec<(Tuple, Flow)>,
         answered: Vec<(Tuple, Flow)>,
         frags: Vec<(FragKey, FragPorts)>,
+        affinity: Vec<(AffinityKey, Affinity)>,
     ) -> Result<State> {
         let mut counted = [0; Counter::COUNT as usize];
         for (counter, _) in Counter::ALL {
@@ -343,6 +366,12 @@ impl World {
             new: new.into_iter().collect(),
             answered: answered.into_iter().collect(),
             frags: frags.into_iter().map(|(key, ports)| (key, [ports.sport, ports.dport])).collect(),
+            affinity: affinity
+                .into_iter()
+                .filter(|(key, value)| value.check == value.sum(key))
+                .map(|(key, of)| ((key.client, key.service), (of.backend, of.generation, of.seen)))
+                .collect(),
+            conns: self.conns()?,
             counted,
         })
     }

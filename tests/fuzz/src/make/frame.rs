@@ -4,7 +4,7 @@ use heddle_ebpf_common::{Addr, Tuple};
 
 use crate::place::bytes16;
 use crate::rewrite::{fold, sum};
-use crate::wire::{ETH, ICMP, ICMP6, TCP, UDP};
+use crate::wire::{ETH, FIN, ICMP, ICMP6, RST, SCTP, SYN, TCP, UDP};
 
 #[derive(Clone, Debug)]
 pub struct Draft {
@@ -91,6 +91,20 @@ impl Draft {
                 bytes.extend_from_slice(&(8 + self.payload.len() as u16).to_be_bytes());
                 bytes.extend_from_slice(&[0, 0]);
                 6
+            }
+            SCTP => {
+                // Tag, CRC32c (of which nobody here knows), the first chunk.
+                let kind = match self.flags {
+                    SYN => 1,
+                    _ if self.flags & RST != 0 => 6,
+                    _ if self.flags & FIN != 0 => [7, 8, 14][self.seq as usize % 3],
+                    _ => [0, 2, 3, 4, 10, 11][self.seq as usize % 6],
+                };
+                bytes.extend_from_slice(&self.seq.to_be_bytes());
+                bytes.extend_from_slice(&self.ack.to_be_bytes());
+                bytes.extend_from_slice(&[kind, 0, 0, 4]);
+                bytes.extend_from_slice(&self.payload);
+                return bytes;
             }
             _ => {
                 bytes.extend_from_slice(&self.payload);

@@ -5,5 +5,5 @@ mod packet;
 mod table;
 
 pub use frame::Draft;
-pub use packet::stimulus;
+pub use packet::{can_be_run, mutate, stimulus};
 pub use table::{change, table};

@@ -1,12 +1,15 @@
 //! A random packet at a random hook, with the flows that there are in mind.
 
 use heddle_bpf::TcHook;
-use heddle_ebpf_common::{Addr, CT_ENTRY, CT_HOST, CT_TUNNEL, FrontendKey, MESH_REPLY, MESH_REQUEST, Tuple};
+use heddle_ebpf_common::{
+    Addr, CT_DSR, CT_ENTRY, CT_HOST, CT_OWN, CT_TUNNEL, FrontendKey, MESH_DSR, MESH_REPLY, MESH_REQUEST,
+    Tuple,
+};
 
 use super::frame::{Draft, HERE_MAC};
 use super::table::{NODE_PORT, PORT};
 use crate::dice::Dice;
-use crate::model::{Flow, MARK_HOST, Model, Stimulus};
+use crate::model::{Flow, MARK_ENTRY, MARK_HOST, Model, Stimulus};
 use crate::place::{self, Dev};
 use crate::wire::{ACK, ETH, FIN, Kind, RST, SCTP, SYN, Seen, TCP, UDP, read};
 
@@ -16,19 +19,24 @@ const PORTS: [u16; 6] = [5000, 5001, 5002, 5003, 30081, 8472];
 pub fn stimulus(dice: &mut Dice, model: &Model) -> Stimulus {
     loop {
         let stimulus = any(dice, model);
-        // No device brings more than it may send, unless in segments. (The kernel's look-up of routes takes that for
-        // granted: the way back of a packet that is too large is none.)
-        let fits = stimulus.gso != 0 || stimulus.frame.len() <= stimulus.dev.mtu() as usize + ETH;
-        // BPF_PROG_TEST_RUN refuses what is cut within the IP header.
-        let least = match [stimulus.frame[12], stimulus.frame[13]] {
-            [0x08, 0] => ETH + 20,
-            [0x86, 0xdd] => ETH + 40,
-            _ => ETH,
-        };
-        if fits && stimulus.frame.len() >= least {
+        if can_be_run(&stimulus) {
             return stimulus;
         }
     }
+}
+
+/// No device brings more than it may send, unless in segments: the kernel's look-up of routes takes that for granted
+/// (the way back of a packet that is too large is none). And BPF_PROG_TEST_RUN refuses what is cut within the IP
+/// header.
+pub fn can_be_run(stimulus: &Stimulus) -> bool {
+    let len = stimulus.frame.len();
+    let least = match stimulus.frame.get(12..14) {
+        Some([0x08, 0]) => ETH + 20,
+        Some([0x86, 0xdd]) => ETH + 40,
+        Some(_) => ETH,
+        None => return false,
+    };
+    len >= least && (stimulus.gso != 0 || len <= stimulus.dev.mtu() as usize + ETH)
 }
 
 fn any(dice: &mut Dice, model: &Model) -> Stimulus {
@@ -56,9 +64,7 @@ fn odd(dice: &mut Dice, stimulus: &mut Stimulus) {
         0 => stimulus.mark = MARK_HOST,
         1 => stimulus.mark = dice.next() as u32,
         2 => stimulus.done = true,
-        3 if stimulus.dev != Dev::Overlay && is_whole(&stimulus.frame) => {
-            stimulus.gso = dice.pick(&[100, 1000, 1200, 1250, 1400, 1448])
-        }
+        3 if is_whole(&stimulus.frame) => stimulus.gso = dice.pick(&[100, 1000, 1200, 1250, 1400, 1448]),
         4..=7 => mutate(dice, &mut stimulus.frame),
         8 => {
             // Padded, as Ethernet does.
@@ -84,11 +90,14 @@ fn odd(dice: &mut Dice, stimulus: &mut Stimulus) {
 
 /// What can be segments put together.
 fn is_whole(frame: &[u8]) -> bool {
-    matches!(read(frame, |_| None), Seen::Flow(packet) if packet.kind == Kind::Whole)
+    matches!(read(frame, |_| None), Seen::Flow(packet) if packet.kind == Kind::Whole && packet.tuple.proto != SCTP)
 }
 
 /// Breaks a frame.
 pub fn mutate(dice: &mut Dice, frame: &mut Vec<u8>) {
+    if frame.len() <= ETH {
+        return;
+    }
     match dice.below(4) {
         0 => frame.truncate(14 + dice.below(frame.len() - 13)),
         1 => {
@@ -139,9 +148,9 @@ fn details(dice: &mut Dice, draft: &mut Draft) {
         if draft.is_v4() {
             draft.options = vec![1; 4 * (1 + dice.below(10))];
         } else {
-            let count = dice.pick(&[1, 1, 1, 2, 3, 6]);
+            let count = dice.pick(&[1, 1, 1, 2, 3, 6, 9, 32, 33]);
             draft.extensions =
-                (0..count).map(|_| (dice.pick(&[0, 43, 60, 60, 51]), dice.pick(&[0, 0, 1]))).collect();
+                (0..count).map(|_| (dice.pick(&[0, 43, 60, 60, 60, 51]), dice.pick(&[0, 0, 1]))).collect();
         }
     }
 }
@@ -171,13 +180,19 @@ fn frontend(dice: &mut Dice, model: &Model, v4: bool) -> (Addr, u16, u8) {
 /// The beginning of a flow, at the hook where it is met.
 fn fresh(dice: &mut Dice, model: &Model) -> Stimulus {
     let (draft, hook, dev) = request(dice, model);
-    at(hook, dev, draft.frame())
+    let mark = noted(dice, hook);
+    Stimulus { mark, ..at(hook, dev, draft.frame()) }
 }
 
 fn request(dice: &mut Dice, model: &Model) -> (Draft, TcHook, Dev) {
     let v4 = dice.one_in(2);
     let (dst, dport, proto) = frontend(dice, model, v4);
-    let (hook, dev, src) = match dice.below(8) {
+    let (hook, dev, src) = match dice.below(9) {
+        8 => (
+            TcHook::UnderlayOut,
+            Dev::Underlay,
+            if dice.one_in(8) { place::client(v4, 1) } else { place::node(v4, 1) },
+        ),
         0..=2 => (TcHook::UnderlayIn, Dev::Underlay, place::client(v4, dice.pick(&[1, 1, 2, 3]))),
         3..=5 => {
             let pod = dice.pick(&[10, 10, 11]);
@@ -191,7 +206,7 @@ fn request(dice: &mut Dice, model: &Model) -> (Draft, TcHook, Dev) {
     draft.ack = if draft.flags & ACK == 0 { 0 } else { dice.next() as u32 };
     details(dice, &mut draft);
     if hook == TcHook::OverlayIn {
-        if dst == place::node(v4, 1) || dice.one_in(2) {
+        if dst == place::node(v4, 1) || dice.one_in(4) {
             draft.dst = place::node(v4, dice.pick(&[2, 2, 2, 3, 4, 1]));
         }
         let hash = match dice.below(6) {
@@ -202,14 +217,20 @@ fn request(dice: &mut Dice, model: &Model) -> (Draft, TcHook, Dev) {
                 if hashes.is_empty() { 1 } else { dice.pick(&hashes) }
             }
         };
-        mesh(dice, &mut draft, Some(hash));
+        let mark = dice.pick(&[MESH_REQUEST, MESH_REQUEST, MESH_DSR]);
+        mesh(dice, &mut draft, mark, hash);
     }
     (draft, hook, dev)
 }
 
-fn mesh(dice: &mut Dice, draft: &mut Draft, hash: Option<u32>) {
-    let [a, b, c, d] = hash.unwrap_or(0).to_be_bytes();
-    let [x, y] = if hash.is_some() { MESH_REQUEST } else { MESH_REPLY };
+/// What `underlay_in` has noted of the sender of a packet that is unwrapped.
+fn noted(dice: &mut Dice, hook: TcHook) -> u32 {
+    let of = dice.pick(&[2, 2, 3, 4, 1]);
+    if hook == TcHook::OverlayIn && !dice.one_in(6) { MARK_ENTRY | of } else { 0 }
+}
+
+fn mesh(dice: &mut Dice, draft: &mut Draft, [x, y]: [u8; 2], hash: u32) {
+    let [a, b, c, d] = hash.to_be_bytes();
     draft.dmac = place::vtep_mac(1);
     draft.smac = if dice.one_in(12) { place::vtep_mac(2) } else { [x, y, a, b, c, d] };
 }
@@ -218,7 +239,8 @@ fn mesh(dice: &mut Dice, draft: &mut Draft, hash: Option<u32>) {
 fn follow(dice: &mut Dice, model: &Model) -> Stimulus {
     let Some(flow) = some_flow(dice, model) else { return fresh(dice, model) };
     let (draft, hook, dev) = of_flow(dice, model, &flow);
-    at(hook, dev, draft.frame())
+    let mark = noted(dice, hook);
+    Stimulus { mark, ..at(hook, dev, draft.frame()) }
 }
 
 fn some_flow(dice: &mut Dice, model: &Model) -> Option<Flow> {
@@ -253,10 +275,13 @@ fn of_flow(dice: &mut Dice, model: &Model, flow: &Flow) -> (Draft, TcHook, Dev) 
     let (hook, dev) = if !reply {
         if let Some(dev) = pod(tuple.src) {
             from_pod(dev)
-        } else if flow.has(CT_TUNNEL) {
+        } else if flow.has(CT_TUNNEL | CT_DSR) && !flow.has(CT_ENTRY) {
             let hash = model.table.backends.get(flow.backend as usize).map_or(7, |backend| backend.hash);
-            mesh(dice, &mut draft, Some(hash));
+            let mark = if flow.has(CT_DSR) { MESH_DSR } else { MESH_REQUEST };
+            mesh(dice, &mut draft, mark, hash);
             (TcHook::OverlayIn, Dev::Overlay)
+        } else if flow.has(CT_OWN) {
+            (TcHook::UnderlayOut, Dev::Underlay)
         } else {
             (TcHook::UnderlayIn, Dev::Underlay)
         }
@@ -266,7 +291,7 @@ fn of_flow(dice: &mut Dice, model: &Model, flow: &Flow) -> (Draft, TcHook, Dev) 
             None => (TcHook::UnderlayOut, Dev::Underlay),
         }
     } else if flow.has(CT_ENTRY) {
-        mesh(dice, &mut draft, None);
+        mesh(dice, &mut draft, MESH_REPLY, 0);
         (TcHook::OverlayIn, Dev::Overlay)
     } else if let Some(dev) = pod(tuple.src) {
         from_pod(dev)
@@ -288,7 +313,7 @@ fn beside(dice: &mut Dice, model: &Model) -> Stimulus {
         dst: place::pod(v4, 2, 20),
         sport: client_port(dice),
         dport: 8080u16.to_be(),
-        proto: dice.pick(&[TCP, UDP]),
+        proto: dice.pick(&[TCP, UDP, SCTP]),
         zero: [0; 3],
     };
     if let Some(flow) = some_flow(dice, model)
@@ -379,7 +404,8 @@ fn vxlan(dice: &mut Dice, model: &Model) -> Stimulus {
     let inner = match dice.below(5) {
         0 => {
             let (mut draft, ..) = request(dice, model);
-            mesh(dice, &mut draft, Some(dice.clone().next() as u32));
+            let (mark, hash) = (dice.pick(&[MESH_REQUEST, MESH_DSR]), dice.next() as u32);
+            mesh(dice, &mut draft, mark, hash);
             if dice.one_in(2) {
                 draft.dst = place::node(draft.is_v4(), from);
             }
@@ -390,7 +416,7 @@ fn vxlan(dice: &mut Dice, model: &Model) -> Stimulus {
                 Some(flow) => of_flow(dice, model, &flow),
                 None => request(dice, model),
             };
-            mesh(dice, &mut draft, None);
+            mesh(dice, &mut draft, MESH_REPLY, 0);
             draft
         }
         _ => {

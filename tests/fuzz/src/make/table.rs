@@ -4,13 +4,13 @@ use heddle_ebpf_common::{
     ADDR_CLUSTER_IP, ADDR_EXTERNAL, ADDR_NODE, ADDR_NODE_PORTS, ADDR_OVERLAY, Addr, BACKEND_ACTIVE,
     BACKEND_DOWN, BACKEND_DRAINING, BACKEND_FREE, Backend, Config, FRONTEND_DROP, FRONTEND_DROP_OUTSIDE,
     FRONTEND_EXTERNAL, FRONTEND_LOCAL, FRONTEND_SOURCES, FrontendKey, KnownAddr, NODE_DOWN, NODE_SELF,
-    NODE_UP, Node, REMOTE_SNAT, REMOTE_TUNNEL, choice_hash,
+    NODE_UP, Node, REMOTE_DSR, REMOTE_SNAT, REMOTE_TUNNEL, choice_hash,
 };
 
 use crate::dice::Dice;
 use crate::place::{self, Dev};
 use crate::table::{Change, Front, Table};
-use crate::wire::{TCP, UDP};
+use crate::wire::{SCTP, TCP, UDP};
 
 /// Node ports are 30080 and on, a service each; cluster and external addresses have port 80.
 pub const NODE_PORT: u16 = 30080;
@@ -50,7 +50,7 @@ pub fn table(dice: &mut Dice) -> Table {
 fn config(dice: &mut Dice) -> Config {
     let some = |dice: &mut Dice, addr| if dice.one_in(16) { Addr::default() } else { addr };
     Config {
-        remote: dice.pick(&[REMOTE_TUNNEL, REMOTE_TUNNEL, REMOTE_SNAT]),
+        remote: dice.pick(&[REMOTE_TUNNEL, REMOTE_TUNNEL, REMOTE_SNAT, REMOTE_DSR, REMOTE_DSR]),
         vxlan_ifindex: if dice.one_in(24) { 0 } else { Dev::Overlay.ifindex() },
         underlay_ifindex: Dev::Underlay.ifindex(),
         tunnel_mtu: dice.pick(&[place::TUNNEL_MTU, place::TUNNEL_MTU, place::TUNNEL_MTU, 1280]),
@@ -64,6 +64,7 @@ fn config(dice: &mut Dice) -> Config {
         fixed_time: 5 << 30,
         fixed_random: dice.next() as u32 | 1,
         vni: place::VNI,
+        settling: if dice.one_in(20) { 6 << 30 } else { 0 },
         ..Config::default()
     }
 }
@@ -84,7 +85,11 @@ fn endpoint(dice: &mut Dice, v4: bool) -> (Addr, u32, u16) {
 }
 
 fn backend(dice: &mut Dice, index: u32, v4: bool, proto: u8) -> Backend {
-    let (addr, node, port) = endpoint(dice, v4);
+    let (addr, node, mut port) = endpoint(dice, v4);
+    if proto == SCTP {
+        // Its ports cannot be translated.
+        port = PORT;
+    }
     let states =
         [BACKEND_ACTIVE, BACKEND_ACTIVE, BACKEND_ACTIVE, BACKEND_ACTIVE, BACKEND_DRAINING, BACKEND_DOWN];
     Backend {
@@ -99,7 +104,7 @@ fn backend(dice: &mut Dice, index: u32, v4: bool, proto: u8) -> Backend {
 }
 
 fn service(dice: &mut Dice, table: &mut Table, i: u8) {
-    let (v4, proto) = (dice.one_in(2), dice.pick(&[TCP, UDP]));
+    let (v4, proto) = (dice.one_in(2), dice.pick(&[TCP, TCP, UDP, UDP, SCTP]));
     let mut indices = Vec::new();
     for _ in 0..dice.pick(&[0, 1, 1, 2, 2, 3, 4]) {
         let index = table.backends.len() as u32;
@@ -113,6 +118,7 @@ fn service(dice: &mut Dice, table: &mut Table, i: u8) {
     let local = dice.one_in(4);
     let mut front = Front { service: i.into(), ..lists(dice, table, &indices, local) };
     front.flags |= if dice.one_in(4) { FRONTEND_DROP } else { 0 };
+    front.affinity = dice.pick(&[0, 0, 0, 10, 60]);
     let key = |addr, port: u16| FrontendKey { addr, net: 0, port: port.to_be(), proto, zero: 0 };
     let (cluster, external) = (place::cluster_ip(v4, i), place::external_ip(v4, i));
     let any = if v4 { Addr::ANY4 } else { Addr::ANY6 };

@@ -1,37 +1,32 @@
 //! Flows: those that are known, and those that begin.
 
 use heddle_ebpf_common::{
-    ADDR_EXTERNAL, ADDR_NODE, Addr, CT_ENTRY, CT_HOST, CT_TUNNEL, Counter, HAIRPIN4, HAIRPIN6, NODE_SELF,
-    REMOTE_SNAT, Tuple,
+    ADDR_EXTERNAL, ADDR_NODE, Addr, CT_DSR, CT_ENTRY, CT_HOST, CT_OWN, CT_TUNNEL, Counter, HAIRPIN4,
+    HAIRPIN6, NODE_SELF, REMOTE_DSR, REMOTE_SNAT, Tuple,
 };
 
 use super::choose::Refused;
 use super::flows::{Flow, Side};
 use super::hooks::owns_source;
+use super::send::Mesh;
 use super::{Model, Outcome, Stimulus, pass};
+use crate::place::Dev;
 use crate::table::Front;
-use crate::wire::{FIN, Kind, Packet, RST};
+use crate::wire::{ACK, FIN, Kind, Packet, RST, SCTP, SYN};
 
 /// Where a request comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
     Pod,
+    /// This node itself, by a packet that no socket hook saw.
+    Own,
     Outside,
-    /// Another node, which has chosen the backend with this hash.
+    /// Another node, which has chosen the backend with this hash. `direct`: the client is answered directly.
     Tunnel {
         entry: u32,
         hash: u32,
+        direct: bool,
     },
-}
-
-impl Origin {
-    /// The node to which an answer goes through the tunnel.
-    fn node(self) -> Option<u32> {
-        match self {
-            Self::Tunnel { entry, .. } => Some(entry),
-            _ => None,
-        }
-    }
 }
 
 /// Source ports that are tried.
@@ -43,6 +38,14 @@ struct Ports {
     first: u16,
     last: u16,
     keep: bool,
+}
+
+/// The client's own, else any that is not privileged.
+const ANY_PORT: Ports = Ports { first: 1024, last: u16::MAX, keep: true };
+
+/// The device by which answers go to the node itself, if it is the client.
+pub(super) fn own_device(flow: &Flow) -> Option<Dev> {
+    Dev::ALL.into_iter().find(|dev| flow.has(CT_OWN) && dev.ifindex() == flow.node)
 }
 
 impl Model {
@@ -70,13 +73,7 @@ impl Model {
     }
 
     /// A request of a flow that is known; `None`: it begins another one.
-    pub(super) fn request(
-        &mut self,
-        stimulus: &Stimulus,
-        packet: &Packet,
-        id: u32,
-        origin: Origin,
-    ) -> Option<Outcome> {
+    pub(super) fn request(&mut self, stimulus: &Stimulus, packet: &Packet, id: u32) -> Option<Outcome> {
         let (stale, over) = (self.is_stale(self.flows.get(id)), self.is_over(self.flows.get(id)));
         if packet.is_syn() && over {
             self.flows.remove(id);
@@ -84,13 +81,21 @@ impl Model {
         }
         if stale {
             // TCP is told, it never moves. A datagram moves.
-            if packet.is_tcp() || packet.is_error() {
-                return Some(self.unreachable(stimulus, packet, origin.node(), Counter::RejectStale));
+            if packet.is_connected() || packet.is_error() {
+                return Some(self.unreachable(stimulus, packet, Counter::RejectStale));
             }
             self.flows.remove(id);
             return None;
         }
         self.touch(packet, id, false);
+        let flow = self.flows.get(id);
+        // Where the replies go another way, what the client says shows that there was one.
+        let confirms = flow.has(CT_DSR) && flow.has(CT_ENTRY) && packet.flags & (SYN | ACK) == ACK;
+        if confirms && !flow.answered && self.has_room() {
+            let now = self.now();
+            let flow = self.flows.get_mut(id);
+            (flow.answered, flow.reply.seen) = (true, now);
+        }
         self.count(Counter::Request);
         Some(self.forward(stimulus, packet, id))
     }
@@ -98,18 +103,25 @@ impl Model {
     fn forward(&mut self, stimulus: &Stimulus, packet: &Packet, id: u32) -> Outcome {
         let flow = self.flows.get(id).clone();
         if flow.has(CT_HOST) {
-            return if flow.has(CT_TUNNEL) {
-                self.to_stack_by_underlay(stimulus, packet, &flow.to)
-            } else {
-                self.to_stack(stimulus, packet, &flow.to)
+            return match own_device(&flow) {
+                Some(dev) => self.to_stack_by(stimulus, packet, &flow.to, dev),
+                None if flow.has(CT_TUNNEL | CT_DSR) => {
+                    self.to_stack_by(stimulus, packet, &flow.to, Dev::Underlay)
+                }
+                None => self.to_stack(stimulus, packet, &flow.to, false),
             };
         }
         if flow.has(CT_ENTRY) {
             let hash = self.table.backends[flow.backend as usize].hash;
-            return self.by_tunnel(stimulus, packet, &flow.to, flow.node, Some(hash));
+            let mesh = if flow.has(CT_DSR) { Mesh::Direct(hash) } else { Mesh::Request(hash) };
+            return self.by_tunnel(stimulus, packet, &flow.to, flow.node, mesh);
         }
-        let came_from = flow.has(CT_TUNNEL).then_some(flow.node);
-        self.by_route(stimulus, packet, &flow.to, came_from)
+        self.by_route(stimulus, packet, &flow.to, false)
+    }
+
+    /// Is there room for one more answered flow?
+    fn has_room(&self) -> bool {
+        2 * self.flows.answered() + 2 <= self.room
     }
 
     /// `Err`: the reply goes no further.
@@ -120,11 +132,11 @@ impl Model {
         id: u32,
     ) -> Result<(), Outcome> {
         if self.is_stale(self.flows.get(id)) {
-            return Err(self.unreachable(stimulus, packet, None, Counter::RejectStale));
+            return Err(self.unreachable(stimulus, packet, Counter::RejectStale));
         }
         self.touch(packet, id, true);
         if !self.flows.get(id).answered && !packet.is_error() {
-            if 2 * self.flows.answered() + 2 > self.room {
+            if !self.has_room() {
                 return Err(self.drop(Counter::DropCtFull));
             }
             self.flows.get_mut(id).answered = true;
@@ -140,10 +152,13 @@ impl Model {
         let flow = self.flows.get(id);
         let (to, node) = (flow.from.reversed(), flow.node);
         if flow.has(CT_TUNNEL) {
-            self.by_tunnel(stimulus, packet, &to, node, None)
-        } else {
-            self.by_route(stimulus, packet, &to, None)
+            return self.by_tunnel(stimulus, packet, &to, node, Mesh::Reply);
         }
+        if let Some(dev) = own_device(flow) {
+            return self.to_stack_by(stimulus, packet, &to, dev);
+        }
+        let clamp = flow.has(CT_DSR) && !flow.has(CT_ENTRY);
+        self.by_route(stimulus, packet, &to, clamp)
     }
 
     /// The first packet of a flow.
@@ -154,37 +169,60 @@ impl Model {
         front: &Front,
         origin: Origin,
     ) -> Outcome {
-        if packet.is_error() || packet.kind == Kind::Later {
+        if packet.is_error() || packet.kind == Kind::Later || self.is_settling() {
             return self.drop(Counter::DropNoFlow);
         }
-        if packet.is_tcp() && !packet.is_syn() {
+        if packet.is_connected() && !packet.is_syn() {
             // The rest of a connection that nobody here knows.
-            return self.unreachable(stimulus, packet, origin.node(), Counter::RejectStale);
+            return self.unreachable(stimulus, packet, Counter::RejectStale);
         }
         let index = match self.choose(packet, front, origin) {
             Ok(index) => index,
             Err(Refused::Reject) => {
-                return self.unreachable(stimulus, packet, None, Counter::RejectNoBackend);
+                return self.unreachable(stimulus, packet, Counter::RejectNoBackend);
             }
             Err(Refused::Drop) => return self.drop(Counter::DropNoBackend),
             Err(Refused::Source) => return self.drop(Counter::DropSource),
             // The nodes disagree for a moment; the client asks again.
             Err(Refused::NotHere) => return self.drop(Counter::DropNotHere),
         };
-        let Some((mut flow, ports)) = self.way(packet, index, front.service, origin) else {
+        if front.affinity != 0 && !matches!(origin, Origin::Tunnel { .. }) {
+            let generation = self.table.backends[index as usize].generation;
+            let now = self.table.config.fixed_time;
+            self.affinity.insert((packet.tuple.src, front.service), (index, generation, now));
+        }
+        let Some((mut flow, mut ports)) = self.way(packet, index, front.service, origin) else {
             return self.drop(Counter::DropNoOverlay);
         };
+        if packet.tuple.proto == SCTP {
+            // Its checksum covers the ports, and nobody here computes it.
+            if flow.to.dport != flow.from.dport {
+                return self.drop(Counter::DropNoPort);
+            }
+            ports = None;
+        }
         if origin == Origin::Pod {
             flow.request.ifindex = stimulus.dev.ifindex();
         }
+        if origin == Origin::Own && !flow.has(CT_ENTRY) {
+            flow.node = stimulus.dev.ifindex();
+        }
         let Some(id) = self.enter(flow, ports) else { return self.drop(Counter::DropNoPort) };
         self.pod_flows |= origin == Origin::Pod;
+        self.own_flows |= origin == Origin::Own;
+        *self.conns.entry(index).or_default() += 1;
         self.count(Counter::Request);
         self.forward(stimulus, packet, id)
     }
 
-    /// How the flow reaches its backend. `None`: it cannot.
-    fn way(&mut self, packet: &Packet, index: u32, service: u32, origin: Origin) -> Option<(Flow, Ports)> {
+    /// How the flow reaches its backend, and the ports that it may get. `None`: it cannot.
+    fn way(
+        &mut self,
+        packet: &Packet,
+        index: u32,
+        service: u32,
+        origin: Origin,
+    ) -> Option<(Flow, Option<Ports>)> {
         let backend = self.table.backends[index as usize];
         let config = self.table.config;
         let from = packet.tuple;
@@ -200,36 +238,45 @@ impl Model {
             request: Side::default(),
             reply: Side::default(),
         };
-        let own = Ports { first: 1024, last: u16::MAX, keep: true };
+        let hairpin = if packet.v4 { HAIRPIN4 } else { HAIRPIN6 };
+        let (first, last) = (config.snat_port_min, config.snat_port_max);
+        let ours = (first <= last).then_some(Ports { first, last, keep: false });
+        match origin {
+            Origin::Tunnel { entry, direct, .. } => {
+                flow.way |= if direct { CT_DSR } else { CT_TUNNEL };
+                flow.node = entry;
+            }
+            Origin::Own => flow.way |= CT_OWN,
+            _ => {}
+        }
         // A process in the host network of a node.
         let host = self.table.known(backend.addr).is(ADDR_NODE);
-        if let Some(entry) = origin.node() {
-            flow.way |= CT_TUNNEL;
-            flow.node = entry;
-        }
+        // The node's own ports are the kernel's, for connections of its own.
+        let ports = if origin == Origin::Own { ours } else { Some(ANY_PORT) };
         if backend.node == NODE_SELF {
             if host {
                 flow.way |= CT_HOST;
                 self.host_flows = true;
-            } else if backend.addr == from.src {
-                // To itself: the source must not be its own.
-                flow.to.src = if packet.v4 { HAIRPIN4 } else { HAIRPIN6 };
             }
-            return Some((flow, own));
+            // To itself: the source must not be its own.
+            if host && origin == Origin::Own || !host && backend.addr == from.src {
+                flow.to.src = hairpin;
+            }
+            return ports.map(|ports| (flow, Some(ports)));
         }
         let reached = backend.node != 0 && self.table.by_tunnel(backend.node).is_some();
         let pod = reached && !host;
         if origin == Origin::Pod && pod {
             // As if the pod had asked for that one.
-            return Some((flow, own));
+            return Some((flow, Some(ANY_PORT)));
         }
         // The other end must learn who asks: from a node's address, or from the outer source.
         let told = self.table.known(from.dst).is(ADDR_NODE | ADDR_EXTERNAL);
         if origin == Origin::Outside && config.remote != REMOTE_SNAT && reached && told {
-            flow.way |= CT_ENTRY;
+            flow.way |= if config.remote == REMOTE_DSR { CT_ENTRY | CT_DSR } else { CT_ENTRY };
             flow.node = backend.node;
             flow.to = from;
-            return Some((flow, own));
+            return Some((flow, Some(ANY_PORT)));
         }
         // snat: into the overlay with the address there, else with the one in the underlay.
         flow.to.src = match (pod, packet.v4) {
@@ -238,22 +285,23 @@ impl Model {
             (false, true) => config.underlay4,
             (false, false) => config.underlay6,
         };
-        let ports = Ports { first: config.snat_port_min, last: config.snat_port_max, keep: false };
-        (flow.to.src != Addr::default() && ports.first <= ports.last).then_some((flow, ports))
+        (flow.to.src != Addr::default()).then_some((flow, Some(ours?)))
     }
 
-    /// Law 4: no two living flows have the same replies. Of two, the later gets another source port; one that is over
-    /// makes room.
-    fn enter(&mut self, mut flow: Flow, ports: Ports) -> Option<u32> {
+    /// Law 4: no two living flows have the same replies. Of two, the later gets another source port (without `ports` it
+    /// keeps its own); one that is over makes room.
+    fn enter(&mut self, mut flow: Flow, ports: Option<Ports>) -> Option<u32> {
         let now = self.now();
         (flow.request.seen, flow.reply.seen) = (now, now);
-        let kept = ports.keep.then_some(flow.to.sport);
+        let kept = ports.is_none_or(|ports| ports.keep).then_some(flow.to.sport);
         // Spread by the golden ratio from a random one on.
-        let count = u64::from(ports.last - ports.first) + 1;
         let random = self.table.config.fixed_random;
-        let tried = (0..PORTS).map(|i| {
-            let at = u64::from(random.wrapping_add(i.wrapping_mul(0x9e37_79b9)));
-            (ports.first + ((at * count) >> 32) as u16).to_be()
+        let tried = ports.into_iter().flat_map(|ports| {
+            let count = u64::from(ports.last - ports.first) + 1;
+            (0..PORTS).map(move |i| {
+                let at = u64::from(random.wrapping_add(i.wrapping_mul(0x9e37_79b9)));
+                (ports.first + ((at * count) >> 32) as u16).to_be()
+            })
         });
         for port in kept.into_iter().chain(tried) {
             flow.to.sport = port;
@@ -272,7 +320,7 @@ impl Model {
     /// A packet of a pod that is not for a service. It may have the tuple of what a flow is translated to; then the
     /// replies would be taken for that flow's.
     pub(super) fn beside(&mut self, stimulus: &Stimulus, packet: &Packet) -> Outcome {
-        let begins = packet.kind == Kind::Whole && (packet.is_syn() || packet.is_udp());
+        let begins = packet.kind == Kind::Whole && (packet.is_syn() || !packet.is_connected());
         if !self.pod_flows || !begins {
             return pass(stimulus);
         }
@@ -296,12 +344,9 @@ impl Model {
             request: Side { ifindex: stimulus.dev.ifindex(), ..Side::default() },
             reply: Side::default(),
         };
-        let own = Ports { first: 1024, last: u16::MAX, keep: true };
-        if self.enter(flow, own).is_none() {
-            return self.drop(Counter::DropNoPort);
-        }
-        let (id, _) = self.flows.find(&packet.tuple).expect("just entered");
+        let ports = (packet.tuple.proto != SCTP).then_some(ANY_PORT);
+        let Some(id) = self.enter(flow, ports) else { return self.drop(Counter::DropNoPort) };
         let to = self.flows.get(id).to;
-        self.by_route(stimulus, packet, &to, None)
+        self.by_route(stimulus, packet, &to, false)
     }
 }

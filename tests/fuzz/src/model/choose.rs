@@ -1,14 +1,23 @@
 //! Which service an address is, and which of its backends takes a new flow.
 
 use heddle_ebpf_common::{
-    ADDR_NODE_PORTS, Addr, BACKEND_ACTIVE, BACKEND_DRAINING, FRONTEND_DROP, FRONTEND_DROP_OUTSIDE,
-    FRONTEND_LOCAL, FRONTEND_SOURCES, FrontendKey, NODE_SELF,
+    ADDR_CLUSTER_IP, ADDR_NODE_PORTS, Addr, BACKEND_ACTIVE, BACKEND_DRAINING, FRONTEND_DROP,
+    FRONTEND_DROP_OUTSIDE, FRONTEND_LOCAL, FRONTEND_SOURCES, FrontendKey, NODE_SELF,
 };
 
 use super::Model;
 use super::begin::Origin;
 use crate::table::Front;
 use crate::wire::Packet;
+
+/// What an address and port are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Found {
+    Frontend(Front),
+    /// A port that no frontend has, of an address that only a service has.
+    Undefined,
+    Nothing,
+}
 
 /// Why nobody gets a new flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,18 +33,22 @@ pub enum Refused {
 impl Model {
     /// The frontend that a packet is for: its address's own, or the node port's. From `outside` a node answers for
     /// itself only.
-    pub(super) fn frontend(&self, packet: &Packet, outside: bool) -> Option<Front> {
+    pub(super) fn frontend(&self, packet: &Packet, outside: bool) -> Found {
         let tuple = &packet.tuple;
         let key = FrontendKey { addr: tuple.dst, net: 0, port: tuple.dport, proto: tuple.proto, zero: 0 };
         if let Some(front) = self.table.frontends.get(&key) {
-            return Some(front.clone());
+            return Found::Frontend(front.clone());
         }
         let owner = self.table.known(tuple.dst);
+        if owner.is(ADDR_CLUSTER_IP) {
+            return Found::Undefined;
+        }
         if !owner.is(ADDR_NODE_PORTS) || (outside && owner.node != NODE_SELF) {
-            return None;
+            return Found::Nothing;
         }
         let addr = if tuple.dst.is_v4() { Addr::ANY4 } else { Addr::ANY6 };
-        self.table.frontends.get(&FrontendKey { addr, ..key }).cloned()
+        let front = self.table.frontends.get(&FrontendKey { addr, ..key });
+        front.map_or(Found::Nothing, |front| Found::Frontend(front.clone()))
     }
 
     /// The backend for a new flow of this packet.

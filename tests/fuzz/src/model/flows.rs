@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use heddle_ebpf_common::{CT_ANSWERED, CT_FIN, CT_REPLY, CT_RST, Flow as Entry, Tuple};
+use heddle_ebpf_common::{CT_ANSWERED, CT_DSR, CT_ENTRY, CT_FIN, CT_REPLY, CT_RST, Flow as Entry, Tuple};
 
 /// What was seen of one direction.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -23,7 +23,7 @@ pub struct Flow {
     pub backend: u32,
     pub generation: u32,
     pub service: u32,
-    /// `CT_HOST`, `CT_TUNNEL`, `CT_ENTRY`.
+    /// `CT_HOST`, `CT_TUNNEL`, `CT_ENTRY`, `CT_DSR`, `CT_OWN`.
     pub way: u32,
     pub node: u32,
     pub answered: bool,
@@ -45,10 +45,10 @@ impl Flow {
         if is_reply { &mut self.reply } else { &mut self.request }
     }
 
-    /// Both ends have said all, or one has broken it off.
+    /// Both ends have said all, or one has broken it off. Where the replies go another way only the client is heard.
     pub fn is_closed(&self) -> bool {
         let (a, b) = (&self.request, &self.reply);
-        a.rst || b.rst || (a.fin && b.fin)
+        a.rst || b.rst || (a.fin && (b.fin || (self.has(CT_DSR) && self.has(CT_ENTRY))))
     }
 }
 

@@ -2,31 +2,42 @@
 
 use heddle_bpf::TcHook;
 use heddle_ebpf_common::{
-    ADDR_NODE, ADDR_OVERLAY, CT_ENTRY, CT_HOST, CT_TUNNEL, Counter, FRONTEND_EXTERNAL, MESH_REPLY,
-    MESH_REQUEST, NODE_SELF,
+    ADDR_CLUSTER_IP, ADDR_EXTERNAL, ADDR_NODE, ADDR_OVERLAY, CT_DSR, CT_ENTRY, CT_HOST, CT_OWN, CT_TUNNEL,
+    Counter, FRONTEND_EXTERNAL, MESH_DSR, MESH_REPLY, MESH_REQUEST, NODE_SELF,
 };
 
-use super::begin::Origin;
-use super::{MARK_HOST, Model, Outcome, Stimulus, pass};
+use super::begin::{Origin, own_device};
+use super::choose::Found;
+use super::send::Mesh;
+use super::{Back, Flow, MARK_ENTRY, MARK_HOST, Model, Outcome, Stimulus, pass};
 use crate::place::{Dev, route};
 use crate::wire::{Packet, Seen, read};
 
 impl Model {
     /// What becomes of this packet.
     pub fn packet(&mut self, stimulus: &Stimulus) -> Outcome {
+        self.back = Back::Device;
         match stimulus.hook {
             TcHook::Pod => self.from_pod(stimulus),
-            TcHook::PodOut | TcHook::UnderlayOut => self.from_host(stimulus),
+            TcHook::PodOut => self.to_pod(stimulus),
             TcHook::UnderlayIn => self.from_outside(stimulus),
+            TcHook::UnderlayOut => self.to_outside(stimulus),
             TcHook::OverlayIn => self.from_tunnel(stimulus),
         }
     }
 
-    /// `Err`: it is no flow's, and this becomes of it.
-    fn read(&mut self, stimulus: &Stimulus) -> Result<Packet, Outcome> {
+    /// `Err`: it is no flow's, and this becomes of it. `clients`: whoever sends here may ask for services.
+    fn read(&mut self, stimulus: &Stimulus, clients: bool) -> Result<Packet, Outcome> {
         match read(&stimulus.frame, |key| self.frags.get(key).copied()) {
             Seen::Flow(packet) => Ok(packet),
-            Seen::Foreign => Err(pass(stimulus)),
+            Seen::Protocol(packet) if clients && self.table.known(packet.tuple.dst).is(ADDR_CLUSTER_IP) => {
+                Err(if self.back == Back::Own && self.table.known(packet.tuple.src).node != NODE_SELF {
+                    pass(stimulus)
+                } else {
+                    self.undefined_protocol(stimulus, &packet)
+                })
+            }
+            Seen::Foreign | Seen::Protocol(_) => Err(pass(stimulus)),
             Seen::Malformed => Err(self.drop(Counter::DropMalformed)),
         }
     }
@@ -37,7 +48,7 @@ impl Model {
     }
 
     fn from_pod(&mut self, stimulus: &Stimulus) -> Outcome {
-        let packet = match self.read(stimulus) {
+        let packet = match self.read(stimulus, true) {
             Ok(packet) => packet,
             Err(outcome) => return outcome,
         };
@@ -57,52 +68,63 @@ impl Model {
             if is_reply {
                 return self.reply(stimulus, &packet, id);
             }
-            if let Some(outcome) = self.request(stimulus, &packet, id, Origin::Pod) {
+            if let Some(outcome) = self.request(stimulus, &packet, id) {
                 return outcome;
             }
         }
-        if let Some(front) = self.frontend(&packet, false) {
-            if !owns_source(stimulus.dev, &packet) {
-                return self.drop(Counter::DropSpoofed);
+        match self.frontend(&packet, false) {
+            Found::Frontend(front) => {
+                if !owns_source(stimulus.dev, &packet) {
+                    return self.drop(Counter::DropSpoofed);
+                }
+                self.begin(stimulus, &packet, &front, Origin::Pod)
             }
-            return self.begin(stimulus, &packet, &front, Origin::Pod);
+            Found::Undefined => self.unreachable(stimulus, &packet, Counter::RejectUndefined),
+            Found::Nothing if self.is_settling() && packet.is_connected() && !packet.is_syn() => {
+                self.drop(Counter::DropNoFlow)
+            }
+            Found::Nothing => self.beside(stimulus, &packet),
         }
-        self.beside(stimulus, &packet)
     }
 
-    /// Replies of processes in the host network.
-    fn from_host(&mut self, stimulus: &Stimulus) -> Outcome {
+    /// Replies of processes in the host network to pods.
+    fn to_pod(&mut self, stimulus: &Stimulus) -> Outcome {
         // Where there never was such a flow nothing is looked at.
         if !self.host_flows || stimulus.done {
             return pass(stimulus);
         }
-        let packet = match self.read(stimulus) {
+        let packet = match self.read(stimulus, false) {
             Ok(packet) => packet,
             Err(outcome) => return outcome,
         };
-        if self.is_vxlan(&packet) {
-            return pass(stimulus);
+        self.back = Back::Own;
+        match self.flows.find(&packet.tuple) {
+            Some((id, true)) if self.flows.get(id).has(CT_HOST) => self.host_reply(stimulus, &packet, id),
+            _ => pass(stimulus),
         }
-        let Some((id, true)) = self.flows.find(&packet.tuple) else { return pass(stimulus) };
-        if !self.flows.get(id).has(CT_HOST) {
-            return pass(stimulus);
-        }
-        if let Err(outcome) = self.known_reply(stimulus, &packet, id) {
+    }
+
+    fn host_reply(&mut self, stimulus: &Stimulus, packet: &Packet, id: u32) -> Outcome {
+        if let Err(outcome) = self.known_reply(stimulus, packet, id) {
             return outcome;
         }
         let flow = self.flows.get(id).clone();
+        let to = flow.from.reversed();
         if flow.has(CT_TUNNEL) {
-            return self.by_tunnel(stimulus, &packet, &flow.from.reversed(), flow.node, None);
+            return self.by_tunnel(stimulus, packet, &to, flow.node, Mesh::Reply);
         }
-        self.to_stack(stimulus, &packet, &flow.from.reversed())
+        match own_device(&flow) {
+            Some(dev) => self.to_stack_by(stimulus, packet, &to, dev),
+            None => self.to_stack(stimulus, packet, &to, flow.has(CT_DSR)),
+        }
     }
 
     fn from_outside(&mut self, stimulus: &Stimulus) -> Outcome {
         if stimulus.mark == MARK_HOST {
-            // Out of the tunnel, translated: it goes on into the stack.
+            // Translated already: it goes on into the stack.
             return Outcome { mark: 0, ..pass(stimulus) };
         }
-        let packet = match self.read(stimulus) {
+        let packet = match self.read(stimulus, true) {
             Ok(packet) => packet,
             Err(outcome) => return outcome,
         };
@@ -113,7 +135,6 @@ impl Model {
             return self.vxlan(stimulus, &packet);
         }
         if let Some((id, is_reply)) = self.flows.find(&packet.tuple) {
-            let flow = self.flows.get(id);
             if is_reply {
                 // Of a backend that `snat` reached by the underlay; others come by other ways.
                 let config = &self.table.config;
@@ -124,30 +145,79 @@ impl Model {
                     pass(stimulus)
                 };
             }
-            if flow.request.ifindex != 0 || flow.has(CT_TUNNEL) {
-                // A flow of a pod of this node, or one that another node sends us.
+            if self.is_spoofed(self.flows.get(id), &packet) {
                 return self.drop(Counter::DropSpoofed);
             }
-            if let Some(outcome) = self.request(stimulus, &packet, id, Origin::Outside) {
+            if let Some(outcome) = self.request(stimulus, &packet, id) {
                 return outcome;
             }
         }
         match self.frontend(&packet, true) {
-            Some(front) if front.flags & FRONTEND_EXTERNAL != 0 => {
+            Found::Frontend(front) if front.flags & FRONTEND_EXTERNAL != 0 => {
                 self.begin(stimulus, &packet, &front, Origin::Outside)
             }
+            Found::Undefined => self.unreachable(stimulus, &packet, Counter::RejectUndefined),
             _ => pass(stimulus),
         }
     }
 
+    /// Does a request from outside pretend to be one of a pod of this node, of the node itself, or one that another
+    /// node sends? (An external address is every node's: a client may come by another node than before.)
+    fn is_spoofed(&self, flow: &Flow, packet: &Packet) -> bool {
+        let tunnelled = flow.has(CT_TUNNEL | CT_DSR) && !flow.has(CT_ENTRY);
+        flow.request.ifindex != 0
+            || flow.has(CT_OWN)
+            || (tunnelled && self.table.known(packet.tuple.dst).is(ADDR_NODE))
+    }
+
+    /// Replies of processes in the host network; what the node itself asks of services, past the socket hooks.
+    fn to_outside(&mut self, stimulus: &Stimulus) -> Outcome {
+        if stimulus.done {
+            return pass(stimulus);
+        }
+        self.back = Back::Own;
+        let packet = match self.read(stimulus, true) {
+            Ok(packet) => packet,
+            Err(outcome) => return outcome,
+        };
+        if self.is_vxlan(&packet) {
+            return pass(stimulus);
+        }
+        if (self.own_flows || self.host_flows)
+            && let Some((id, is_reply)) = self.flows.find(&packet.tuple)
+        {
+            let flow = self.flows.get(id);
+            match is_reply {
+                true if flow.has(CT_HOST) => return self.host_reply(stimulus, &packet, id),
+                false if flow.has(CT_OWN) => {
+                    if let Some(outcome) = self.request(stimulus, &packet, id) {
+                        return outcome;
+                    }
+                }
+                _ => return pass(stimulus),
+            }
+        }
+        if packet.is_connected() && !packet.is_syn() {
+            return if self.is_settling() { self.drop(Counter::DropNoFlow) } else { pass(stimulus) };
+        }
+        let found = self.frontend(&packet, false);
+        if found == Found::Nothing || self.table.known(packet.tuple.src).node != NODE_SELF {
+            return pass(stimulus);
+        }
+        match found {
+            Found::Frontend(front) => self.begin(stimulus, &packet, &front, Origin::Own),
+            _ => self.unreachable(stimulus, &packet, Counter::RejectUndefined),
+        }
+    }
+
     fn from_tunnel(&mut self, stimulus: &Stimulus) -> Outcome {
-        let packet = match self.read(stimulus) {
+        let packet = match self.read(stimulus, false) {
             Ok(packet) => packet,
             Err(outcome) => return outcome,
         };
         let mark = [stimulus.frame[6], stimulus.frame[7]];
-        if mark == MESH_REQUEST {
-            return self.mesh_request(stimulus, &packet);
+        if mark == MESH_REQUEST || mark == MESH_DSR {
+            return self.mesh_request(stimulus, &packet, mark == MESH_DSR);
         }
         let known = match self.flows.find(&packet.tuple) {
             Some((id, true)) => {
@@ -157,7 +227,7 @@ impl Model {
                 let fits = if mark == MESH_REPLY {
                     flow.has(CT_ENTRY)
                 } else {
-                    !flow.has(CT_ENTRY | CT_TUNNEL | CT_HOST)
+                    !flow.has(CT_ENTRY | CT_TUNNEL | CT_DSR | CT_HOST)
                 };
                 fits.then_some(id)
             }
@@ -171,24 +241,37 @@ impl Model {
     }
 
     /// A request that another node has chosen a backend of this one for.
-    fn mesh_request(&mut self, stimulus: &Stimulus, packet: &Packet) -> Outcome {
+    fn mesh_request(&mut self, stimulus: &Stimulus, packet: &Packet, direct: bool) -> Outcome {
+        // Which node it was, the address says; of an external one, what was noted of the sender.
         let owner = self.table.known(packet.tuple.dst);
-        if !owner.is(ADDR_NODE) || owner.node == NODE_SELF {
+        let noted = stimulus.mark & 0xff00_0000 == MARK_ENTRY;
+        let mut stimulus = stimulus.clone();
+        let entry = if owner.is(ADDR_EXTERNAL) && noted {
+            stimulus.mark &= 0x00ff_ffff;
+            std::mem::take(&mut stimulus.mark)
+        } else if owner.is(ADDR_NODE) {
+            owner.node
+        } else {
+            NODE_SELF
+        };
+        if entry == NODE_SELF {
             return self.drop(Counter::DropUnknownTunnel);
         }
+        self.back = Back::Node(entry);
         let [a, b, c, d] = [8, 9, 10, 11].map(|at| stimulus.frame[at]);
-        let origin = Origin::Tunnel { entry: owner.node, hash: u32::from_be_bytes([a, b, c, d]) };
+        let origin = Origin::Tunnel { entry, hash: u32::from_be_bytes([a, b, c, d]), direct };
         if let Some((id, is_reply)) = self.flows.find(&packet.tuple) {
-            if is_reply || !self.flows.get(id).has(CT_TUNNEL) {
+            let flow = self.flows.get(id);
+            if is_reply || !flow.has(CT_TUNNEL | CT_DSR) || flow.has(CT_ENTRY) {
                 return self.drop(Counter::DropUnknownTunnel);
             }
-            if let Some(outcome) = self.request(stimulus, packet, id, origin) {
+            if let Some(outcome) = self.request(&stimulus, packet, id) {
                 return outcome;
             }
         }
         match self.frontend(packet, false) {
-            Some(front) => self.begin(stimulus, packet, &front, origin),
-            None => self.drop(Counter::DropNotHere),
+            Found::Frontend(front) => self.begin(&stimulus, packet, &front, origin),
+            _ => self.drop(Counter::DropNotHere),
         }
     }
 }

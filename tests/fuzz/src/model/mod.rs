@@ -54,8 +54,21 @@ pub struct Outcome {
     pub sum_stays: bool,
 }
 
-/// In `skb->mark`: a packet of the tunnel on its way to the host by the underlay device.
+/// In `skb->mark`: a packet on its way to the host by an underlay device.
 pub const MARK_HOST: u32 = 0x4864_6c01;
+/// In `skb->mark`, with the index of the node that has sent what is unwrapped.
+pub const MARK_ENTRY: u32 = 0x4900_0000;
+
+/// Where an answer goes that is made in a packet's place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Back {
+    /// Out by the device that the packet came in by.
+    Device,
+    /// Through the tunnel, to the node that had sent it.
+    Node(u32),
+    /// To this node, which was about to send it.
+    Own,
+}
 
 #[derive(Clone, Debug)]
 pub struct Model {
@@ -68,6 +81,11 @@ pub struct Model {
     /// There has been a flow to the host network, of a pod.
     host_flows: bool,
     pod_flows: bool,
+    /// Of the node itself.
+    own_flows: bool,
+    back: Back,
+    /// Flows that each backend was given.
+    pub conns: BTreeMap<u32, u64>,
     /// Elements of the map of answered flows.
     room: usize,
     pub counted: [u64; Counter::COUNT as usize],
@@ -83,6 +101,9 @@ impl Model {
             affinity: BTreeMap::new(),
             host_flows: false,
             pod_flows: false,
+            own_flows: false,
+            back: Back::Device,
+            conns: BTreeMap::new(),
             room,
             counted: [0; Counter::COUNT as usize],
         }
@@ -99,6 +120,11 @@ impl Model {
     /// In steps of 2^30 ns.
     fn now(&self) -> u64 {
         self.table.config.fixed_time >> 30 << 30
+    }
+
+    /// Other programs are being followed: what nobody knows yet waits.
+    fn is_settling(&self) -> bool {
+        self.table.config.settling != 0 && self.table.config.fixed_time < self.table.config.settling
     }
 
     fn drop(&mut self, reason: Counter) -> Outcome {

@@ -1,9 +1,18 @@
 //! VXLAN packets before they are unwrapped: who may send what is inside.
 
-use heddle_ebpf_common::{ADDR_NODE, Addr, Counter, MESH_REPLY, MESH_REQUEST, NODE_SELF};
+use heddle_ebpf_common::{
+    ADDR_EXTERNAL, ADDR_NODE, Addr, Counter, MESH_DSR, MESH_REPLY, MESH_REQUEST, NODE_SELF,
+};
 
-use super::{Model, Outcome, Stimulus, pass};
+use super::{MARK_ENTRY, Model, Outcome, Stimulus, pass};
 use crate::wire::{ETH, Packet, addr4, addr6, be16};
+
+/// Why a node may send a packet.
+enum Right {
+    Own,
+    /// It is for an external address: who sent it is noted, as nothing inside tells.
+    External,
+}
 
 impl Model {
     pub(super) fn vxlan(&mut self, stimulus: &Stimulus, packet: &Packet) -> Outcome {
@@ -18,30 +27,45 @@ impl Model {
             return pass(stimulus);
         }
         let sender = self.table.known(packet.tuple.src);
-        if sender.is(ADDR_NODE) && sender.node != NODE_SELF && self.may_send(sender.node, &inside[8..]) {
-            self.count(Counter::TunnelReceived);
-            pass(stimulus)
+        let right = if sender.is(ADDR_NODE) && sender.node != NODE_SELF {
+            self.right(sender.node, &inside[8..])
         } else {
-            self.drop(Counter::DropUnknownTunnel)
+            None
+        };
+        let Some(right) = right else { return self.drop(Counter::DropUnknownTunnel) };
+        self.count(Counter::TunnelReceived);
+        match right {
+            Right::Own => pass(stimulus),
+            Right::External => Outcome { mark: MARK_ENTRY | sender.node, ..pass(stimulus) },
         }
     }
 
-    fn may_send(&self, sender: u32, frame: &[u8]) -> bool {
+    fn right(&self, sender: u32, frame: &[u8]) -> Option<Right> {
         if frame.len() < ETH {
-            return false;
+            return None;
         }
         let (src, dst) = match (be16(frame, 12), frame.len()) {
             (0x0800, ETH34..) => (addr4(frame, ETH + 12), addr4(frame, ETH + 16)),
             (0x86dd, ETH54..) => (addr6(frame, ETH + 8), addr6(frame, ETH + 24)),
-            _ => return false,
+            _ => return None,
         };
-        match [frame[6], frame[7]] {
-            // A request for a frontend of the sender (or an address of no node, which is looked for later).
-            MESH_REQUEST => matches!(self.table.known(dst).node, 0) || self.table.known(dst).node == sender,
+        let own = match [frame[6], frame[7]] {
+            // A request for a frontend of the sender, or for an address that all nodes answer for.
+            MESH_REQUEST | MESH_DSR => {
+                let asked = self.table.known(dst);
+                if asked.is(ADDR_EXTERNAL) {
+                    return Some(Right::External);
+                }
+                asked.is(ADDR_NODE) && asked.node == sender
+            }
             // A reply of a frontend of this node.
-            MESH_REPLY => matches!(self.table.known(src).node, 0 | NODE_SELF),
+            MESH_REPLY => {
+                let asked = self.table.known(src);
+                asked.is(ADDR_EXTERNAL) || (asked.is(ADDR_NODE) && asked.node == NODE_SELF)
+            }
             _ => self.owner(src) == sender && self.owner(dst) == NODE_SELF,
-        }
+        };
+        own.then_some(Right::Own)
     }
 
     /// Whose pod's or own address this is; 0: nobody's.

@@ -78,7 +78,7 @@ impl Rig {
 
 fn node(n: u8) -> Node {
     Node {
-        name: NodeName(format!("n{n}")),
+        name: NodeName(format!("n{n}").into()),
         created: Created(0),
         addresses: vec![[192, 168, 77, n].into()],
         pod_ranges: vec![format!("10.244.{n}.0/24").parse().unwrap()],

@@ -32,7 +32,7 @@ use crate::target::{Finder, Services};
 /// [`Failure::Usage`] for what is missing on the command line, [`Failure::Unsupported`] for what the kernel
 /// lacks, or this program.
 pub fn run(cli: &Cli) -> Result<(), Failure> {
-    let Some(node) = cli.node_name.clone().map(NodeName) else {
+    let Some(node) = cli.node_name.as_deref().map(|name| NodeName(name.into())) else {
         return Err(Failure::usage("--node-name is missing: this node's name, as the sources spell it"));
     };
     if cli.source.is_empty() {

@@ -164,7 +164,7 @@ pub fn net(text: &str) -> IpNetwork {
 }
 
 pub fn name(text: &str) -> NodeName {
-    NodeName(text.to_owned())
+    NodeName(text.into())
 }
 
 pub fn mac(last: u8) -> Mac {

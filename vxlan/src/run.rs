@@ -21,7 +21,7 @@ use crate::kernel;
 
 /// Runs until SIGTERM or SIGINT. What stands in the kernel then, stands.
 pub fn run(cli: &Cli) -> Result<(), Failure> {
-    let Some(node) = cli.node_name.clone().map(NodeName) else {
+    let Some(node) = cli.node_name.as_deref().map(|name| NodeName(name.into())) else {
         return Err(Failure::usage("--node-name is missing: this node's name, as the sources spell it"));
     };
     if cli.source.is_empty() {

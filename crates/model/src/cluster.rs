@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
@@ -25,15 +26,15 @@ impl Default for Created {
     }
 }
 
-/// A service's name, unique in the cluster.
+/// A service's name, unique in the cluster. Cheap to copy.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ServiceName {
-    pub namespace: String,
-    pub name: String,
+    pub namespace: Arc<str>,
+    pub name: Arc<str>,
 }
 
 impl ServiceName {
-    pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
+    pub fn new(namespace: impl Into<Arc<str>>, name: impl Into<Arc<str>>) -> Self {
         Self { namespace: namespace.into(), name: name.into() }
     }
 }
@@ -116,7 +117,7 @@ pub struct ServicePort {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct EndpointsName {
     pub service: ServiceName,
-    pub part: String,
+    pub part: Arc<str>,
 }
 
 impl fmt::Display for EndpointsName {
@@ -155,23 +156,21 @@ pub struct Endpoint {
     /// It is about to end.
     pub terminating: bool,
     /// The zone that it is in.
-    pub zone: Option<String>,
-    /// The zones and nodes whose clients it is meant for. Empty: no hint.
-    pub for_zones: BTreeSet<String>,
-    pub for_nodes: BTreeSet<NodeName>,
+    pub zone: Option<Arc<str>>,
+    /// Whose clients it is meant for. `None`: nothing is said of that.
+    pub hints: Option<Box<Hints>>,
+}
+
+/// The zones and nodes whose clients an endpoint is meant for. Empty: no hint of that kind.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Hints {
+    pub zones: BTreeSet<Arc<str>>,
+    pub nodes: BTreeSet<NodeName>,
 }
 
 impl Endpoint {
     /// One that serves, of no node, zone or hint.
     pub const fn new(ip: IpAddr) -> Self {
-        Self {
-            ip,
-            node: None,
-            serving: true,
-            terminating: false,
-            zone: None,
-            for_zones: BTreeSet::new(),
-            for_nodes: BTreeSet::new(),
-        }
+        Self { ip, node: None, serving: true, terminating: false, zone: None, hints: None }
     }
 }

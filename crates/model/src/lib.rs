@@ -21,8 +21,8 @@ pub mod subnet;
 
 pub use addr::{FrontendAddr, NetId, PortMatch, ProtoMatch, Protocol};
 pub use cluster::{
-    Created, Distribution, Endpoint, EndpointPort, Endpoints, EndpointsName, Families, Service, ServiceName,
-    ServicePort, TrafficPolicy,
+    Created, Distribution, Endpoint, EndpointPort, Endpoints, EndpointsName, Families, Hints, Service,
+    ServiceName, ServicePort, TrafficPolicy,
 };
 pub use diff::{Effect, Part, Plan, Step, diff};
 pub use host_port::HostPort;

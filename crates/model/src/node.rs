@@ -3,16 +3,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
 use crate::cluster::Created;
 
-/// A node's name, as the cluster spells it.
+/// A node's name, as the cluster spells it. Cheap to copy: a cluster names its nodes in every endpoint.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct NodeName(pub String);
+pub struct NodeName(pub Arc<str>);
 
 impl fmt::Display for NodeName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -41,7 +42,7 @@ pub struct Node {
     /// The ranges that its pods take their addresses from, at most one a family.
     pub pod_ranges: Vec<IpNetwork>,
     /// The zone that it is in.
-    pub zone: Option<String>,
+    pub zone: Option<Arc<str>>,
     /// The cluster says that it is not ready.
     pub down: bool,
     /// The cluster is about to remove it: load balancers are to send it nothing new.

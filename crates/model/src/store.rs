@@ -222,7 +222,7 @@ mod tests {
 
     fn slice(names: &[&str], created: i64) -> Slice {
         let node = |name: &&str| {
-            let name = NodeName((*name).to_owned());
+            let name = NodeName((*name).into());
             let node = Node { name: name.clone(), created: Created(created), ..Node::default() };
             (name, Arc::new(node))
         };

@@ -64,7 +64,7 @@ impl Target for Fake {
     type Part = String;
 
     fn desired(&mut self, snapshot: &Snapshot) -> (State, Vec<Problem>) {
-        let state = snapshot.nodes.values().map(|node| (node.name.0.clone(), node.created.0));
+        let state = snapshot.nodes.values().map(|node| (node.name.0.to_string(), node.created.0));
         (state.collect(), Vec::new())
     }
 
@@ -154,7 +154,7 @@ fn rig_over(
 
 fn slice(parts: &[(&str, i64)]) -> Slice {
     let node = |(name, value): &(&str, i64)| {
-        let name = NodeName((*name).to_owned());
+        let name = NodeName((*name).into());
         let node = Node { name: name.clone(), created: Created(*value), ..Node::default() };
         (name, Arc::new(node))
     };
@@ -468,7 +468,7 @@ proptest! {
             }
             // Longer than any chain of retries that is likely once in the age of the universe.
             sleep(Duration::from_secs(600)).await;
-            let desired: State = said.nodes.values().map(|node| (node.name.0.clone(), node.created.0)).collect();
+            let desired: State = said.nodes.values().map(|node| (node.name.0.to_string(), node.created.0)).collect();
             prop_assert_eq!(kernel.state(), desired);
             prop_assert!(rig.status().ready, "{:?}", rig.status());
             let writes = kernel.writes();

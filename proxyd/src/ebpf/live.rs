@@ -60,7 +60,7 @@ fn frontend(name: &str, backends: u8, external: bool) -> Arc<Frontend> {
         ip: [10, 244, host % 2 + 1, host].into(),
         port: 8080,
         proto: Protocol::Tcp,
-        node: Some(NodeName(format!("n{}", host % 2 + 1))),
+        node: Some(NodeName(format!("n{}", host % 2 + 1).into())),
         state: if host == 3 { BackendState::Draining } else { BackendState::Active },
     };
     Arc::new(Frontend {
@@ -91,7 +91,7 @@ fn table() -> ServiceTable {
             (nodeport, frontend("default/web:http", 5, true)),
         ]
         .into(),
-        nodes: (1..=2).map(|host| (NodeName(format!("n{host}")), node(host))).collect(),
+        nodes: (1..=2).map(|host| (NodeName(format!("n{host}").into()), node(host))).collect(),
         local: Some(NodeName("n1".into())),
     }
 }

@@ -48,7 +48,7 @@ impl State {
             writes.push(Write::Node(index, value));
         }
         if !named {
-            writes.push(Write::NodeName(index, Some(name.0.clone())));
+            writes.push(Write::NodeName(index, Some(name.0.to_string())));
         }
         let entry = NodeEntry {
             index,
@@ -124,7 +124,7 @@ impl State {
         for stale in old.iter().chain(name) {
             self.remove_node(stale, maps)?;
         }
-        maps.write(&Write::NodeName(NODE_SELF, name.map(|name| name.0.clone())))
+        maps.write(&Write::NodeName(NODE_SELF, name.map(|name| name.0.to_string())))
             .map_err(|error| Refused::Write(error.to_string()))?;
         self.nodes.retain(|_, entry| entry.index != NODE_SELF);
         self.indices.remove(&NODE_SELF);

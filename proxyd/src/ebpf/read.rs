@@ -100,7 +100,7 @@ impl State {
 
     fn read_nodes(&mut self, dump: &Dump) {
         for (index, name) in &dump.node_names {
-            let name = NodeName(name.clone());
+            let name = NodeName(name.as_str().into());
             let value = dump.nodes.get(*index as usize).copied().unwrap_or_default();
             let known = value.state != NODE_FREE || *index == NODE_SELF;
             if !known || self.nodes.contains_key(&name) {

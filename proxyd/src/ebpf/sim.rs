@@ -233,7 +233,7 @@ fn nodes() -> impl Strategy<Value = BTreeMap<NodeName, ServiceNode>> {
         ranges: [format!("10.244.{range}.0/24").parse().unwrap()].into(),
         ..ServiceNode::default()
     });
-    prop::collection::btree_map((1u8..6).prop_map(|n| NodeName(format!("n{n}"))), node, 0..5)
+    prop::collection::btree_map((1u8..6).prop_map(|n| NodeName(format!("n{n}").into())), node, 0..5)
 }
 
 fn outside() -> impl Strategy<Value = Option<Outside>> {

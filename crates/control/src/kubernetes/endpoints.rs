@@ -1,10 +1,9 @@
 //! EndpointSlice (discovery.k8s.io/v1) and Endpoints (core/v1).
 
-use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use heddle_model::{Endpoint, Endpoints, EndpointsName, NodeName, ServiceName};
+use heddle_model::{Endpoint, Endpoints, EndpointsName, Hints, NodeName, ServiceName};
 
 use super::cursor::Cursor;
 use super::{Key, Meta, Value, ports};
@@ -27,33 +26,34 @@ pub fn slice(object: &Cursor<'_>) -> Result<(Key, Value), Error> {
     if meta.is_left_alone()? {
         return Ok((key, Value::NotOurs));
     }
-    let mut endpoints = Vec::new();
-    for at in object.list("endpoints")? {
+    let list = object.list("endpoints")?;
+    let mut endpoints = Vec::with_capacity(list.len());
+    for at in list {
         // Up to 100 addresses are allowed, all of one endpoint; consumers use the first.
         let Some(address) = at.list("addresses")?.into_iter().next() else { continue };
         let ip: IpAddr = address.parse("IP address")?;
         if ip.is_ipv4() != v4 {
             return Err(address.error(format!("{ip} is not of the slice's addressType")));
         }
-        let node = at.text_at("nodeName")?.map(|name| NodeName(name.to_owned()));
+        let node = at.text_at("nodeName")?.map(|name| NodeName(name.into()));
         let (serving, terminating) = conditions(&at)?;
-        let zone = at.text_at("zone")?.filter(|zone| !zone.is_empty()).map(str::to_owned);
-        let (for_zones, for_nodes) = hints(&at)?;
-        endpoints.push(Endpoint { ip, node, serving, terminating, zone, for_zones, for_nodes });
+        let zone = at.text_at("zone")?.filter(|zone| !zone.is_empty()).map(Into::into);
+        endpoints.push(Endpoint { ip, node, serving, terminating, zone, hints: hints(&at)? });
     }
-    let service = ServiceName::new(&meta.namespace, service.unwrap_or_default());
+    let service = ServiceName { namespace: meta.namespace, name: service.unwrap_or_default().into() };
     let name = EndpointsName { service, part: meta.name };
     Ok((key, Value::Slice(Arc::new(Endpoints { name, ports: ports::of_endpoints(object)?, endpoints }))))
 }
 
-/// The zones and the nodes whose clients it is meant for.
-fn hints(endpoint: &Cursor<'_>) -> Result<(BTreeSet<String>, BTreeSet<NodeName>), Error> {
-    let Some(hints) = endpoint.get("hints")? else { return Ok(Default::default()) };
-    let names = |key: &str| -> Result<Vec<String>, Error> {
-        hints.list(key)?.iter().map(|hint| hint.need("name")?.text().map(str::to_owned)).collect()
+fn hints(endpoint: &Cursor<'_>) -> Result<Option<Box<Hints>>, Error> {
+    let Some(hints) = endpoint.get("hints")? else { return Ok(None) };
+    let names = |key: &str| -> Result<Vec<Arc<str>>, Error> {
+        hints.list(key)?.iter().map(|hint| Ok(hint.need("name")?.text()?.into())).collect()
     };
-    let nodes = names("forNodes")?.into_iter().map(NodeName).collect();
-    Ok((names("forZones")?.into_iter().collect(), nodes))
+    let (zones, nodes) = (names("forZones")?, names("forNodes")?);
+    let hints =
+        Hints { zones: zones.into_iter().collect(), nodes: nodes.into_iter().map(NodeName).collect() };
+    Ok((hints != Hints::default()).then(|| Box::new(hints)))
 }
 
 /// `ready` absent means ready, `serving` absent means as ready, `terminating` absent means not (as the API's
@@ -83,12 +83,13 @@ pub fn endpoints(object: &Cursor<'_>) -> Result<(Key, Value), Error> {
         let mut list = Vec::new();
         for (field, serving) in [("addresses", true), ("notReadyAddresses", false)] {
             for at in subset.list(field)? {
-                let node = at.text_at("nodeName")?.map(|name| NodeName(name.to_owned()));
+                let node = at.text_at("nodeName")?.map(|name| NodeName(name.into()));
                 let ip = at.need("ip")?.parse("IP address")?;
                 list.push(Endpoint { node, serving, ..Endpoint::new(ip) });
             }
         }
-        let name = EndpointsName { service: meta.service_name(), part: format!("{}#{index}", meta.name) };
+        let name =
+            EndpointsName { service: meta.service_name(), part: format!("{}#{index}", meta.name).into() };
         parts.push(Arc::new(Endpoints { name, ports: ports::of_endpoints(subset)?, endpoints: list }));
     }
     Ok((key, Value::Endpoints(parts)))

@@ -22,9 +22,9 @@ use cursor::Cursor;
 /// What an object is called among all objects.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Key {
-    Node(String),
+    Node(Arc<str>),
     Service(ServiceName),
-    EndpointSlice { namespace: String, name: String },
+    EndpointSlice { namespace: Arc<str>, name: Arc<str> },
     Endpoints(ServiceName),
 }
 
@@ -63,8 +63,8 @@ pub enum Value {
 
 /// `metadata` of an object.
 struct Meta<'a> {
-    namespace: String,
-    name: String,
+    namespace: Arc<str>,
+    name: Arc<str>,
     created: Created,
     labels: Option<Cursor<'a>>,
 }
@@ -75,7 +75,7 @@ impl<'a> Meta<'a> {
         let name = name(&meta.need("name")?)?;
         let namespace = match meta.get("namespace")? {
             Some(namespace) => self::name(&namespace)?,
-            None => "default".to_owned(),
+            None => "default".into(),
         };
         let created = match meta.get("creationTimestamp")? {
             None => Created::UNKNOWN,
@@ -92,7 +92,7 @@ impl<'a> Meta<'a> {
     }
 
     fn service_name(&self) -> ServiceName {
-        ServiceName::new(&self.namespace, &self.name)
+        ServiceName { namespace: Arc::clone(&self.namespace), name: Arc::clone(&self.name) }
     }
 
     /// Objects that kube-proxy leaves alone as well: another proxy's, and those of headless services.
@@ -105,7 +105,7 @@ impl<'a> Meta<'a> {
 
 /// The name of an object: a DNS subdomain (RFC 1123) as the API server admits it. It is printed, logged and
 /// put into the kernel, so nothing else passes.
-fn name(at: &Cursor<'_>) -> Result<String, Error> {
+fn name(at: &Cursor<'_>) -> Result<Arc<str>, Error> {
     let text = at.text()?;
     let fine = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '.');
     let edge = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
@@ -114,7 +114,7 @@ fn name(at: &Cursor<'_>) -> Result<String, Error> {
         && text.starts_with(edge)
         && text.ends_with(edge);
     match valid {
-        true => Ok(text.to_owned()),
+        true => Ok(text.into()),
         false => Err(
             at.error("not a name (at most 253 of a-z 0-9 - ., beginning and ending with a letter or digit)")
         ),

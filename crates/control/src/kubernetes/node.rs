@@ -45,7 +45,7 @@ pub fn node(object: &Cursor<'_>) -> Result<(Key, Value), Error> {
             pod_ranges.push(range_of(&range)?);
         }
     }
-    let zone = meta.label(ZONE)?.filter(|zone| !zone.is_empty()).map(str::to_owned);
+    let zone = meta.label(ZONE)?.filter(|zone| !zone.is_empty()).map(Into::into);
     let name = NodeName(meta.name.clone());
     let node = Node { name, created: meta.created, addresses, pod_ranges, zone, down, leaving };
     Ok((Key::Node(meta.name), Value::Node(Arc::new(node))))

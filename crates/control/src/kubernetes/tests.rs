@@ -115,7 +115,7 @@ status:
   - {address: n1, type: Hostname}
 "#;
     let Value::Node(node) = one(text) else { panic!() };
-    assert_eq!((node.name.0.as_str(), node.created), ("n1", Created::UNKNOWN));
+    assert_eq!((&*node.name.0, node.created), ("n1", Created::UNKNOWN));
     assert_eq!(
         node.addresses.iter().map(ToString::to_string).collect::<Vec<_>>(),
         ["192.168.77.1", "fd77::1"]
@@ -190,7 +190,7 @@ fn a_slice() {
         ("10", true, false),
     ];
     assert_eq!(life, expected.map(|(ip, s, t)| (format!("10.244.1.{ip}"), s, t)));
-    assert_eq!(list.endpoints[0].node.as_ref().unwrap().0, "n1");
+    assert_eq!(list.endpoints[0].node.as_ref().unwrap().to_string(), "n1");
     assert_eq!(one(&SLICE.replace("IPv4", "FQDN")), Value::NotOurs);
     assert_eq!(one(&SLICE.replace("service-name", "other")), Value::NotOurs, "an orphan");
     assert_eq!(

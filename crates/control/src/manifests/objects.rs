@@ -28,12 +28,15 @@ pub struct Objects {
     slice: Slice,
     /// Of Endpoints objects that count, whether or not there are slices of the service.
     mirrored: BTreeMap<ServiceName, Vec<Arc<Endpoints>>>,
+    /// What endpoints call nodes and zones: a cluster of 100,000 endpoints has few such words.
+    words: BTreeSet<Arc<str>>,
 }
 
 impl Objects {
     /// The whole of what a file says now.
     pub fn replace(&mut self, file: &Arc<str>, mut objects: Vec<Object>) {
         let before = self.files.remove(file).unwrap_or_default();
+        objects.iter_mut().for_each(|object| self.share_words(&mut object.value));
         keep(&before, &mut objects);
         let keys: BTreeSet<&Key> = before.iter().chain(&objects).map(|object| &object.key).collect();
         // Who counts is found among all places, so these still (and already) need the objects of the file.
@@ -84,6 +87,27 @@ impl Objects {
             }
         }
         slice
+    }
+
+    /// Makes equal words one.
+    fn share_words(&mut self, value: &mut Value) {
+        let lists = match value {
+            Value::Slice(list) => std::slice::from_mut(list),
+            Value::Endpoints(parts) => parts.as_mut_slice(),
+            _ => return,
+        };
+        // Nobody else has what was just read.
+        for list in lists.iter_mut().filter_map(Arc::get_mut) {
+            for endpoint in &mut list.endpoints {
+                let node = endpoint.node.as_mut().map(|node| &mut node.0);
+                for word in node.into_iter().chain(&mut endpoint.zone) {
+                    match self.words.get(word) {
+                        Some(known) => *word = Arc::clone(known),
+                        None => drop(self.words.insert(Arc::clone(word))),
+                    }
+                }
+            }
+        }
     }
 
     fn winner(&self, key: &Key) -> Option<Value> {
@@ -139,7 +163,7 @@ impl Objects {
 
     /// Lets the Endpoints object of a service count where there is no slice of it.
     fn mirror(&mut self, service: &ServiceName) {
-        let first = EndpointsName { service: service.clone(), part: String::new() };
+        let first = EndpointsName { service: service.clone(), part: "".into() };
         let lists = self.slice.endpoints.starting_at(&first).map(|(name, _)| name);
         let lists: Vec<EndpointsName> = lists.take_while(|name| name.service == *service).cloned().collect();
         // No name of a slice has such a sign in it.
@@ -216,7 +240,7 @@ mod tests {
     fn list(service: &ServiceName, part: String, count: u8) -> Arc<Endpoints> {
         let endpoints = (0..count).map(|n| heddle_model::Endpoint::new([10, 0, 0, n].into())).collect();
         Arc::new(Endpoints {
-            name: EndpointsName { service: service.clone(), part },
+            name: EndpointsName { service: service.clone(), part: part.into() },
             ports: Vec::new(),
             endpoints,
         })
@@ -227,8 +251,11 @@ mod tests {
             let service = ServiceName::new("default", format!("s{name}"));
             let (key, value) = match kind {
                 0 => {
-                    let node =
-                        Node { name: NodeName(format!("n{name}")), down: other > 0, ..Node::default() };
+                    let node = Node {
+                        name: NodeName(format!("n{name}").into()),
+                        down: other > 0,
+                        ..Node::default()
+                    };
                     (Key::Node(node.name.0.clone()), Value::Node(Arc::new(node)))
                 }
                 1 => {
@@ -239,7 +266,8 @@ mod tests {
                 // The label of a slice may come to name another service.
                 2 | 3 => {
                     let of = ServiceName::new("default", format!("s{other}"));
-                    let key = Key::EndpointSlice { namespace: "default".into(), name: format!("e{name}") };
+                    let key =
+                        Key::EndpointSlice { namespace: "default".into(), name: format!("e{name}").into() };
                     let value = if kind == 3 && other == 2 {
                         Value::NotOurs
                     } else {

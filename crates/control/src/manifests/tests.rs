@@ -69,7 +69,7 @@ impl Room {
 }
 
 fn node_names(snapshot: &Snapshot) -> Vec<String> {
-    snapshot.nodes.keys().map(|name| name.0.clone()).collect()
+    snapshot.nodes.keys().map(|name| name.0.to_string()).collect()
 }
 
 fn node(name: &str) -> String {
@@ -287,7 +287,7 @@ async fn endpoint_slices_win_over_endpoints() {
     let slice = "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\naddressType: IPv4\nmetadata: {name: web-1, labels: {kubernetes.io/service-name: web}}\n";
     let mut room = room(|dir| fs::write(dir.join("a.yaml"), endpoints).unwrap());
     let parts =
-        |snapshot: &Snapshot| snapshot.endpoints.keys().map(|name| name.part.clone()).collect::<Vec<_>>();
+        |snapshot: &Snapshot| snapshot.endpoints.keys().map(|name| name.part.to_string()).collect::<Vec<_>>();
     room.until("endpoints", |snapshot| parts(snapshot) == ["web#0"]).await;
     room.write("b.yaml", slice);
     let snapshot = room.until("the slice", |snapshot| parts(snapshot) == ["web-1"]).await;

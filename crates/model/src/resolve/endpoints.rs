@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use crate::cluster::{Endpoint, Endpoints, Service, ServicePort};
+use crate::cluster::{Endpoint, Endpoints, Hints, Service, ServicePort};
 use crate::node::NodeName;
 use crate::problem::{Object, Problem, What};
 use crate::subnet::hostile;
@@ -51,14 +51,18 @@ impl<'a> Candidate<'a> {
     /// Whether there is a hint for which zones it is, and whether it is for this one. Two lists that hint at
     /// different zones mean both.
     pub fn zone_hint(&self, zone: Option<&str>) -> (bool, bool) {
-        let hinted = self.said.iter().any(|said| !said.for_zones.is_empty());
-        (hinted, zone.is_some_and(|zone| self.said.iter().any(|said| said.for_zones.contains(zone))))
+        let hinted = self.hints().any(|hints| !hints.zones.is_empty());
+        (hinted, zone.is_some_and(|zone| self.hints().any(|hints| hints.zones.contains(zone))))
     }
 
     /// The same for nodes.
     pub fn node_hint(&self, node: &NodeName) -> (bool, bool) {
-        let hinted = self.said.iter().any(|said| !said.for_nodes.is_empty());
-        (hinted, self.said.iter().any(|said| said.for_nodes.contains(node)))
+        let hinted = self.hints().any(|hints| !hints.nodes.is_empty());
+        (hinted, self.hints().any(|hints| hints.nodes.contains(node)))
+    }
+
+    fn hints(&self) -> impl Iterator<Item = &Hints> {
+        self.said.iter().filter_map(|said| said.hints.as_deref())
     }
 
     /// The node that it runs on: the one that has its address, else the one that is named for it.

@@ -21,8 +21,16 @@ use super::topology::Near;
 #[derive(Debug, Default)]
 pub struct Asked {
     pub created: Created,
-    pub frontends: BTreeMap<FrontendAddr, Arc<Frontend>>,
-    pub problems: Vec<Problem>,
+    /// In order.
+    pub frontends: Box<[(FrontendAddr, Arc<Frontend>)]>,
+    pub problems: Box<[Problem]>,
+}
+
+impl Asked {
+    pub fn get(&self, at: &FrontendAddr) -> Option<&Arc<Frontend>> {
+        let place = self.frontends.binary_search_by_key(at, |(at, _)| *at).ok()?;
+        Some(&self.frontends[place].1)
+    }
 }
 
 /// How a frontend is met.
@@ -44,7 +52,7 @@ pub fn asked<'a>(
     service.refused.iter().for_each(|what| say(What::Said(what.clone())));
     let addresses = addresses(service, context, &mut say);
     let pool = Pool::new(service, lists, context, &mut problems);
-    let mut asked = Asked { created: service.created, problems, ..Asked::default() };
+    let mut frontends: BTreeMap<FrontendAddr, Arc<Frontend>> = BTreeMap::new();
     let mut ports: Vec<&ServicePort> = service.ports.iter().collect();
     ports.sort();
     for port in ports {
@@ -64,19 +72,22 @@ pub fn asked<'a>(
             let answers = Answers { proto: port.proto, candidates, near, local: context.local };
             for (ip, number, met) in met {
                 let at = FrontendAddr::new(ip, number, port.proto);
-                if asked.frontends.contains_key(&at) {
+                if frontends.contains_key(&at) {
                     let what = What::Conflict { frontend: at, winner: service.name.clone() };
-                    asked.problems.push(Problem::new(Object::Service(service.name.clone()), what));
+                    problems.push(Problem::new(Object::Service(service.name.clone()), what));
                     continue;
                 }
                 let frontend = frontend(service, port, v4, met, &answers, context);
-                let same =
-                    before.and_then(|before| before.frontends.get(&at)).filter(|old| ***old == frontend);
-                asked.frontends.insert(at, same.map_or_else(|| Arc::new(frontend), Arc::clone));
+                let same = before.and_then(|before| before.get(&at)).filter(|old| ***old == frontend);
+                frontends.insert(at, same.map_or_else(|| Arc::new(frontend), Arc::clone));
             }
         }
     }
-    asked
+    Asked {
+        created: service.created,
+        frontends: frontends.into_iter().collect(),
+        problems: problems.into_boxed_slice(),
+    }
 }
 
 const fn has(service: &Service, v4: bool) -> bool {

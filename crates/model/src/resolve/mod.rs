@@ -41,7 +41,7 @@ struct Context<'a> {
 
 /// The lists of a service's endpoints.
 fn lists<'a>(snapshot: &'a Snapshot, service: &ServiceName) -> impl Iterator<Item = &'a Endpoints> {
-    let first = EndpointsName { service: service.clone(), part: String::new() };
+    let first = EndpointsName { service: service.clone(), part: "".into() };
     let lists = snapshot.endpoints.starting_at(&first);
     lists.map(|(_, list)| list.as_ref()).take_while(|list: &&Endpoints| list.name.service == *service)
 }

@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 
@@ -25,7 +26,7 @@ pub struct AcceptedNode {
     /// At most one of each family. Without any the node is not part of the overlay.
     pub ranges: BTreeSet<IpNetwork>,
     /// The zone that it is in.
-    pub zone: Option<String>,
+    pub zone: Option<Arc<str>>,
 }
 
 impl AcceptedNode {

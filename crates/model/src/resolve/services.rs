@@ -144,14 +144,14 @@ impl Resolver {
             .get(name)
             .map(|service| asked(service, lists(snapshot, name), &context, old.as_ref()));
         if let Some(old) = &old {
-            for at in old.frontends.keys() {
+            for (at, _) in &old.frontends {
                 self.claims.remove(&(*at, old.created, name.clone()));
                 touched.insert(*at);
             }
         }
         self.troubled.remove(name);
         let Some(new) = new else { return };
-        for at in new.frontends.keys() {
+        for (at, _) in &new.frontends {
             self.claims.insert((*at, new.created, name.clone()));
             touched.insert(*at);
         }
@@ -174,7 +174,7 @@ impl Resolver {
             .take_while(|(of, ..)| *of == at)
             .map(|c| &c.2);
         let winner = claims.next();
-        let frontend = winner.and_then(|winner| self.asked.get(winner)?.frontends.get(&at));
+        let frontend = winner.and_then(|winner| self.asked.get(winner)?.get(&at));
         match frontend {
             Some(frontend) => self.frontends.insert(at, Arc::clone(frontend)),
             None => self.frontends.remove(&at),

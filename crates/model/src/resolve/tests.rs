@@ -19,7 +19,7 @@ mod properties;
 const VNI: u32 = 1;
 
 fn name(text: &str) -> NodeName {
-    NodeName(text.to_owned())
+    NodeName(text.into())
 }
 
 fn ip(text: &str) -> IpAddr {
@@ -63,7 +63,7 @@ fn endpoint(address: &str, node: Option<&str>, life: &str) -> Endpoint {
 
 fn list(service: &str, part: &str, endpoints: Vec<Endpoint>) -> Endpoints {
     Endpoints {
-        name: EndpointsName { service: ServiceName::new("default", service), part: part.to_owned() },
+        name: EndpointsName { service: ServiceName::new("default", service), part: part.into() },
         ports: vec![EndpointPort { name: String::new(), port: 80, proto: Protocol::Tcp }],
         endpoints,
     }
@@ -389,7 +389,7 @@ fn the_overlay_of_three_nodes() {
     let ranges =
         |texts: [&str; 2]| texts.iter().map(|text| text.parse().unwrap()).collect::<BTreeSet<IpNetwork>>();
     assert_eq!(table.local, ranges(["10.244.2.0/24", "fd00:10:244:2::/64"]));
-    assert_eq!(table.remotes.keys().map(|name| name.0.as_str()).collect::<Vec<_>>(), ["n1", "n3"]);
+    assert_eq!(table.remotes.keys().map(|name| &*name.0).collect::<Vec<_>>(), ["n1", "n3"]);
     let n3 = &table.remotes[&name("n3")];
     assert_eq!(n3.underlay, ip("192.168.77.3"));
     assert_eq!(n3.mac, node::vtep_mac(&name("n3"), VNI));
@@ -424,7 +424,7 @@ fn fault_s15_hostile_node_objects() {
     ));
     let all = snapshot(nodes, Vec::new(), Vec::new());
     let (table, problems) = overlay(&all, &name("n1"), &Rules::default());
-    let remotes: Vec<_> = table.remotes.keys().map(|name| name.0.as_str()).collect();
+    let remotes: Vec<_> = table.remotes.keys().map(|name| &*name.0).collect();
     assert_eq!(remotes, ["n2", "n3"], "{problems:?}");
     let problems = complaints(problems);
     for expected in [

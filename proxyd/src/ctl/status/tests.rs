@@ -6,7 +6,7 @@ use heddle_model::{Mac, Protocol};
 use super::*;
 
 fn name(n: u8) -> NodeName {
-    NodeName(format!("n{n}"))
+    NodeName(format!("n{n}").into())
 }
 
 fn backend(host: u8, node: Option<u8>, state: BackendState) -> Backend {

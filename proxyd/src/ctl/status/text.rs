@@ -17,7 +17,7 @@ impl Status {
     /// For people.
     pub fn text(&self) -> String {
         let Some(mode) = self.mode else { return "proxyd: nothing is there\n".into() };
-        let node = self.node.as_ref().map_or("(unknown)", |node| node.0.as_str());
+        let node = self.node.as_ref().map_or("(unknown)", |node| &*node.0);
         let remote = self.remote.unwrap_or("-");
         let FlowCounts { answered, unanswered } = self.flows;
         let mut flows = format!("{} answered, {} unanswered", answered / 2, unanswered / 2);
@@ -58,7 +58,7 @@ impl Status {
             let name = frontend.name.clone().unwrap_or_else(|| HALF_WRITTEN.into());
             let mut first = vec![frontend.address.clone(), name];
             for backend in &frontend.backends {
-                let node = backend.node.as_ref().map_or("-", |node| node.0.as_str());
+                let node = backend.node.as_ref().map_or("-", |node| &*node.0);
                 let node = if backend.node_down { format!("{node} (down)") } else { node.into() };
                 let row = [
                     backend.address.clone(),
@@ -141,7 +141,7 @@ fn node_row(node: &NodeStatus) -> Vec<String> {
         })
         .collect();
     let addresses = if ports.is_empty() { "-".into() } else { ports.join(",") };
-    vec![node.name.0.clone(), state.into(), addresses, list(&node.overlay), mac]
+    vec![node.name.to_string(), state.into(), addresses, list(&node.overlay), mac]
 }
 
 fn flows(load: Load) -> String {

@@ -1,7 +1,5 @@
 //! Each rule of a Service, from its field.
 
-use std::collections::BTreeSet;
-
 use heddle_model::{Distribution, Endpoints, Node, Service, TrafficPolicy};
 
 use super::*;
@@ -133,9 +131,12 @@ fn zones_and_hints_of_endpoints() {
     let Value::Slice(list) = one(&hinted) else { panic!() };
     let [first, second, ..] = &Endpoints::clone(&list).endpoints[..] else { panic!() };
     assert_eq!(first.zone.as_deref(), Some("east"));
-    assert_eq!(strings(&first.for_zones), ["east", "west"]);
-    assert_eq!(strings(&first.for_nodes), ["n1"]);
-    assert_eq!((&second.zone, &second.for_zones), (&None, &BTreeSet::new()));
+    let hints = first.hints.as_deref().unwrap();
+    assert_eq!(
+        (strings(&hints.zones), strings(&hints.nodes)),
+        (vec!["east".into(), "west".into()], vec!["n1".into()])
+    );
+    assert_eq!((&second.zone, &second.hints), (&None, &None));
     assert!(fails(&hinted.replace("{name: west}", "{zone: west}")).contains("hints.forZones[1]"));
 }
 

@@ -185,7 +185,7 @@ fn fault_s15_a_node_in_the_service_ranges_is_refused_there() {
         }
     }
     let (table, _) = overlay(&all, &name("n1"), &rules);
-    assert_eq!(table.remotes.keys().map(|name| name.0.as_str()).collect::<Vec<_>>(), ["n2", "n3"]);
+    assert_eq!(table.remotes.keys().map(|name| &*name.0).collect::<Vec<_>>(), ["n2", "n3"]);
 }
 
 #[test]
@@ -210,7 +210,7 @@ fn a_node_that_is_not_ready_is_down_unless_most_are() {
         });
         let (table, problems) =
             services(&snapshot(nodes.collect(), vec![], vec![]), &name("n1"), &Rules::default());
-        let down = table.nodes.iter().filter(|(_, node)| node.down).map(|(name, _)| name.0.clone());
+        let down = table.nodes.iter().filter(|(_, node)| node.down).map(|(name, _)| name.0.to_string());
         (down.collect::<Vec<_>>().join(" "), complaints(problems))
     };
     assert_eq!(down(&[2], 3), ("n2".into(), vec![]));

@@ -129,15 +129,25 @@ fn ends(
                     (true, true) => 1,
                     _ => 2,
                 };
-                let node = nodes.owner(ip).map(|node| node.0.clone());
+                let node = nodes.owner(ip).map(|node| node.0.to_string());
                 ends.push(End {
                     at: (ip, number.port),
                     life,
-                    home: node.clone().or_else(|| endpoint.node.as_ref().map(|node| node.0.clone())),
+                    home: node.clone().or_else(|| endpoint.node.as_ref().map(|node| node.0.to_string())),
                     node,
-                    zone: endpoint.zone.clone(),
-                    for_zones: endpoint.for_zones.clone(),
-                    for_nodes: endpoint.for_nodes.iter().map(|node| node.0.clone()).collect(),
+                    zone: endpoint.zone.as_deref().map(str::to_owned),
+                    for_zones: endpoint
+                        .hints
+                        .iter()
+                        .flat_map(|hints| &hints.zones)
+                        .map(ToString::to_string)
+                        .collect(),
+                    for_nodes: endpoint
+                        .hints
+                        .iter()
+                        .flat_map(|hints| &hints.nodes)
+                        .map(ToString::to_string)
+                        .collect(),
                 });
             }
         }
@@ -157,13 +167,14 @@ fn ends(
         }
     }
     for end in merged.values_mut() {
-        let of_node = || nodes.accepted.get(&NodeName(end.home.clone()?))?.zone.clone();
+        let of_node =
+            || nodes.accepted.get(&NodeName(end.home.as_deref()?.into()))?.zone.as_deref().map(str::to_owned);
         end.zone = end.zone.clone().or_else(of_node);
     }
     merged.into_values().collect()
 }
 
-fn near(ready: &[End], service: &Service, local: &str, zone: Option<&String>) -> Vec<End> {
+fn near(ready: &[End], service: &Service, local: &str, zone: Option<&str>) -> Vec<End> {
     let keep =
         |wanted: &dyn Fn(&End) -> bool| ready.iter().filter(|end| wanted(end)).cloned().collect::<Vec<_>>();
     let to_node = keep(&|end| end.for_nodes.contains(local));
@@ -182,7 +193,7 @@ fn near(ready: &[End], service: &Service, local: &str, zone: Option<&String>) ->
     if service.distribution == Some(Distribution::SameNode) && known && !here.is_empty() {
         return here;
     }
-    let close = keep(&|end| zone.is_some() && end.zone.as_ref() == zone);
+    let close = keep(&|end| zone.is_some() && end.zone.as_deref() == zone);
     if service.distribution.is_some() && ready.iter().all(|end| end.zone.is_some()) && !close.is_empty() {
         return close;
     }
@@ -203,20 +214,20 @@ fn meaning(
     let ends = ends(service, port, v4, snapshot, rules, nodes);
     let of = |life: u8, here: bool| -> Vec<End> {
         let those =
-            ends.iter().filter(|end| end.life == life && (!here || end.node.as_ref() == Some(&local.0)));
+            ends.iter().filter(|end| end.life == life && (!here || end.node.as_deref() == Some(&*local.0)));
         those.cloned().collect()
     };
     let somebody = ends.iter().any(|end| end.life < 2);
     let at = |ends: &[End]| ends.iter().map(|end| end.at).collect::<BTreeSet<_>>();
     let best = |here: bool| if of(0, here).is_empty() { of(1, here) } else { of(0, here) };
     let only_here = kind == 'c' && service.internal_policy == TrafficPolicy::Local;
-    let zone = nodes.accepted.get(local).and_then(|node| node.zone.as_ref());
+    let zone = nodes.accepted.get(local).and_then(|node| node.zone.as_deref());
     let active = match (only_here, of(0, false).is_empty()) {
         (true, _) => at(&best(true)),
         (false, true) => at(&of(1, false)),
         (false, false) => at(&near(&of(0, false), service, &local.0, zone)),
     };
-    let known = ends.iter().filter(|end| !only_here || end.node.as_ref() == Some(&local.0));
+    let known = ends.iter().filter(|end| !only_here || end.node.as_deref() == Some(&*local.0));
     let silent = if somebody { Refusal::Drop } else { Refusal::Reject };
     let outside =
         (kind != 'c' && service.external_policy == TrafficPolicy::Local).then(|| (at(&best(true)), silent));

@@ -7,7 +7,7 @@ fn nodes() -> Vec<Node> {
     let mut nodes = three_nodes();
     nodes.push(node("n4", 4, &["192.168.77.4"], &["10.244.4.0/24"]));
     for (node, zone) in nodes.iter_mut().zip([Some("east"), Some("east"), Some("west"), None]) {
-        node.zone = zone.map(str::to_owned);
+        node.zone = zone.map(Into::into);
     }
     nodes
 }
@@ -16,9 +16,10 @@ fn nodes() -> Vec<Node> {
 fn hinted(node: u8, hints: &str) -> Endpoint {
     let mut endpoint = endpoint(&format!("10.244.{node}.{node}"), None, "ready");
     for hint in hints.split(',').filter(|hint| !hint.is_empty()) {
+        let hints = endpoint.hints.get_or_insert_default();
         match hint.strip_prefix('@') {
-            Some(node) => drop(endpoint.for_nodes.insert(name(node))),
-            None => drop(endpoint.for_zones.insert(hint.to_owned())),
+            Some(node) => drop(hints.nodes.insert(name(node))),
+            None => drop(hints.zones.insert(hint.into())),
         }
     }
     endpoint
@@ -32,7 +33,7 @@ fn takers(from: &str, wish: Option<Distribution>, endpoints: &[Endpoint]) -> Str
     let frontend = table.frontends.values().next().unwrap();
     assert_eq!(frontend.backends.len(), endpoints.len(), "the far ones keep the flows that they have");
     let active = frontend.backends.iter().filter(|b| b.state == BackendState::Active);
-    active.map(|b| b.node.as_ref().unwrap().0.as_str()).collect::<Vec<_>>().join(" ")
+    active.map(|b| &*b.node.as_ref().unwrap().0).collect::<Vec<_>>().join(" ")
 }
 
 #[test]
@@ -54,7 +55,7 @@ fn fault_081_hints_count_only_if_all_have_them_and_one_is_for_here() {
     assert_eq!(takers("n1", None, &none_here), "n1 n3");
     // Only those that are ready are asked.
     let mut ending = zones.clone();
-    ending[2].for_zones.clear();
+    ending[2].hints = None;
     ending[2].terminating = true;
     assert_eq!(takers("n1", None, &ending), "n1 n2");
     // With nobody ready all that end and serve, near or far.

@@ -91,7 +91,7 @@ fn fault_078_those_that_end_take_new_flows_where_nobody_is_ready() {
         let snapshot = snapshot(three_nodes(), vec![asked.clone()], vec![list("web", "a", ends)]);
         let checks = health(&snapshot, &name("n1"), &Rules::default());
         assert_eq!(checks.keys().collect::<Vec<_>>(), [&32000]);
-        assert_eq!((checks[&32000].local, checks[&32000].service.name.as_str()), (local, "web"));
+        assert_eq!((checks[&32000].local, &*checks[&32000].service.name), (local, "web"));
     }
 }
 

@@ -30,8 +30,8 @@ fn any_ip() -> impl Strategy<Value = IpAddr> {
     ]
 }
 
-fn any_zone() -> impl Strategy<Value = Option<String>> {
-    prop::option::weighted(0.8, prop::sample::select(vec!["east".to_owned(), "west".to_owned()]))
+fn any_zone() -> impl Strategy<Value = Option<Arc<str>>> {
+    prop::option::weighted(0.8, prop::sample::select(vec![Arc::from("east"), Arc::from("west")]))
 }
 
 prop_compose! {
@@ -40,7 +40,7 @@ prop_compose! {
     {
         let range = |(ip, prefix): (IpAddr, u8)| IpNetwork::new(ip, if ip.is_ipv6() { prefix * 4 } else { prefix });
         let pod_ranges = ranges.into_iter().map(|range_| range(range_).unwrap()).collect();
-        Node { name: name(&format!("n{n}")), created: Created(created), addresses, pod_ranges, zone, down }
+        Node { name: name(&format!("n{n}")), created: Created(created), addresses, pod_ranges, zone, down, ..Node::default() }
     }
 }
 
@@ -113,7 +113,7 @@ prop_compose! {
 /// Most have hints, or no rule that needs all of them would ever be met.
 fn any_endpoint() -> impl Strategy<Value = Endpoint> {
     let zones = || {
-        prop::collection::btree_set(prop::sample::select(vec!["east".to_owned(), "west".to_owned()]), 0..3)
+        prop::collection::btree_set(prop::sample::select(vec![Arc::from("east"), Arc::from("west")]), 0..3)
     };
     let nodes = prop::collection::btree_set((0u8..3).prop_map(|n| name(&format!("n{n}"))), 0..3);
     (
@@ -125,11 +125,11 @@ fn any_endpoint() -> impl Strategy<Value = Endpoint> {
         nodes,
         0u8..3,
     )
-        .prop_map(|(ip, node, life, zone, for_zones, for_nodes, hinted)| Endpoint {
+        .prop_map(|(ip, node, life, zone, zones, nodes, hinted)| Endpoint {
             node: node.map(|n| name(&format!("n{n}"))),
             zone,
-            for_zones: if hinted > 0 { for_zones } else { BTreeSet::new() },
-            for_nodes: if hinted > 1 { for_nodes } else { BTreeSet::new() },
+            hints: (hinted > 0)
+                .then(|| Box::new(Hints { zones, nodes: if hinted > 1 { nodes } else { BTreeSet::new() } })),
             ..super::endpoint(&ip.to_string(), None, life)
         })
 }
@@ -139,7 +139,7 @@ prop_compose! {
         endpoints in prop::collection::vec(any_endpoint(), 0..6)) -> Endpoints
     {
         Endpoints {
-            name: EndpointsName { service: ServiceName::new("default", format!("s{n}")), part: part.to_string() },
+            name: EndpointsName { service: ServiceName::new("default", format!("s{n}")), part: part.to_string().into() },
             ports: ports.into_iter()
                 .map(|(port, proto, name)| EndpointPort { name: name.to_string(), port, proto })
                 .collect(),

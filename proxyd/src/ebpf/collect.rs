@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use heddle_bpf::{Maps, Pins};
 use heddle_ebpf_common::{
-    BACKEND_ACTIVE, BACKEND_DRAINING, Backend, CT_ANSWERED, CT_FIN, CT_REPLY, CT_RST, Flow, NODE_DOWN, Tuple,
+    BACKEND_ACTIVE, BACKEND_DRAINING, Backend, CT_ANSWERED, CT_DSR, CT_ENTRY, CT_FIN, CT_REPLY, CT_RST, Flow,
+    NODE_DOWN, Tuple,
 };
 use heddle_model::Protocol;
 use nix::time::{ClockId, clock_gettime};
@@ -77,8 +78,8 @@ fn fate(flow: &Flow, backends: &impl Fn(u32) -> Option<(Backend, bool)>) -> Fate
 fn patience(proto: u8, flags: u32, fins: usize, fate: Fate) -> Duration {
     let answered = flags & CT_ANSWERED != 0;
     match Protocol::from_number(proto) {
-        Some(Protocol::Tcp) if fate == Fate::Gone => idle::TCP_STALE,
-        Some(Protocol::Tcp) => tcp_patience(flags, fins, answered),
+        Some(Protocol::Tcp | Protocol::Sctp) if fate == Fate::Gone => idle::TCP_STALE,
+        Some(Protocol::Tcp | Protocol::Sctp) => tcp_patience(flags, fins, answered),
         _ if fate != Fate::Lives => Duration::ZERO,
         _ if answered => idle::UDP_ANSWERED,
         _ => idle::UDP_UNANSWERED,
@@ -86,9 +87,11 @@ fn patience(proto: u8, flags: u32, fins: usize, fate: Fate) -> Duration {
 }
 
 fn tcp_patience(flags: u32, fins: usize, answered: bool) -> Duration {
+    // Of a flow whose answers go their own way only the client's end is seen.
+    let all = if flags & CT_DSR != 0 && flags & CT_ENTRY != 0 { 1 } else { 2 };
     match fins {
         _ if flags & CT_RST != 0 => idle::TCP_RESET,
-        2 => idle::TCP_CLOSED,
+        fins if fins >= all => idle::TCP_CLOSED,
         _ if !answered => idle::TCP_UNANSWERED,
         1 => idle::TCP_HALF_CLOSED,
         _ => idle::TCP_ESTABLISHED,
@@ -307,6 +310,14 @@ mod tests {
         assert_eq!(lives(udp, CT_ANSWERED, CT_ANSWERED, 1, 0), 0, "a free slot");
         assert_eq!(lives(tcp, CT_ANSWERED, CT_ANSWERED, 2, BACKEND_ACTIVE), 900);
         assert_eq!(lives(udp, CT_ANSWERED, CT_ANSWERED, 1, BACKEND_DRAINING), 180);
+    }
+
+    #[test]
+    fn of_a_direct_answer_the_clients_end_is_all_that_is_seen() {
+        let (here, there) = (CT_ANSWERED | CT_DSR | CT_ENTRY, CT_ANSWERED | CT_DSR);
+        assert_eq!(lives(6, here | CT_FIN, here, 1, BACKEND_ACTIVE), 60);
+        assert_eq!(lives(6, there | CT_FIN, there, 1, BACKEND_ACTIVE), 900);
+        assert_eq!(lives(132, CT_ANSWERED, CT_ANSWERED | CT_RST, 1, BACKEND_ACTIVE), 10, "SCTP as TCP");
     }
 
     #[test]

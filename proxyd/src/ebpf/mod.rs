@@ -24,6 +24,8 @@ mod settings;
 mod sim;
 mod slots;
 mod state;
+#[cfg(test)]
+mod tearing;
 mod view;
 mod write;
 

@@ -135,9 +135,13 @@ pub fn stranger(v4: bool) -> Addr {
     of(v4, [192, 168, 77, 150], [0xfd77, 0, 0, 0, 0, 0, 0, 0x150])
 }
 
-/// Where a packet to this address leaves the node; `None`: it has no route, or is for the node itself.
-pub fn route(to: Addr) -> Option<Dev> {
+/// Where a packet to this address leaves the node; `None`: it has no route, or is for the node itself. IPv6 has none from
+/// a group, either.
+pub fn route(from: Addr, to: Addr) -> Option<Dev> {
     let v4 = to.is_v4();
+    if !v4 && bytes16(from)[0] == 0xff {
+        return None;
+    }
     if v4 {
         let [a, b, c, d] = to.as_v4().to_ne_bytes();
         return match [a, b, c] {

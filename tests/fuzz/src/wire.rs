@@ -186,7 +186,7 @@ fn read6(frame: &[u8]) -> Read {
         }
         walked += 1;
         let at = packet.l4;
-        let [next, len, _, segments] = bytes(frame, at, end).ok_or(Malformed)?;
+        let [next, len, _, segments] = bytes(frame, at, frame.len()).ok_or(Malformed)?;
         packet.next_at = at - ETH;
         packet.l4 += match packet.tuple.proto {
             44 => {
@@ -200,10 +200,13 @@ fn read6(frame: &[u8]) -> Read {
                 }
                 8
             }
-            // To a stop on its way (RFC 8200 section 4.4).
+            // To a stop on its way (RFC 8200 section 4.4), whole or not: nobody's interest here.
             43 if segments != 0 => return Ok(None),
             _ => (usize::from(len) + 1) * 8,
         };
+        if packet.l4 > end {
+            return Err(Malformed);
+        }
         packet.tuple.proto = next;
         if packet.kind == Kind::Later {
             break;

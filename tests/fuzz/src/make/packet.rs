@@ -295,7 +295,7 @@ fn of_flow(dice: &mut Dice, model: &Model, flow: &Flow) -> (Draft, TcHook, Dev) 
         (TcHook::OverlayIn, Dev::Overlay)
     } else if let Some(dev) = pod(tuple.src) {
         from_pod(dev)
-    } else if place::route(tuple.src) == Some(Dev::Overlay) {
+    } else if place::route(tuple.dst, tuple.src) == Some(Dev::Overlay) {
         (draft.smac, draft.dmac) = (place::vtep_mac(2), place::vtep_mac(1));
         (TcHook::OverlayIn, Dev::Overlay)
     } else {
@@ -324,7 +324,7 @@ fn beside(dice: &mut Dice, model: &Model) -> Stimulus {
     let mut draft = Draft::of(&tuple);
     draft.flags = dice.pick(&[SYN, SYN, ACK, RST]);
     details(dice, &mut draft);
-    let dev = if place::route(tuple.src) == Some(Dev::Pod11) { Dev::Pod11 } else { Dev::Pod10 };
+    let dev = if place::route(tuple.dst, tuple.src) == Some(Dev::Pod11) { Dev::Pod11 } else { Dev::Pod10 };
     at(TcHook::Pod, dev, draft.frame())
 }
 

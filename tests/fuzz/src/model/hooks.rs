@@ -278,5 +278,5 @@ impl Model {
 
 /// Does the source live behind this device? The way back decides.
 pub(super) fn owns_source(dev: Dev, packet: &Packet) -> bool {
-    route(packet.tuple.src) == Some(dev)
+    route(packet.tuple.dst, packet.tuple.src) == Some(dev)
 }

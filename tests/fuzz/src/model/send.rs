@@ -27,9 +27,7 @@ impl Model {
         to: &Tuple,
         clamp: bool,
     ) -> Outcome {
-        // IPv6 has no route from a group.
-        let group = !packet.v4 && to.src.0[0].to_ne_bytes()[0] == 0xff;
-        let Some(dev) = route(to.dst).filter(|_| !group) else { return self.drop(Counter::DropNoRoute) };
+        let Some(dev) = route(to.src, to.dst) else { return self.drop(Counter::DropNoRoute) };
         if largest(stimulus, packet) > dev.mtu() {
             return self.too_big(stimulus, packet, dev.mtu());
         }

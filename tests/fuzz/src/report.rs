@@ -36,7 +36,7 @@ fn summary(frame: &[u8]) -> String {
     if frame.len() < 14 {
         return format!("{} bytes", frame.len());
     }
-    match read(frame, |_| Some([0, 0])) {
+    match read(frame, false, |_| Some([0, 0])) {
         Seen::Foreign => "no flow's".into(),
         Seen::Malformed => "malformed".into(),
         Seen::Protocol(packet) => {

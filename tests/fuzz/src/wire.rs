@@ -116,11 +116,12 @@ impl Packet {
     }
 }
 
-/// Reads a frame. `ports`: those of the first fragment of a datagram, if they are known.
-pub fn read(frame: &[u8], ports: impl FnOnce(&FragKey) -> Option<[u16; 2]>) -> Seen {
+/// Reads a frame. `big`: it is still to be cut into segments, and may be longer than its header can say (BIG TCP: it
+/// says 0 then). `ports`: those of the first fragment of a datagram, if they are known.
+pub fn read(frame: &[u8], big: bool, ports: impl FnOnce(&FragKey) -> Option<[u16; 2]>) -> Seen {
     match be16(frame, 12) {
-        0x0800 => read4(frame),
-        0x86dd => read6(frame),
+        0x0800 => read4(frame, big),
+        0x86dd => read6(frame, big),
         _ => Ok(None),
     }
     .map_or(Seen::Malformed, |packet| packet.map_or(Seen::Foreign, |packet| transport(frame, packet, ports)))
@@ -131,10 +132,13 @@ struct Malformed;
 
 type Read = Result<Option<Packet>, Malformed>;
 
-fn read4(frame: &[u8]) -> Read {
+fn read4(frame: &[u8], big: bool) -> Read {
     let ip: [u8; 20] = bytes(frame, ETH, frame.len()).ok_or(Malformed)?;
     let header = usize::from(ip[0] & 0xf) * 4;
-    let total = usize::from(be16(&ip, 2));
+    let total = match usize::from(be16(&ip, 2)) {
+        0 if big => frame.len() - ETH,
+        total => total,
+    };
     if ip[0] >> 4 != 4 || header < 20 || total < header || ETH + total > frame.len() {
         return Err(Malformed);
     }
@@ -159,9 +163,12 @@ fn read4(frame: &[u8]) -> Read {
     }))
 }
 
-fn read6(frame: &[u8]) -> Read {
+fn read6(frame: &[u8], big: bool) -> Read {
     let ip: [u8; 40] = bytes(frame, ETH, frame.len()).ok_or(Malformed)?;
-    let end = ETH + 40 + usize::from(be16(&ip, 4));
+    let end = match usize::from(be16(&ip, 4)) {
+        0 if big => frame.len(),
+        len => ETH + 40 + len,
+    };
     if ip[0] >> 4 != 6 || end > frame.len() {
         return Err(Malformed);
     }

@@ -64,7 +64,14 @@ fn odd(dice: &mut Dice, stimulus: &mut Stimulus) {
         0 => stimulus.mark = MARK_HOST,
         1 => stimulus.mark = dice.next() as u32,
         2 => stimulus.done = true,
-        3 if is_whole(&stimulus.frame) => stimulus.gso = dice.pick(&[100, 1000, 1200, 1250, 1400, 1448]),
+        3 if is_whole(&stimulus.frame) => {
+            stimulus.gso = dice.pick(&[100, 1000, 1200, 1250, 1400, 1448]);
+            if dice.one_in(3) {
+                // Longer than 64 KiB, for all that the header says.
+                let at = if stimulus.frame[12] == 8 { ETH + 2 } else { ETH + 4 };
+                stimulus.frame[at..at + 2].fill(0);
+            }
+        }
         4..=7 => mutate(dice, &mut stimulus.frame),
         8 => {
             // Padded, as Ethernet does.
@@ -90,7 +97,7 @@ fn odd(dice: &mut Dice, stimulus: &mut Stimulus) {
 
 /// What can be segments put together.
 fn is_whole(frame: &[u8]) -> bool {
-    matches!(read(frame, |_| None), Seen::Flow(packet) if packet.kind == Kind::Whole && packet.tuple.proto != SCTP)
+    matches!(read(frame, false, |_| None), Seen::Flow(packet) if packet.kind == Kind::Whole && packet.tuple.proto != SCTP)
 }
 
 /// Breaks a frame.

@@ -28,7 +28,7 @@ impl Model {
 
     /// `Err`: it is no flow's, and this becomes of it. `clients`: whoever sends here may ask for services.
     fn read(&mut self, stimulus: &Stimulus, clients: bool) -> Result<Packet, Outcome> {
-        match read(&stimulus.frame, |key| self.frags.get(key).copied()) {
+        match read(&stimulus.frame, stimulus.gso != 0, |key| self.frags.get(key).copied()) {
             Seen::Flow(packet) => Ok(packet),
             Seen::Protocol(packet) if clients && self.table.known(packet.tuple.dst).is(ADDR_CLUSTER_IP) => {
                 Err(if self.back == Back::Own && self.table.known(packet.tuple.src).node != NODE_SELF {
@@ -48,6 +48,10 @@ impl Model {
     }
 
     fn from_pod(&mut self, stimulus: &Stimulus) -> Outcome {
+        if stimulus.mark == MARK_HOST {
+            // An answer to a process of the host that talked to this pod: it goes on into the stack.
+            return Outcome { mark: 0, ..pass(stimulus) };
+        }
         let packet = match self.read(stimulus, true) {
             Ok(packet) => packet,
             Err(outcome) => return outcome,

@@ -240,6 +240,10 @@ pub fn confirmed(key: &Tuple, request: &mut Flow) {
 #[inline(never)]
 fn occupied(reply_key: &Tuple, key: &Tuple) -> bool {
     let Some(other) = maps::other() else { return true };
+    if reply_key == key {
+        // Sent to itself: requests could not be told from replies.
+        return true;
+    }
     if !peek(reply_key, other) {
         return false;
     }

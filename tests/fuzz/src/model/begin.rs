@@ -305,6 +305,10 @@ impl Model {
         });
         for port in kept.into_iter().chain(tried) {
             flow.to.sport = port;
+            if flow.back() == flow.from {
+                // Sent to itself: requests could not be told from replies.
+                continue;
+            }
             if let Some((other, _)) = self.flows.find(&flow.back()) {
                 if !self.is_over(self.flows.get(other)) {
                     continue;

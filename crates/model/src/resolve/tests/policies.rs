@@ -169,3 +169,24 @@ fn fault_080_affinity_is_set_and_unset_on_every_frontend() {
         assert_eq!(affinities(seconds), [seconds; 3]);
     }
 }
+
+/// Maglev tables are made of the active backends: every node must have the same, in the same order.
+#[test]
+fn fault_093_all_nodes_choose_among_the_same_for_clients_from_outside() {
+    let ends = (1..=3).flat_map(|node| (1..=9).map(move |host| (node, host)));
+    let ends: Vec<Endpoint> = ends
+        .map(|(node, host)| {
+            endpoint(&format!("10.244.{node}.{host}"), None, if host % 4 == 0 { "ending" } else { "ready" })
+        })
+        .collect();
+    let mut turned = ends.clone();
+    turned.reverse();
+    let table = |local: &str, ends: &[Endpoint]| {
+        let web = vec![web(TrafficPolicy::Cluster, TrafficPolicy::Cluster)];
+        let lists = vec![list("web", "a", ends.to_vec())];
+        services(&snapshot(three_nodes(), web, lists), &name(local), &Rules::default()).0.frontends
+    };
+    let first = table("n1", &ends);
+    assert!(first.values().any(|frontend| frontend.outside == Some(Outside::Cluster)));
+    assert!(["n2", "n3", "stranger"].iter().all(|local| table(local, &turned) == first));
+}

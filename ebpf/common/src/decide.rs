@@ -82,10 +82,12 @@ pub fn find<T: Tables>(
     nodes: Nodes,
     copy: &mut Frontend,
 ) -> Found {
-    // What `addrs` does not list is looked for all the same, as long as not every writer lists it.
     let known = tables.addr(addr);
+    if known.kind == 0 {
+        return Found::Nothing;
+    }
     let mut key = FrontendKey { addr: *addr, net: 0, port, proto, zero: 0 };
-    if known.kind == 0 || known.is(ADDR_CLUSTER_IP | ADDR_EXTERNAL) {
+    if known.is(ADDR_CLUSTER_IP | ADDR_EXTERNAL) {
         match tables.frontend(&key, copy) {
             Copied::Whole => return Found::Frontend,
             Copied::Absent if known.is(ADDR_CLUSTER_IP) => return Found::Undefined,

@@ -446,62 +446,6 @@ pub struct FragPorts {
     pub dport: u16,
 }
 
-/// Key of the LRU hash `sock_rev`: the service's address of a translated socket, for `getpeername` and
-/// `recvmsg`.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct SockKey {
-    /// `bpf_get_socket_cookie`.
-    pub cookie: u64,
-    /// The backend's address (`sock_rev`) or the frontend's (`sock_udp`).
-    pub addr: Addr,
-    /// Network byte order.
-    pub port: u16,
-    pub proto: u8,
-    pub zero: [u8; 5],
-}
-
-/// The value of `sock_rev`: the address that the application asked for.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct SockPeer {
-    pub addr: Addr,
-    /// Network byte order.
-    pub port: u16,
-    pub zero: u16,
-    /// [`SockPeer::sum`].
-    pub check: u32,
-}
-
-impl SockPeer {
-    #[inline(always)]
-    pub const fn sum(&self, key: &SockKey) -> u32 {
-        let [a0, a1] = self.addr.words();
-        let [k0, k1] = key.addr.words();
-        (sum(&[a0, a1, pair(self.port as u32, key.port as u32), key.cookie, k0, k1]) >> 32) as u32
-    }
-}
-
-/// The value of the LRU hash `sock_udp`: the backend that an unconnected UDP socket keeps for a frontend.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct SockChoice {
-    pub backend: u32,
-    pub generation: u32,
-    pub service: u32,
-    /// [`SockChoice::sum`].
-    pub check: u32,
-}
-
-impl SockChoice {
-    #[inline(always)]
-    pub const fn sum(&self, key: &SockKey) -> u32 {
-        let [k0, k1] = key.addr.words();
-        let ids = pair(self.backend, self.generation);
-        (sum(&[ids, pair(self.service, key.port as u32), key.cookie, k0, k1]) >> 32) as u32
-    }
-}
-
 /// The value of the hashes `services` (key: [`Frontend::service`]) and `node_names` (key: index into
 /// `nodes`): a name in UTF-8, filled up with zeros. The programs never read it. The longest name of a
 /// service's port in Kubernetes has 191 bytes, that of a node 253.
@@ -551,28 +495,6 @@ pub const REMOTE_SNAT: u32 = 1;
 /// As [`REMOTE_TUNNEL`], but the backend's node answers the client directly.
 pub const REMOTE_DSR: u32 = 2;
 
-/// FNV-1a over address, port and protocol of a backend, folded so that it is never 0. Both ends of a
-/// tunnel compute it; it finds the backend and proves nothing.
-pub fn choice_hash(addr: &Addr, port_be: u16, proto: u8) -> u32 {
-    let mut hash: u32 = 0x811c_9dc5;
-    let [p0, p1] = port_be.to_ne_bytes();
-    let words = addr.0.map(u32::to_ne_bytes);
-    for byte in words.iter().flatten().copied().chain([p0, p1, proto]) {
-        hash = (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193);
-    }
-    if hash == 0 { 1 } else { hash }
-}
-
-/// The first two bytes of the inner source MAC that marks a mesh packet; the other four are the
-/// [`choice_hash`]. Locally administered, unicast, and never the first byte of a VTEP's.
-pub const MESH_REQUEST: [u8; 2] = [0x0a, 0x48];
-/// The same for a request that the backend's node is to answer directly.
-pub const MESH_DSR: [u8; 2] = [0x06, 0x48];
-/// The same for a reply on its way back to the node that the client talked to.
-pub const MESH_REPLY: [u8; 2] = [0x0e, 0x48];
-/// The first byte of every VTEP's Ethernet address.
-pub const VTEP_MAC_FIRST: u8 = 0x02;
-
 /// Every bit of a sum counts in the upper ones, which pick a slot.
 #[inline(always)]
 const fn slot_hash(sum: u64) -> u32 {
@@ -601,115 +523,9 @@ const fn sum<const N: usize>(words: &[u64; N]) -> u64 {
 }
 
 #[cfg(feature = "user")]
-mod pod {
-    #![expect(unsafe_code, reason = "aya's Pod is an unsafe trait")]
-    use super::*;
-
-    macro_rules! pod { ($($t:ty),*) => { $(
-        // SAFETY: `repr(C)`, `Copy`, no padding (tested below), every bit pattern valid.
-        unsafe impl aya::Pod for $t {}
-    )* } }
-    pod!(
-        Addr,
-        FrontendKey,
-        Frontend,
-        Backend,
-        Node,
-        KnownAddr,
-        AffinityKey,
-        Affinity,
-        SourceKey,
-        ChoiceKey,
-        Tuple,
-        Flow,
-        SockKey,
-        SockPeer,
-        SockChoice,
-        Name,
-        RingBlock,
-        FragKey,
-        FragPorts,
-        Config
-    );
-}
-
+mod pod;
+mod socket;
 #[cfg(test)]
-mod tests {
-    use super::*;
+mod tests;
 
-    #[test]
-    fn nothing_has_padding() {
-        macro_rules! sum { ($t:ty: $($f:ident),*) => {{
-            let value = <$t>::default();
-            assert_eq!(size_of::<$t>(), 0 $(+ size_of_val(&value.$f))*, stringify!($t));
-        }} }
-        sum!(FrontendKey: addr, net, port, proto, zero);
-        sum!(Frontend: ring, ring_len, outside, outside_len, service, flags, affinity, zero, check);
-        sum!(AffinityKey: client, service, zero);
-        sum!(Affinity: backend, generation, seen, check);
-        sum!(SourceKey: service, addr);
-        sum!(Backend: addr, generation, node, port, proto, state, hash);
-        sum!(Node: state, mac, overlay, zero, underlay);
-        sum!(KnownAddr: node, kind);
-        sum!(ChoiceKey: service, hash);
-        sum!(Tuple: src, dst, sport, dport, proto, zero);
-        sum!(Flow: to, backend, generation, service, flags, node, ifindex, seen, check);
-        sum!(SockKey: cookie, addr, port, proto, zero);
-        sum!(SockPeer: addr, port, zero, check);
-        sum!(SockChoice: backend, generation, service, check);
-        sum!(FragKey: src, dst, id, proto, zero);
-        sum!(Config: remote, vxlan_ifindex, underlay_ifindex, tunnel_mtu, overlay4, overlay6, underlay4,
-            underlay6, snat_port_min, snat_port_max, vxlan_port, zero, fixed_time, fixed_random, vni,
-            host_netns, settling);
-    }
-
-    #[test]
-    fn a_torn_value_does_not_add_up() {
-        let key = |port| FrontendKey { addr: Addr::v4(7), port, proto: 6, ..Default::default() };
-        let a = Frontend { ring: 16, ring_len: 3, service: 1, ..Default::default() }.sealed(&key(80));
-        let b = Frontend { ring: 32, ring_len: 4, service: 2, ..Default::default() }.sealed(&key(81));
-        assert_eq!(a.check, a.sum(&key(80)));
-        assert_ne!(a.check, a.sum(&key(81)), "another key");
-        let torn = Frontend { ring: a.ring, ..b };
-        assert_ne!(torn.check, torn.sum(&key(81)));
-        let torn = Frontend { ring_len: a.ring_len, ..b };
-        assert_ne!(torn.check, torn.sum(&key(81)));
-    }
-
-    #[test]
-    fn one_client_hashes_alike_at_every_node_and_clients_spread() {
-        let tuple = |node, sport| Tuple {
-            src: Addr::v4(9),
-            dst: Addr::v4(node),
-            sport,
-            dport: 80,
-            proto: 6,
-            ..Default::default()
-        };
-        assert_eq!(tuple(1, 5).client_hash(), tuple(2, 5).client_hash());
-        let mut slots = [0; 10];
-        for sport in 0..10_000u16 {
-            let hash = u64::from(tuple(1, sport.to_be()).client_hash());
-            slots[((hash * 10) >> 32) as usize] += 1;
-        }
-        assert!(slots.iter().all(|n| (900..1100).contains(n)), "{slots:?}");
-    }
-
-    #[test]
-    fn mapped_addresses_are_told_from_native_ones() {
-        assert!(Addr::v4(0x0100_007f).is_v4());
-        assert!(!Addr::ANY6.is_v4() && Addr::ANY4.is_v4());
-    }
-
-    #[test]
-    fn loopback_is_one_address_or_a_whole_network() {
-        let v4 = |octets| Addr::v4(u32::from_ne_bytes(octets));
-        let v6 = |first: u32, last: u32| Addr([first.to_be(), 0, 0, last.to_be()]);
-        assert!(
-            v4([127, 0, 0, 1]).is_loopback() && v4([127, 255, 0, 9]).is_loopback() && v6(0, 1).is_loopback()
-        );
-        for other in [v4([126, 0, 0, 127]), v4([128, 0, 0, 1]), Addr::ANY4, Addr::ANY6, v6(1, 1), v6(0, 2)] {
-            assert!(!other.is_loopback(), "{other:?}");
-        }
-    }
-}
+pub use socket::*;

@@ -9,6 +9,8 @@
 mod counter;
 pub mod decide;
 mod layout;
+mod mesh;
 
 pub use counter::*;
 pub use layout::*;
+pub use mesh::*;

@@ -1,7 +1,7 @@
 //! Which service an address is, and which of its backends takes a new flow.
 
 use heddle_ebpf_common::{
-    ADDR_CLUSTER_IP, ADDR_NODE_PORTS, Addr, BACKEND_ACTIVE, BACKEND_DRAINING, FRONTEND_DROP,
+    ADDR_CLUSTER_IP, ADDR_EXTERNAL, ADDR_NODE_PORTS, Addr, BACKEND_ACTIVE, BACKEND_DRAINING, FRONTEND_DROP,
     FRONTEND_DROP_OUTSIDE, FRONTEND_LOCAL, FRONTEND_SOURCES, FrontendKey, NODE_SELF,
 };
 
@@ -36,10 +36,12 @@ impl Model {
     pub(super) fn frontend(&self, packet: &Packet, outside: bool) -> Found {
         let tuple = &packet.tuple;
         let key = FrontendKey { addr: tuple.dst, net: 0, port: tuple.dport, proto: tuple.proto, zero: 0 };
-        if let Some(front) = self.table.frontends.get(&key) {
+        let owner = self.table.known(tuple.dst);
+        if owner.is(ADDR_CLUSTER_IP | ADDR_EXTERNAL)
+            && let Some(front) = self.table.frontends.get(&key)
+        {
             return Found::Frontend(front.clone());
         }
-        let owner = self.table.known(tuple.dst);
         if owner.is(ADDR_CLUSTER_IP) {
             return Found::Undefined;
         }

@@ -50,7 +50,7 @@ fn summary(frame: &[u8]) -> String {
                 end(tuple.src, tuple.sport),
                 end(tuple.dst, tuple.dport),
                 packet.ttl,
-                packet.len()
+                packet.size()
             );
             let flags = "FSRPAU".chars().enumerate().filter(|(bit, _)| packet.flags >> bit & 1 != 0);
             let flags: String = flags.map(|(_, flag)| flag).collect();

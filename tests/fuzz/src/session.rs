@@ -36,7 +36,7 @@ pub struct Session<'a> {
 impl<'a> Session<'a> {
     pub fn begin(world: &'a mut World, table: &Table) -> Result<Self> {
         world.reset(table)?;
-        let before = world.state()?.counted;
+        let before = world.counted()?;
         Ok(Self { world, model: Model::new(table.clone(), ROOM as usize), before, steps: 0 })
     }
 

@@ -101,7 +101,7 @@ impl Packet {
     }
 
     /// Bytes of the IP packet.
-    pub fn len(&self) -> usize {
+    pub fn size(&self) -> usize {
         self.end - ETH
     }
 

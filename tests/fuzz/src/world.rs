@@ -45,6 +45,8 @@ pub struct World {
     programs: BTreeMap<&'static str, OwnedFd>,
     next_ring: u32,
     backends: u32,
+    /// A program may have written to the maps since they were emptied.
+    dirty: bool,
     out: Vec<u8>,
     /// Leaves the namespace alive.
     _netns: NetNs,
@@ -146,9 +148,10 @@ impl World {
             nodes: 16,
             addrs: 64,
             choices: 256,
-            ct_new: 1 << 12,
+            // Far more than a case needs: the kernel displaces entries long before there is no room.
+            ct_new: 1 << 11,
             ct: ROOM,
-            affinity: 1 << 12,
+            affinity: 1 << 10,
             sources: 64,
             sockets: 16,
         };
@@ -179,6 +182,7 @@ impl World {
             programs,
             next_ring: 0,
             backends: 0,
+            dirty: false,
             out: vec![0; 1 << 14],
             _netns: netns,
         };
@@ -195,7 +199,9 @@ impl World {
 
     /// Empties the maps and writes this table.
     pub fn reset(&mut self, table: &Table) -> Result<()> {
-        self.take_state()?;
+        if self.dirty {
+            self.take_state()?;
+        }
         for kind in 0..self.kinds.len() {
             self.kinds.set(kind, 0, 0)?;
         }
@@ -298,6 +304,7 @@ impl World {
 
     /// Runs the program of the hook. `summed`: the packet comes with the sum that a card computed.
     pub fn run(&mut self, stimulus: &Stimulus, summed: bool) -> Result<Ran<'_>> {
+        self.dirty = true;
         let mut context = [0; 48];
         context[MARK] = stimulus.mark;
         context[IFINDEX] = stimulus.dev.ifindex();
@@ -333,6 +340,7 @@ impl World {
 
     /// The same, and nothing is left.
     pub fn take_state(&mut self) -> Result<State> {
+        self.dirty = false;
         let take = |fd: &OwnedFd| sys::take_entries(fd.as_fd(), 512);
         let (new, answered) = (take(&self.ct[0])?, take(&self.ct[1])?);
         let frags: Vec<(FragKey, FragPorts)> = sys::take_entries(self.frags.as_fd(), 512)?;
@@ -358,10 +366,6 @@ impl World {
         frags: Vec<(FragKey, FragPorts)>,
         affinity: Vec<(AffinityKey, Affinity)>,
     ) -> Result<State> {
-        let mut counted = [0; Counter::COUNT as usize];
-        for (counter, _) in Counter::ALL {
-            counted[counter as usize] = self.datapath.maps.counter(counter)?;
-        }
         Ok(State {
             new: new.into_iter().collect(),
             answered: answered.into_iter().collect(),
@@ -372,7 +376,16 @@ impl World {
                 .map(|(key, of)| ((key.client, key.service), (of.backend, of.generation, of.seen)))
                 .collect(),
             conns: self.conns()?,
-            counted,
+            counted: self.counted()?,
         })
+    }
+
+    /// Since ever.
+    pub fn counted(&self) -> Result<[u64; Counter::COUNT as usize]> {
+        let mut counted = [0; Counter::COUNT as usize];
+        for (counter, _) in Counter::ALL {
+            counted[counter as usize] = self.datapath.maps.counter(counter)?;
+        }
+        Ok(counted)
     }
 }

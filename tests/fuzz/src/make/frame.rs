@@ -130,7 +130,7 @@ impl Draft {
         if self.is_v4() {
             let header = 20 + self.options.len();
             let field = fragment.map_or(if self.dont_fragment { 0x4000 } else { 0 }, |(offset, more)| {
-                offset / 8 | if more { 0x2000 } else { 0 }
+                (offset / 8) | if more { 0x2000 } else { 0 }
             });
             frame.extend_from_slice(&[8, 0, 0x40 | (header / 4) as u8, 0]);
             frame.extend_from_slice(&((header + body.len()) as u16).to_be_bytes());

@@ -62,7 +62,7 @@ fn odd(dice: &mut Dice, stimulus: &mut Stimulus) {
     stimulus.summed = dice.one_in(4);
     match dice.below(120) {
         0 => stimulus.mark = MARK_HOST,
-        1 => stimulus.mark = dice.next() as u32,
+        1 => stimulus.mark = dice.number() as u32,
         2 => stimulus.done = true,
         3 if is_whole(&stimulus.frame) => {
             stimulus.gso = dice.pick(&[100, 1000, 1200, 1250, 1400, 1448]);
@@ -121,7 +121,7 @@ pub fn mutate(dice: &mut Dice, frame: &mut Vec<u8>) {
         _ => {
             for _ in 0..=dice.below(8) {
                 let at = 12 + dice.below(frame.len() - 12);
-                frame[at] = dice.next() as u8;
+                frame[at] = dice.number() as u8;
             }
         }
     }
@@ -129,8 +129,8 @@ pub fn mutate(dice: &mut Dice, frame: &mut Vec<u8>) {
 
 /// Details that matter little, or should.
 fn details(dice: &mut Dice, draft: &mut Draft) {
-    draft.seq = dice.next() as u32;
-    draft.id = dice.next() as u32;
+    draft.seq = dice.number() as u32;
+    draft.id = dice.number() as u32;
     draft.ttl = dice.pick(&[64, 64, 64, 64, 64, 64, 255, 2, 1, 0]);
     draft.dont_fragment = !dice.one_in(4);
     draft.unsummed = dice.one_in(12);
@@ -210,14 +210,14 @@ fn request(dice: &mut Dice, model: &Model) -> (Draft, TcHook, Dev) {
     };
     let mut draft = Draft::of(&Tuple { src, dst, sport: client_port(dice), dport, proto, zero: [0; 3] });
     draft.flags = dice.pick(&[SYN, SYN, SYN, SYN, SYN, SYN, ACK, FIN | ACK, RST, SYN | ACK, SYN | FIN, 0]);
-    draft.ack = if draft.flags & ACK == 0 { 0 } else { dice.next() as u32 };
+    draft.ack = if draft.flags & ACK == 0 { 0 } else { dice.number() as u32 };
     details(dice, &mut draft);
     if hook == TcHook::OverlayIn {
         if dst == place::node(v4, 1) || dice.one_in(4) {
             draft.dst = place::node(v4, dice.pick(&[2, 2, 2, 3, 4, 1]));
         }
         let hash = match dice.below(6) {
-            0 => dice.next() as u32,
+            0 => dice.number() as u32,
             1 => 0,
             _ => {
                 let hashes: Vec<u32> = model.table.choices.keys().map(|(_, hash)| *hash).collect();
@@ -272,7 +272,7 @@ fn of_flow(dice: &mut Dice, model: &Model, flow: &Flow) -> (Draft, TcHook, Dev) 
         RST | ACK,
         0,
     ]);
-    draft.ack = dice.next() as u32;
+    draft.ack = dice.number() as u32;
     details(dice, &mut draft);
     let v4 = tuple.src.is_v4();
     let pod = |addr: Addr| {
@@ -411,7 +411,7 @@ fn vxlan(dice: &mut Dice, model: &Model) -> Stimulus {
     let inner = match dice.below(5) {
         0 => {
             let (mut draft, ..) = request(dice, model);
-            let (mark, hash) = (dice.pick(&[MESH_REQUEST, MESH_DSR]), dice.next() as u32);
+            let (mark, hash) = (dice.pick(&[MESH_REQUEST, MESH_DSR]), dice.number() as u32);
             mesh(dice, &mut draft, mark, hash);
             if dice.one_in(2) {
                 draft.dst = place::node(draft.is_v4(), from);
@@ -486,7 +486,7 @@ fn vxlan(dice: &mut Dice, model: &Model) -> Stimulus {
 /// Nothing that anybody would send.
 fn noise(dice: &mut Dice) -> Stimulus {
     let len = 14 + dice.below(120);
-    let mut frame: Vec<u8> = (0..len).map(|_| dice.next() as u8).collect();
+    let mut frame: Vec<u8> = (0..len).map(|_| dice.number() as u8).collect();
     let ether = dice.pick(&[[8, 0], [8, 0], [0x86, 0xdd], [0x86, 0xdd], [8, 6], [0x81, 0]]);
     frame[12..14].copy_from_slice(&ether);
     if len > 34 && dice.one_in(2) {

@@ -62,7 +62,7 @@ fn config(dice: &mut Dice) -> Config {
         snat_port_max: SNAT_PORTS.1,
         vxlan_port: place::VXLAN_PORT,
         fixed_time: 5 << 30,
-        fixed_random: dice.next() as u32 | 1,
+        fixed_random: dice.number() as u32 | 1,
         vni: place::VNI,
         settling: if dice.one_in(20) { 6 << 30 } else { 0 },
         ..Config::default()
@@ -216,7 +216,9 @@ pub fn change(dice: &mut Dice, table: &Table) -> Option<Change> {
             };
             Some(Change::Config(Box::new(config)))
         }
-        5 => Some(Change::Config(Box::new(Config { fixed_random: dice.next() as u32 | 1, ..table.config }))),
+        5 => {
+            Some(Change::Config(Box::new(Config { fixed_random: dice.number() as u32 | 1, ..table.config })))
+        }
         _ => {
             let later = dice.pick(&[1_000_000, 1 << 30, 40 << 30]);
             Some(Change::Config(Box::new(Config {

@@ -104,11 +104,11 @@ impl Model {
         let flow = self.flows.get(id).clone();
         if flow.has(CT_HOST) {
             return match own_device(&flow) {
-                Some(dev) => self.to_stack_by(stimulus, packet, &flow.to, dev),
+                Some(dev) => self.deliver_by(stimulus, packet, &flow.to, dev),
                 None if flow.has(CT_TUNNEL | CT_DSR) => {
-                    self.to_stack_by(stimulus, packet, &flow.to, Dev::Underlay)
+                    self.deliver_by(stimulus, packet, &flow.to, Dev::Underlay)
                 }
-                None => self.to_stack(stimulus, packet, &flow.to, false),
+                None => self.deliver(stimulus, packet, &flow.to, false),
             };
         }
         if flow.has(CT_ENTRY) {
@@ -155,7 +155,7 @@ impl Model {
             return self.by_tunnel(stimulus, packet, &to, node, Mesh::Reply);
         }
         if let Some(dev) = own_device(flow) {
-            return self.to_stack_by(stimulus, packet, &to, dev);
+            return self.deliver_by(stimulus, packet, &to, dev);
         }
         let clamp = flow.has(CT_DSR) && !flow.has(CT_ENTRY);
         self.by_route(stimulus, packet, &to, clamp)

@@ -18,11 +18,11 @@ impl Model {
     pub fn packet(&mut self, stimulus: &Stimulus) -> Outcome {
         self.back = Back::Device;
         match stimulus.hook {
-            TcHook::Pod => self.from_pod(stimulus),
-            TcHook::PodOut => self.to_pod(stimulus),
-            TcHook::UnderlayIn => self.from_outside(stimulus),
-            TcHook::UnderlayOut => self.to_outside(stimulus),
-            TcHook::OverlayIn => self.from_tunnel(stimulus),
+            TcHook::Pod => self.at_pod(stimulus),
+            TcHook::PodOut => self.at_pod_out(stimulus),
+            TcHook::UnderlayIn => self.at_underlay_in(stimulus),
+            TcHook::UnderlayOut => self.at_underlay_out(stimulus),
+            TcHook::OverlayIn => self.at_overlay_in(stimulus),
         }
     }
 
@@ -47,7 +47,7 @@ impl Model {
         packet.is_udp() && packet.tuple.dport == self.table.config.vxlan_port.to_be()
     }
 
-    fn from_pod(&mut self, stimulus: &Stimulus) -> Outcome {
+    fn at_pod(&mut self, stimulus: &Stimulus) -> Outcome {
         if stimulus.mark == MARK_HOST {
             // An answer to a process of the host that talked to this pod: it goes on into the stack.
             return Outcome { mark: 0, ..pass(stimulus) };
@@ -92,7 +92,7 @@ impl Model {
     }
 
     /// Replies of processes in the host network to pods.
-    fn to_pod(&mut self, stimulus: &Stimulus) -> Outcome {
+    fn at_pod_out(&mut self, stimulus: &Stimulus) -> Outcome {
         // Where there never was such a flow nothing is looked at.
         if !self.host_flows || stimulus.done {
             return pass(stimulus);
@@ -118,12 +118,12 @@ impl Model {
             return self.by_tunnel(stimulus, packet, &to, flow.node, Mesh::Reply);
         }
         match own_device(&flow) {
-            Some(dev) => self.to_stack_by(stimulus, packet, &to, dev),
-            None => self.to_stack(stimulus, packet, &to, flow.has(CT_DSR)),
+            Some(dev) => self.deliver_by(stimulus, packet, &to, dev),
+            None => self.deliver(stimulus, packet, &to, flow.has(CT_DSR)),
         }
     }
 
-    fn from_outside(&mut self, stimulus: &Stimulus) -> Outcome {
+    fn at_underlay_in(&mut self, stimulus: &Stimulus) -> Outcome {
         if stimulus.mark == MARK_HOST {
             // Translated already: it goes on into the stack.
             return Outcome { mark: 0, ..pass(stimulus) };
@@ -175,7 +175,7 @@ impl Model {
     }
 
     /// Replies of processes in the host network; what the node itself asks of services, past the socket hooks.
-    fn to_outside(&mut self, stimulus: &Stimulus) -> Outcome {
+    fn at_underlay_out(&mut self, stimulus: &Stimulus) -> Outcome {
         if stimulus.done {
             return pass(stimulus);
         }
@@ -214,7 +214,7 @@ impl Model {
         }
     }
 
-    fn from_tunnel(&mut self, stimulus: &Stimulus) -> Outcome {
+    fn at_overlay_in(&mut self, stimulus: &Stimulus) -> Outcome {
         let packet = match self.read(stimulus, false) {
             Ok(packet) => packet,
             Err(outcome) => return outcome,

@@ -90,7 +90,7 @@ impl Model {
 
     /// To a process in the host network, or its answer on its way out (then `clamp` says that the client's packets come
     /// through the tunnel).
-    pub(super) fn to_stack(
+    pub(super) fn deliver(
         &mut self,
         stimulus: &Stimulus,
         packet: &Packet,
@@ -112,14 +112,14 @@ impl Model {
     }
 
     /// The same, as if it had come in by this device of the underlay.
-    pub(super) fn to_stack_by(
+    pub(super) fn deliver_by(
         &mut self,
         stimulus: &Stimulus,
         packet: &Packet,
         to: &Tuple,
         dev: Dev,
     ) -> Outcome {
-        let outcome = self.to_stack(stimulus, packet, to, false);
+        let outcome = self.deliver(stimulus, packet, to, false);
         if outcome.verdict == Verdict::Drop {
             return outcome;
         }
@@ -225,7 +225,7 @@ fn has_sum(frame: &[u8], packet: &Packet) -> bool {
 /// The largest IP packet that leaves.
 fn largest(stimulus: &Stimulus, packet: &Packet) -> u32 {
     if stimulus.gso == 0 {
-        packet.len() as u32
+        packet.size() as u32
     } else {
         (packet.l4 - ETH + packet.header) as u32 + stimulus.gso
     }
@@ -301,7 +301,7 @@ fn reset(frame: &[u8], packet: &Packet) -> Vec<u8> {
 
 /// An ICMP error that quotes the packet.
 fn error(frame: &[u8], packet: &Packet, [kind, code]: [u8; 2], rest: u32) -> Option<Vec<u8>> {
-    let quote = if packet.v4 && packet.len() < QUOTE { LEAST } else { QUOTE };
+    let quote = if packet.v4 && packet.size() < QUOTE { LEAST } else { QUOTE };
     let quoted = frame.get(ETH..ETH + quote)?;
     let mut body = vec![kind, code, 0, 0];
     body.extend_from_slice(&rest.to_be_bytes());

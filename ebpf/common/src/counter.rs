@@ -41,10 +41,12 @@ pub enum Counter {
     DropNoBackend,
     /// A client whose address is not among those that the service allows.
     DropSource,
+    /// Passed on by XDP, before there was a socket buffer.
+    Xdp,
 }
 
 impl Counter {
-    pub const COUNT: u32 = Self::DropSource as u32 + 1;
+    pub const COUNT: u32 = Self::Xdp as u32 + 1;
 
     /// In the order of their indices, with the names that people see.
     pub const ALL: [(Self, &'static str); Self::COUNT as usize] = [
@@ -70,6 +72,7 @@ impl Counter {
         (Self::DropNotHere, "drop_not_here"),
         (Self::DropNoBackend, "drop_no_backend"),
         (Self::DropSource, "drop_source"),
+        (Self::Xdp, "xdp"),
     ];
 }
 

@@ -333,6 +333,7 @@ impl Way {
     #[inline(always)]
     fn send(self, frame: Frame) -> Option<u32> {
         frame.put(0, [self.dst, self.src])?;
+        count(Counter::Xdp);
         Some(XDP_TX)
     }
 
@@ -390,9 +391,11 @@ impl Wrapping {
         {
             return None;
         }
-        let (from, underlay) = (config.underlay4.as_v4(), node.underlay.as_v4());
+        // The address that the other nodes know this one by.
+        let own = NODES.get(NODE_SELF)?.underlay;
+        let (from, underlay) = (own.as_v4(), node.underlay.as_v4());
         let to = Tuple {
-            src: config.underlay4,
+            src: own,
             dst: node.underlay,
             sport: 0,
             dport: config.vxlan_port.to_be(),
@@ -437,6 +440,7 @@ impl Wrapping {
         frame.put(0, outer)?;
         frame.put(OUTER, [self.dst, self.src])?;
         count(Counter::TunnelSent);
+        count(Counter::Xdp);
         Some(XDP_TX)
     }
 }

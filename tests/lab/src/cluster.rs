@@ -137,6 +137,11 @@ impl Cluster {
         Ok(())
     }
 
+    /// `proxyd` is started with these arguments from now on.
+    pub fn plan_proxyd(&mut self, args: &[&str]) {
+        self.plan.proxyd = Some(args.iter().map(ToString::to_string).collect());
+    }
+
     /// The daemon `program` (`vxland`, `proxyd`) of node `node` (1 is the first), while it runs.
     pub fn daemon(&self, node: usize, program: &str) -> Option<&Process> {
         let list = if program == "vxland" { &self.vxland } else { &self.proxyd };

@@ -25,6 +25,7 @@ mod cmd;
 mod cni;
 mod daemon;
 pub mod description;
+mod driver;
 mod error;
 mod filesystem;
 mod firewall;

@@ -4,8 +4,10 @@
 //! other packet: one that left a node with a pod's or a service's address is a fault of the overlay. With
 //! default routes it is also their router, which knows no other network.
 
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
+use crate::driver::take_xdp;
 use crate::error::{Error, Result};
 use crate::owner::poll_until;
 use crate::place::Place;
@@ -124,6 +126,15 @@ impl Switch {
         });
         let what = format!("opening of the switch's ports {}", ports.join(", "));
         open.then_some(()).ok_or_else(|| Error::Timeout { what, waited, detail: indent(&seen) })
+    }
+
+    /// Makes the port of a node take what the driver of the node's device sends by itself (XDP), for as long as
+    /// what is returned is there.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn take_xdp(&self, port: &str) -> Result<OwnedFd> {
+        take_xdp(&self.place, port)
     }
 
     /// Lets through one more address, which a node or client has by now.

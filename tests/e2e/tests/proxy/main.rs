@@ -24,3 +24,4 @@ mod status;
 mod udp;
 mod unhooked;
 mod world;
+mod xdp;

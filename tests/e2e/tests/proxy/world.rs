@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
@@ -80,6 +81,8 @@ pub struct World {
     pub web2: Backend,
     pub visitor: Pod,
     pub _host2: Server,
+    /// Of the switch's ports; see [`World::start_xdp`].
+    _drivers: Vec<OwnedFd>,
     // Last: pods and servers end before their lab.
     pub cluster: Cluster,
 }
@@ -111,6 +114,23 @@ impl World {
         Self::on(Cluster::on(lab, plan)?)
     }
 
+    /// With further arguments for proxyd, on devices that do what network cards do for XDP: frames that a driver
+    /// sends by itself are taken, and checksums are finished.
+    pub fn start_xdp(builder: Builder, args: &[&str]) -> Result<Self> {
+        let lab = builder.build()?;
+        let mut drivers = Vec::new();
+        for node in lab.nodes() {
+            lab.manifests().node(node)?;
+            drivers.push(lab.switch().take_xdp(node.name())?);
+        }
+        for place in lab.nodes().iter().map(|node| node.place()).chain(lab.clients().iter().map(|c| &**c)) {
+            place.run("ethtool -K eth0 tx off")?;
+        }
+        let plan = args.iter().fold(Plan::default(), |plan, arg| plan.proxyd_arg(arg));
+        let world = Self::on(Cluster::on(lab, plan)?)?;
+        Ok(Self { _drivers: drivers, ..world })
+    }
+
     /// The pods of a node share a bridge, and no socket hook sees any process.
     pub fn start_bridged(builder: Builder) -> Result<Self> {
         let lab = builder.build()?;
@@ -136,6 +156,7 @@ impl World {
             web2: cluster.backend(2, "web-2", WEB.target)?,
             visitor: cluster.pod(3, "visitor")?,
             _host2: cluster.node(2).serve("host-2", HOST.target)?,
+            _drivers: Vec::new(),
             cluster,
         };
         let (one, two) = (world.web1.endpoint(), world.web2.endpoint());
@@ -191,6 +212,17 @@ impl World {
         let nodes = self.cluster.nodes().iter().map(|node| (node.place(), None));
         pods.into_iter().chain(nodes).collect()
     }
+}
+
+/// What `proxyd status` says of frontends and their backends, without what changes with every packet.
+pub fn tables(status: &Value) -> Vec<String> {
+    let frontends = list(&status["frontends"]).iter().map(|frontend| {
+        let backends = list(&frontend["backends"]).iter().map(|backend| {
+            format!("{} {} {} {}", backend["address"], backend["state"], backend["node"], backend["by"])
+        });
+        format!("{} {}: {:?}", frontend["address"], frontend["name"], backends.collect::<Vec<_>>())
+    });
+    frontends.collect()
 }
 
 /// `proxyd status` on a node.

@@ -28,6 +28,12 @@ pub trait Dataplane: Send {
     /// What the kernel holds. Adopts, never flushes: what a previous process left is read as it is.
     fn observe(&mut self) -> Result<ServiceTable, Error>;
 
+    /// What the kernel holds, if that is known without asking it: nobody else writes there, and no write has failed
+    /// half-way.
+    fn recall(&self) -> Option<ServiceTable> {
+        None
+    }
+
     /// What the kernel holds is `table`, all of it.
     fn settled(&mut self, table: &ServiceTable) {
         let _ = table;

@@ -20,6 +20,8 @@ pub type Finder = Box<dyn FnMut(&[IpAddr]) -> Found + Send>;
 pub struct Services<D> {
     pub dataplane: D,
     find: Finder,
+    /// What it found for which addresses, if nothing has happened since.
+    found: Option<(Vec<IpAddr>, Found)>,
     node: NodeName,
     rules: Rules,
     resolver: Resolver,
@@ -60,7 +62,7 @@ impl fmt::Display for Part {
 
 impl<D: Dataplane> Services<D> {
     pub fn new(dataplane: D, find: Finder, node: NodeName, rules: Rules) -> Self {
-        Self { dataplane, find, node, rules, resolver: Resolver::default() }
+        Self { dataplane, find, found: None, node, rules, resolver: Resolver::default() }
     }
 
     fn take_devices(&mut self, devices: &Found) -> Result<(), Error> {
@@ -99,7 +101,12 @@ impl<D: Dataplane> Target for Services<D> {
                 .map(|lack| Problem::new(Object::Frontend(lack.frontend), What::Said(lack.what))),
         );
         let addresses = self.resolver.nodes().accepted.get(&self.node).map(|node| node.addresses.as_slice());
-        let devices = (self.find)(addresses.unwrap_or_default());
+        let addresses = addresses.unwrap_or_default();
+        let devices = match self.found.take() {
+            Some((known, found)) if known == addresses => (known, found),
+            _ => (addresses.to_vec(), (self.find)(addresses)),
+        };
+        let devices = self.found.insert(devices).1.clone();
         (State { devices: Some(devices), table }, problems)
     }
 
@@ -112,6 +119,18 @@ impl<D: Dataplane> Target for Services<D> {
         // Last: hooks come when the tables that they look into are as they must be.
         let changed = desired.devices.clone().filter(|_| desired.devices != observed.devices);
         table.chain(changed.map(Step::Devices)).collect()
+    }
+
+    fn recall(&mut self) -> Option<State> {
+        Some(State { devices: None, table: self.dataplane.recall()? })
+    }
+
+    fn stirred(&mut self) {
+        self.found = None;
+    }
+
+    fn settled(&mut self, state: &State) {
+        self.dataplane.settled(&state.table);
     }
 
     /// Frontends that lead somewhere.

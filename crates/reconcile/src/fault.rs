@@ -53,6 +53,18 @@ impl<T: Target> Target for Faulty<T> {
         self.inner.takes_away(observed, step)
     }
 
+    fn recall(&mut self) -> Option<T::State> {
+        self.inner.recall()
+    }
+
+    fn stirred(&mut self) {
+        self.inner.stirred();
+    }
+
+    fn settled(&mut self, state: &T::State) {
+        self.inner.settled(state);
+    }
+
     fn part(step: &T::Step) -> T::Part {
         T::part(step)
     }

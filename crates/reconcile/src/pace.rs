@@ -12,7 +12,9 @@ pub struct Pace {
     /// How long the first pass waits for sources that are not synced: usually they are at once, and the pass
     /// is a whole one. Nothing is lost meanwhile, what is in the kernel works on.
     pub patience: Duration,
-    /// Quiet time after something happened before the loop acts: what comes in a burst is done at once.
+    /// What comes after the loop has been idle for so long is done at once.
+    pub calm: Duration,
+    /// Else: quiet time after something happened before the loop acts, so that what comes in a burst is done together.
     pub quiet: Duration,
     /// It acts after this long even if it never becomes quiet.
     pub longest: Duration,
@@ -32,8 +34,9 @@ impl Default for Pace {
     fn default() -> Self {
         Self {
             patience: Duration::from_secs(1),
+            calm: Duration::from_millis(50),
             quiet: Duration::from_millis(10),
-            longest: Duration::from_millis(200),
+            longest: Duration::from_millis(50),
             resync: Duration::from_secs(30),
             first_retry: Duration::from_millis(100),
             last_retry: Duration::from_secs(30),

@@ -9,7 +9,9 @@
 //!   things are made, and what was made here may be changed.
 //! - A part that failed waits (longer each time) without holding up the others.
 //! - After a pass without failure only what changed between two desired states is done, without asking the
-//!   kernel. An event of the kernel, a failure and the resync timer make a full pass: observe, diff, apply.
+//!   kernel. A retry and the resync timer make a full pass: observe, diff, apply. So does an event of the kernel, or a
+//!   change after a failure, unless the target [knows](Target::recall) what there is.
+//! - What comes alone is done at once; what comes soon after a pass waits a little for what comes with it.
 //! - A great loss is not believed before it has lasted ([`guard`](crate::guard)); what is new is made meanwhile.
 //! - A full pass over what is already as it must be writes nothing.
 
@@ -81,7 +83,7 @@ impl<T: Target<Input = Snapshot>> Runner<T> {
             }
         }
         let mut rest = Rest::default();
-        let mut resync = rest.after(|| self.pass(&snapshot, true));
+        let mut resync = rest.after(|| self.pass(&snapshot, true, true));
         let mut tend = Instant::now() + self.pace.tend;
         loop {
             // Not one of the branches below: in a storm of events it would never have its turn.
@@ -92,44 +94,48 @@ impl<T: Target<Input = Snapshot>> Runner<T> {
                 }
             }
             let retry = self.backoff.next().into_iter().chain(self.guard.until()).min();
-            let mut full = false;
+            let (mut full, mut stirred) = (false, false);
             tokio::select! {
                 biased;
                 _ = &mut stop => return self.target,
                 newer = store.changed() => snapshot = newer,
-                () = kernel.notified() => full = true,
+                () = kernel.notified() => stirred = true,
                 () = sleep_until(retry.unwrap_or(resync)), if retry.is_some() => full = true,
                 () = sleep_until(resync) => full = true,
                 () = sleep_until(tend) => continue,
             }
-            // What comes in a burst is done at once.
+            // What comes in a burst is done together.
             let limit = rest.until.max(Instant::now() + self.pace.longest);
-            loop {
+            let alone = Instant::now() >= rest.until.max(rest.ended + self.pace.calm);
+            while !alone {
                 let quiet = rest.until.max(Instant::now() + self.pace.quiet).min(limit);
                 tokio::select! {
                     biased;
                     _ = &mut stop => return self.target,
                     () = sleep_until(quiet) => break,
                     newer = store.changed() => snapshot = newer,
-                    () = kernel.notified() => full = true,
+                    () = kernel.notified() => stirred = true,
                 }
             }
             full |= Instant::now() >= resync;
-            let next = rest.after(|| self.pass(&snapshot, full));
+            let next = rest.after(|| self.pass(&snapshot, full, stirred));
             if full || self.settled.is_none() {
                 resync = next;
             }
         }
     }
 
-    /// One pass; says when the next full one is due if nothing happens.
-    fn pass(&mut self, snapshot: &Snapshot, full: bool) -> Instant {
+    /// One pass; says when the next full one is due if nothing happens. `stirred`: something in the kernel changed.
+    fn pass(&mut self, snapshot: &Snapshot, full: bool, stirred: bool) -> Instant {
         let now = Instant::now();
         let mut status = Status::clone(&self.status.borrow());
         status.revision = snapshot.revision;
         status.synced = snapshot.synced;
         let mut troubles = BTreeMap::new();
         let mut trouble = |object: String, what: String| add(&mut troubles, object, &what);
+        if full || stirred || self.settled.is_none() {
+            self.target.stirred();
+        }
         let (desired, problems) = self.target.desired(snapshot);
         for problem in snapshot.problems.iter().chain(&problems) {
             trouble(problem.object.to_string(), problem.what.to_string());
@@ -142,12 +148,11 @@ impl<T: Target<Input = Snapshot>> Runner<T> {
         }
         // The pass that makes it ready is a full one, also if those before it had nothing to do.
         let first = snapshot.synced && !status.ready;
-        let settled = self.settled.take().filter(|_| !full && !first);
-        let full = settled.is_none();
-        let observed = match settled {
-            Some(settled) => Ok(settled),
-            None => self.target.observe(),
-        };
+        let must = full || first;
+        let settled = self.settled.take().filter(|_| !must && !stirred);
+        let known = settled.or_else(|| if must { None } else { self.target.recall() });
+        let full = known.is_none();
+        let observed = known.map_or_else(|| self.target.observe(), Ok);
         match observed {
             Err(error) => {
                 let why = format!("cannot observe: {error}");
@@ -158,6 +163,9 @@ impl<T: Target<Input = Snapshot>> Runner<T> {
                 self.backoff.forget(&None);
                 let complete = self.drive(&observed, &desired, snapshot.synced, &mut status, &mut trouble);
                 if complete {
+                    if full {
+                        self.target.settled(&desired);
+                    }
                     self.settled = Some(desired);
                 }
                 if complete && full && snapshot.synced && !status.ready {
@@ -227,11 +235,13 @@ impl<T: Target<Input = Snapshot>> Runner<T> {
             return complete;
         }
         let outcome = self.target.apply(steps);
+        // What failed together is tried again together: it may be that only all of it makes sense.
+        let spread = self.random.next();
         for (part, why) in &outcome.failed {
             complete = false;
             status.failed += 1;
             trouble(part.to_string(), why.clone());
-            self.backoff.failed(Some(part.clone()), why.clone(), now, &self.pace, &mut self.random);
+            self.backoff.failed(Some(part.clone()), why.clone(), now, &self.pace, &mut Random::new(spread));
             parts.remove(part);
         }
         status.done += parts.len() as u64;
@@ -250,11 +260,12 @@ impl<T: Target<Input = Snapshot>> Runner<T> {
 /// and not a whole one.
 struct Rest {
     until: Instant,
+    ended: Instant,
 }
 
 impl Default for Rest {
     fn default() -> Self {
-        Self { until: Instant::now() }
+        Self { until: Instant::now(), ended: Instant::now() }
     }
 }
 
@@ -262,7 +273,8 @@ impl Rest {
     fn after<R>(&mut self, pass: impl FnOnce() -> R) -> R {
         let start = Instant::now();
         let outcome = pass();
-        self.until = Instant::now() + start.elapsed().min(Duration::from_secs(1));
+        self.ended = Instant::now();
+        self.until = self.ended + start.elapsed().min(Duration::from_secs(1));
         outcome
     }
 }

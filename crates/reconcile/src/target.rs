@@ -43,6 +43,18 @@ pub trait Target: Send {
         Self::effect(step) == Effect::Remove
     }
 
+    /// What is, as far as it is known for certain without asking the kernel, after an event of the kernel or a step that
+    /// failed. What the event may be about is left open. `None`: it must be observed.
+    fn recall(&mut self) -> Option<Self::State> {
+        None
+    }
+
+    /// Something in the kernel may have changed since the last pass: what follows from it is to be looked up again.
+    fn stirred(&mut self) {}
+
+    /// After an observation: what is, is `state`.
+    fn settled(&mut self, _state: &Self::State) {}
+
     fn part(step: &Self::Step) -> Self::Part;
 
     fn effect(step: &Self::Step) -> Effect;

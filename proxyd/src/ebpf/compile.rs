@@ -239,6 +239,9 @@ impl State {
                 slots.push(slot);
                 change.fresh.push(slot);
                 change.before.push((Write::Backend(slot, element), None));
+                if generation > 1 {
+                    change.before.push((Write::Unused(slot), None));
+                }
             }
         }
         change.left = known.gone;

@@ -59,6 +59,7 @@ struct Batches {
     frontends: OwnedFd,
     ring: OwnedFd,
     backends: OwnedFd,
+    conns: OwnedFd,
     choices: OwnedFd,
     services: OwnedFd,
     addrs: OwnedFd,
@@ -77,6 +78,7 @@ impl Batches {
             frontends: open("frontends")?,
             ring: open("ring")?,
             backends: open("backends")?,
+            conns: open("conns")?,
             choices: open("choices")?,
             services: open("services")?,
             addrs: open("addrs")?,
@@ -181,6 +183,7 @@ impl Kernel {
         }
         match writes[0] {
             Write::Backend(..) => run!(backends, Write::Backend(slot, value) => *slot, *value),
+            Write::Unused(..) => run!(conns, Write::Unused(slot) => *slot, 0u64),
             Write::Choice(..) => run!(choices, Write::Choice(key, Some(slot)) => *key, *slot),
             Write::Service(..) => run!(services, Write::Service(id, Some(name)) => *id, encode::name(name)),
             Write::Frontend(..) => run!(frontends, Write::Frontend(key, Some(value)) => *key, *value),
@@ -273,6 +276,7 @@ impl Maps for Kernel {
             Write::Ports(index, word) => {
                 self.maps.ports.set(*index, *word, 0).map_err(failed("write", "ports"))
             }
+            Write::Unused(slot) => self.maps.conns.set(*slot, 0, 0).map_err(failed("write", "conns")),
             Write::Service(id, name) => set!(self.services, id, name.as_deref().map(encode::name)),
             Write::Choice(key, slot) => set!(self.choices, key, slot),
             Write::Ring(start, slots) => Ok(self.maps.write_ring(*start, slots)?),

@@ -19,6 +19,8 @@ mod nodes;
 mod place;
 mod project;
 mod read;
+#[cfg(test)]
+mod scale;
 mod settings;
 #[cfg(test)]
 mod sim;
@@ -380,6 +382,10 @@ impl Dataplane for Ebpf {
             state.stale = true;
         }
         Ok(self.state()?.table())
+    }
+
+    fn recall(&self) -> Option<ServiceTable> {
+        self.state.as_ref().filter(|state| !state.stale).map(State::table)
     }
 
     fn settled(&mut self, table: &ServiceTable) {

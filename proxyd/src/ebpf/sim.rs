@@ -180,6 +180,7 @@ impl Maps for Sim {
             Write::KnownAddr(addr, at) => set(&mut self.addrs, addr, at),
             Write::Range(range, node) => set(&mut self.ranges, range, node),
             Write::Grace => self.readers.clear(),
+            Write::Unused(_) => {}
         }
         self.check();
         Ok(())
@@ -480,7 +481,7 @@ impl Maps for Unchecked {
             Write::Node(index, node) => drop(self.0.nodes.insert(*index, *node)),
             Write::NodeName(index, name) => set(&mut self.0.node_names, index, name),
             Write::Range(range, node) => set(&mut self.0.ranges, range, node),
-            Write::Grace => {}
+            Write::Grace | Write::Unused(_) => {}
         }
         Ok(())
     }

@@ -10,6 +10,8 @@ pub enum Write {
     /// A range of addresses that a service allows; or no more.
     Source(u32, IpNetwork, bool),
     Backend(u32, Backend),
+    /// The slot's new backend has served nobody.
+    Unused(u32),
     Choice(ChoiceKey, Option<u32>),
     /// The slots from this one on.
     Ring(u32, Vec<u32>),
@@ -40,6 +42,7 @@ impl Write {
             Self::NodeName(..) => 9,
             Self::Range(..) => 10,
             Self::Grace => 11,
+            Self::Unused(..) => 12,
         }
     }
 }

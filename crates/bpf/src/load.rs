@@ -11,8 +11,8 @@ use aya::maps::MapType;
 use aya::programs::{Program, ProgramError};
 use heddle_ebpf_common::{
     Addr, Affinity, AffinityKey, Backend, ChoiceKey, Config, Counter, Flow, FragKey, FragPorts, Frontend,
-    FrontendKey, KnownAddr, Name, Node, PORTS_LEN, RingBlock, SockChoice, SockKey, SockPeer, SourceKey,
-    Tuple,
+    FrontendKey, KnownAddr, Name, Node, PORTS_LEN, RingBlock, Routes, SockChoice, SockKey, SockPeer,
+    SourceKey, Tuple,
 };
 
 use crate::pins::{entries, inspect, remove_any};
@@ -110,6 +110,7 @@ impl Sizes {
             spec("nodes", Array, 4, size_of::<Node>(), self.nodes),
             spec("addrs", Hash, size_of::<Addr>(), size_of::<KnownAddr>(), self.addrs),
             spec("ports", Array, 4, 8, PORTS_LEN),
+            spec("routes", Array, 4, size_of::<Routes>(), 1),
             spec("ranges", LpmTrie, lpm_key, 4, self.addrs),
             spec("affinity", LruHash, size_of::<AffinityKey>(), size_of::<Affinity>(), self.affinity),
             spec("sources", LpmTrie, source_key, 4, self.sources),

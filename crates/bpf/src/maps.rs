@@ -7,7 +7,7 @@ use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray};
 use heddle_ebpf_common::{
     Addr, Affinity, AffinityKey, Backend, ChoiceKey, Config, Counter, Flow, Frontend, FrontendKey, KnownAddr,
-    Name, Node, RING_BLOCK, RingBlock, SockChoice, SockKey, SockPeer, SourceKey, Tuple,
+    Name, Node, RING_BLOCK, RingBlock, Routes, SockChoice, SockKey, SockPeer, SourceKey, Tuple,
 };
 
 use crate::{Error, Pins, Result, sys};
@@ -41,6 +41,7 @@ typed_maps! {
     addrs: HashMap<Addr, KnownAddr> as HashMap,
     /// Bits of ports, and at `PORTS_EXTERNAL` the number of external addresses.
     ports: Array<u64> as Array,
+    routes: Array<Routes> as Array,
     /// Pod ranges of the nodes (prefix length counts from the first bit of the mapped form: an IPv4 /24 is
     /// 120) -> index into `nodes`.
     ranges: LpmTrie<Addr, u32> as LpmTrie,

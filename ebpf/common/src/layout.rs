@@ -339,7 +339,7 @@ impl Tuple {
 ///
 /// A flow is two entries: one under the tuple of its requests, one (`CT_REPLY`) under the tuple of its
 /// replies. They live in the same map and die together: either names the other ([`Flow::peer`]), and
-/// all but `to`, `flags`, `ifindex` and `seen` is the same in both.
+/// all but `to`, `flags`, `ifindex`, `seen`, counts and way is the same in both.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Flow {
@@ -364,9 +364,24 @@ pub struct Flow {
     pub seen: u64,
     /// [`Flow::sum`]: another value means that the element was reused while it was read.
     pub check: u64,
+    /// Packets of this direction, and their bytes from the IP header on. Two processors that meet here lose some.
+    pub packets: u64,
+    pub bytes: u64,
+    /// The way that packets of this direction took last, straight to `to.dst`: interface, and how much an IP packet
+    /// may have there. Looked at only if `way` is [`Flow::way`].
+    pub out: u32,
+    pub mtu: u32,
+    pub way: u64,
 }
 
 impl Flow {
+    /// The value of `way` that belongs to `out` and `mtu` as they were found for a packet from interface `from`, in this
+    /// state of the routes. It binds them to the flow, too: an element may have been reused while they were written.
+    #[inline(always)]
+    pub const fn way(&self, routes: &Routes, from: u32) -> u64 {
+        sum(&[self.check, pair(self.out, self.mtu), routes.generation, from as u64])
+    }
+
     /// The key of the other entry of this flow.
     #[inline(always)]
     pub const fn peer(&self) -> Tuple {
@@ -374,7 +389,7 @@ impl Flow {
     }
 
     /// The value of `check` that belongs to this entry under `key`. What programs change in place
-    /// (`flags`, `ifindex`, `seen`) is left out.
+    /// (`flags`, `ifindex`, `seen`, counts, the way) is left out.
     #[inline(always)]
     pub const fn sum(&self, key: &Tuple) -> u64 {
         let [s0, s1] = key.src.words();
@@ -396,6 +411,18 @@ impl Flow {
             pair(self.service, self.node),
         ])
     }
+}
+
+/// The one element of the array `routes`: may a flow go the way that it went before? Written by user space at every
+/// change of links, addresses, routes or rules, and now and then while nothing changes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Routes {
+    /// Changes whenever they do, and is never what it was.
+    pub generation: u64,
+    /// CLOCK_MONOTONIC in ns: nobody has looked at the routes for longer than this, and the kernel is to be asked for
+    /// each packet.
+    pub until: u64,
 }
 
 /// This entry translates replies.

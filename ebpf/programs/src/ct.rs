@@ -6,7 +6,7 @@ use core::ffi::c_void;
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use aya_ebpf::helpers::generated::bpf_loop;
 use heddle_ebpf_common::{
-    BACKEND_FREE, CT_ANSWERED, CT_DSR, CT_ENTRY, CT_FIN, CT_REPLY, CT_RST, Config, Counter, Flow, Tuple,
+    BACKEND_FREE, CT_ANSWERED, CT_DSR, CT_ENTRY, CT_FIN, CT_REPLY, CT_RST, Config, Counter, Flow, Routes, Tuple,
 };
 
 use crate::maps::{self, BACKENDS, CT, CT_NEW, count};
@@ -35,10 +35,17 @@ impl Ports {
 /// An entry: what it said when it was read, and where it is.
 pub struct Entry<'a> {
     pub flow: &'a mut Flow,
+    /// Null: it was made by this very packet.
     place: *mut Flow,
 }
 
-impl Entry<'_> {
+impl<'a> Entry<'a> {
+    /// Of a flow that was made just now.
+    #[inline(always)]
+    pub fn fresh(flow: &'a mut Flow) -> Self {
+        Self { flow, place: core::ptr::null_mut() }
+    }
+
     #[inline(always)]
     pub fn is_reply(&self) -> bool {
         self.flow.flags & CT_REPLY != 0
@@ -67,6 +74,10 @@ impl Entry<'_> {
         // SAFETY: the place of an element of a map. If it was given to another flow meanwhile, that one looks
         // younger than it is, or closed before its time: the harm of a lost packet.
         unsafe {
+            self.flow.packets += 1;
+            self.flow.bytes += u64::from(packet.len);
+            (&raw mut (*self.place).packets).write(self.flow.packets);
+            (&raw mut (*self.place).bytes).write(self.flow.bytes);
             if self.flow.seen != now {
                 self.flow.seen = now;
                 (&raw mut (*self.place).seen).write(now);
@@ -84,6 +95,31 @@ impl Entry<'_> {
         self.flow.ifindex = ifindex;
         // SAFETY: as in `touch`; a wrong owner is checked again by its next packet.
         unsafe { (&raw mut (*self.place).ifindex).write(ifindex) };
+    }
+
+    /// The interface that packets of this direction leave by and the largest IP packet that it takes, if they were found
+    /// for a packet from interface `from` and the routes have not changed since.
+    #[inline(always)]
+    pub fn way(&self, routes: &Routes, from: u32) -> Option<(u32, u32)> {
+        let flow = &*self.flow;
+        (flow.way == flow.way(routes, from) && flow.seen < routes.until).then_some((flow.out, flow.mtu))
+    }
+
+    /// Notes that way. `routes`: as they were before it was looked for.
+    #[inline(always)]
+    pub fn set_way(&mut self, routes: &Routes, from: u32, out: u32, mtu: u32) {
+        if self.place.is_null() {
+            return;
+        }
+        self.flow.out = out;
+        self.flow.mtu = mtu;
+        let way = self.flow.way(routes, from);
+        // SAFETY: as in `touch`; `way` does not fit another flow, nor a half of this.
+        unsafe {
+            (&raw mut (*self.place).out).write(out);
+            (&raw mut (*self.place).mtu).write(mtu);
+            (&raw mut (*self.place).way).write(way);
+        }
     }
 }
 
@@ -111,6 +147,24 @@ fn sound<'a>(place: Option<*mut Flow>, key: &Tuple, copy: &'a mut Flow) -> Optio
 #[inline(always)]
 pub fn established<'a>(key: &Tuple, copy: &'a mut Flow) -> Option<Entry<'a>> {
     sound(CT.get_ptr_mut(key), key, copy)
+}
+
+/// The entry of a flow that was not answered, under `key`, copied to `copy`.
+#[inline(always)]
+pub fn unanswered<'a>(key: &Tuple, copy: &'a mut Flow) -> Option<Entry<'a>> {
+    sound(CT_NEW.get_ptr_mut(key), key, copy)
+}
+
+/// The entry that a packet belongs to, copied to `copy`. A TCP segment that neither begins nor answers nor breaks off a
+/// connection belongs to an answered flow, but for the rarest: those are [`unanswered`], asked for once it is clear
+/// that the packet is for a service.
+#[inline(always)]
+pub fn of<'a>(packet: &Packet, copy: &'a mut Flow) -> Option<Entry<'a>> {
+    let place = match CT.get_ptr_mut(&packet.tuple) {
+        None if !packet.is_segment() => CT_NEW.get_ptr_mut(&packet.tuple),
+        place => place,
+    };
+    sound(place, &packet.tuple, copy)
 }
 
 /// The entry under `key`, copied to `copy`.
@@ -187,6 +241,11 @@ fn mirror(key: &Tuple, flow: &Flow, flags: u32, other: &mut Flow) {
     other.node = flow.node;
     other.ifindex = 0;
     other.seen = flow.seen;
+    other.packets = 0;
+    other.bytes = 0;
+    other.out = 0;
+    other.mtu = 0;
+    other.way = 0;
     seal(&flow.peer(), other);
 }
 
@@ -202,6 +261,8 @@ pub fn answered(key: &Tuple, reply: &mut Flow) -> bool {
         request.flags |= entry.flow.flags & (CT_FIN | CT_RST);
         request.ifindex = entry.flow.ifindex;
         request.seen = entry.flow.seen;
+        request.packets = entry.flow.packets;
+        request.bytes = entry.flow.bytes;
     }
     if CT.insert(&request_key, &*request, BPF_ANY.into()).is_err() {
         count(Counter::DropCtFull);
@@ -260,10 +321,16 @@ fn occupied(reply_key: &Tuple, key: &Tuple) -> bool {
 
 /// Enters a flow: its packets under `key` become `flow.to`. If another flow has the tuple of the replies, the
 /// source port of `flow.to` is changed to one of `ports` (law 4: the client's address stays). False: none was
-/// free.
+/// free. `packet`: the first one, which is counted.
 #[inline(never)]
-pub fn insert(key: &Tuple, flow: &mut Flow, ports: &Ports, config: &Config) -> bool {
+pub fn insert(packet: &Packet, flow: &mut Flow, ports: &Ports, config: &Config) -> bool {
+    let key = &packet.tuple;
     flow.seen = coarse_now(config);
+    flow.packets = 1;
+    flow.bytes = packet.len.into();
+    flow.out = 0;
+    flow.mtu = 0;
+    flow.way = 0;
     if !ports.always && enter(key, flow) {
         return true;
     }

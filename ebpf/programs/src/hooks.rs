@@ -88,7 +88,7 @@ fn from_pod(skb: Skb, config: &Config) -> i32 {
         // Pods do not talk as nodes do.
         return skb.drop(Counter::DropSpoofed);
     }
-    if let Some(mut entry) = ct::find(&packet.tuple, found) {
+    if let Some(mut entry) = ct::of(packet, found) {
         if entry.flow.ifindex != skb.ifindex() {
             if !out::owns_source(skb, packet) {
                 return skb.drop(Counter::DropSpoofed);
@@ -172,7 +172,7 @@ fn from_outside(skb: Skb, config: &Config) -> i32 {
     {
         return vxlan::check(skb, packet, config);
     }
-    if let Some(mut entry) = ct::find(&packet.tuple, found) {
+    if let Some(mut entry) = ct::of(packet, found) {
         if entry.is_reply() {
             // Of a backend that `snat` reached by the underlay; others come by other ways.
             return if serve::is_snat(&packet.tuple, false, config) {
@@ -272,7 +272,7 @@ fn from_tunnel(skb: Skb, config: &Config) -> i32 {
         return mesh_request(skb, work, hash, mark == MESH_DSR, config);
     }
     let Work { packet, found, .. } = work;
-    let Some(mut entry) = ct::find(&packet.tuple, found) else {
+    let Some(mut entry) = ct::of(packet, found) else {
         return if mark == MESH_REPLY { skb.drop(Counter::DropUnknownTunnel) } else { PASS };
     };
     let meant = if mark == MESH_REPLY {
@@ -311,7 +311,7 @@ fn mesh_request(skb: Skb, work: &mut Work, hash: u32, dsr: bool, config: &Config
     }
     packet.from = entry;
     let origin = Origin::Tunnel { entry, hash, dsr };
-    if let Some(mut known) = ct::find(&packet.tuple, found) {
+    if let Some(mut known) = ct::of(packet, found) {
         let flags = known.flow.flags;
         if known.is_reply() || flags & (CT_TUNNEL | CT_DSR) == 0 || flags & CT_ENTRY != 0 {
             return skb.drop(Counter::DropUnknownTunnel);

@@ -8,7 +8,7 @@ use aya_ebpf::maps::lpm_trie::LpmTrie;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
 use heddle_ebpf_common::{
     Addr, Affinity, AffinityKey, Backend, ChoiceKey, Config, Counter, Flow, FragKey, FragPorts, Frontend,
-    FrontendKey, KnownAddr, Name, Node, PORTS_EXTERNAL, PORTS_LEN, RingBlock, SockChoice, SockKey, SockPeer,
+    FrontendKey, KnownAddr, Name, Node, PORTS_EXTERNAL, PORTS_LEN, RingBlock, Routes, SockChoice, SockKey, SockPeer,
     SourceKey, Tuple,
 };
 
@@ -40,6 +40,7 @@ maps! {
     "choices" CHOICES: HashMap<ChoiceKey, u32> = 1 << 17;
     "ct_new" CT_NEW: LruHashMap<Tuple, Flow> = 1 << 16;
     "ct" CT: HashMap<Tuple, Flow> = 1 << 18;
+    "routes" ROUTES: Array<Routes> = 1;
     "frags" FRAGS: LruHashMap<FragKey, FragPorts> = 1 << 12;
     "sock_rev" SOCK_REV: LruHashMap<SockKey, SockPeer> = 1 << 16;
     "sock_udp" SOCK_UDP: LruHashMap<SockKey, SockChoice> = 1 << 16;
@@ -149,6 +150,12 @@ pub fn count_flow(backend: u32) {
         // targets that can also compare and swap.)
         unsafe { asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) count, in(reg) 1_u64) };
     }
+}
+
+/// The state of the routes at this moment.
+#[inline(always)]
+pub fn routes() -> Option<Routes> {
+    ROUTES.get(0).copied()
 }
 
 /// Count one event.

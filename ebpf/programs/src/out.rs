@@ -12,12 +12,13 @@ use aya_ebpf::bindings::{
 use aya_ebpf::helpers::generated::{
     bpf_fib_lookup as fib_lookup, bpf_redirect as redirect, bpf_redirect_neigh as redirect_neigh,
 };
-use heddle_ebpf_common::{Config, Counter, MESH_DSR, MESH_REPLY, MESH_REQUEST, Tuple};
+use heddle_ebpf_common::{Addr, Config, Counter, MESH_DSR, MESH_REPLY, MESH_REQUEST, Routes, Tuple};
 
+use crate::ct::Entry;
 use crate::maps::{self, NODES, config, count};
 use crate::mss;
 use crate::nat;
-use crate::packet::Packet;
+use crate::packet::{Kind, Packet};
 use crate::reject;
 use crate::skb::{MARK_HOST, PASS, Skb};
 
@@ -68,26 +69,73 @@ pub fn owns_source(skb: Skb, packet: &Packet) -> bool {
     found(fib(skb, &packet.tuple.reversed(), packet.v4, 0, params)) && params.ifindex == skb.ifindex()
 }
 
-/// Translates the packet to `to` and sends it by the route.
-#[inline(never)]
-pub fn leave(skb: Skb, packet: &mut Packet, to: &Tuple) -> i32 {
-    let Some(params) = maps::fib() else { return skb.drop(Counter::DropNoRoute) };
-    let result = fib(skb, to, packet.v4, packet.largest(skb), params);
-    if result == i64::from(BPF_FIB_LKUP_RET_FRAG_NEEDED) {
-        // SAFETY: a number.
-        let mtu = unsafe { params.__bindgen_anon_1.mtu_result };
-        return reject::too_big(skb, packet, mtu.into());
+/// Where a packet goes next.
+struct Hop {
+    device: u32,
+    /// The largest IP packet that the device takes; 0: not known.
+    mtu: u32,
+    /// The neighbour.
+    addr: Addr,
+}
+
+/// Translates the packet of a flow and sends it on: the way that the flow's last packet went, else by the route.
+#[inline(always)]
+pub fn leave(skb: Skb, packet: &Packet, entry: &mut Entry<'_>) -> i32 {
+    // Read before the route is.
+    let Some(routes) = maps::routes() else { return skb.drop(Counter::DropNoRoute) };
+    let mut hop = Hop { device: 0, mtu: 0, addr: entry.flow.to.dst };
+    match entry.way(&routes, skb.ifindex()) {
+        Some((device, mtu)) if packet.largest(skb) <= mtu && packet.kind != Kind::Error => {
+            hop.device = device;
+            hop.mtu = mtu;
+        }
+        _ => by_route(skb, packet, entry, &routes, &mut hop),
     }
-    if !found(result) {
+    if hop.device != 0 {
+        return send(skb, packet, &entry.flow.to, &hop);
+    }
+    if hop.mtu == 0 {
         return skb.drop(Counter::DropNoRoute);
     }
-    let mtu = if result == i64::from(BPF_FIB_LKUP_RET_NO_NEIGH) {
-        0 // Not said then.
-    } else {
+    reject::too_big(skb, packet, hop.mtu)
+}
+
+/// Where the kernel's routes lead. If `hop.device` stays 0: nowhere; with `hop.mtu` not 0, because the packet is larger
+/// than that.
+#[inline(never)]
+fn by_route(skb: Skb, packet: &Packet, entry: &mut Entry<'_>, routes: &Routes, hop: &mut Hop) {
+    let Some(params) = maps::fib() else { return };
+    let result = fib(skb, &entry.flow.to, packet.v4, packet.largest(skb), params);
+    if result == i64::from(BPF_FIB_LKUP_RET_FRAG_NEEDED) {
         // SAFETY: a number.
-        u32::from(unsafe { params.__bindgen_anon_1.mtu_result })
+        hop.mtu = unsafe { params.__bindgen_anon_1.mtu_result }.into();
+        return;
+    }
+    if !found(result) {
+        return;
+    }
+    hop.device = params.ifindex;
+    if result != i64::from(BPF_FIB_LKUP_RET_NO_NEIGH) {
+        // SAFETY: a number. (Without a neighbour it is not said.)
+        hop.mtu = unsafe { params.__bindgen_anon_1.mtu_result }.into();
+    }
+    // SAFETY: plain fields of unions. (A route of IPv4 can lead to a neighbour of IPv6.)
+    hop.addr = unsafe {
+        if params.family == AF_INET {
+            Addr::v4(params.__bindgen_anon_4.ipv4_dst)
+        } else {
+            Addr(params.__bindgen_anon_4.ipv6_dst)
+        }
     };
-    mss::clamp(skb, packet, mtu.saturating_sub(if packet.v4 { HEADERS4 } else { HEADERS6 }));
+    if hop.mtu != 0 && hop.addr == entry.flow.to.dst {
+        entry.set_way(routes, skb.ifindex(), hop.device, hop.mtu);
+    }
+}
+
+/// Translates the packet to `to` and sends it.
+#[inline(never)]
+fn send(skb: Skb, packet: &Packet, to: &Tuple, hop: &Hop) -> i32 {
+    mss::clamp(skb, packet, hop.mtu.saturating_sub(if packet.v4 { HEADERS4 } else { HEADERS6 }));
     packet.note_fragment();
     if packet.ttl <= 1 {
         return skb.drop(Counter::DropTtl);
@@ -95,17 +143,18 @@ pub fn leave(skb: Skb, packet: &mut Packet, to: &Tuple) -> i32 {
     if !nat::translate(skb, packet, to, nat::FORWARDED) {
         return skb.drop(Counter::DropMalformed);
     }
-    skb.set_done(params.ifindex);
+    skb.set_done(hop.device);
     // SAFETY: plain fields of unions; `next` outlives the call.
     unsafe {
         let mut next: bpf_redir_neigh = core::mem::zeroed();
-        next.nh_family = params.family.into();
-        if params.family == AF_INET {
-            next.__bindgen_anon_1.ipv4_nh = params.__bindgen_anon_4.ipv4_dst;
+        if hop.addr.is_v4() {
+            next.nh_family = AF_INET.into();
+            next.__bindgen_anon_1.ipv4_nh = hop.addr.as_v4();
         } else {
-            next.__bindgen_anon_1.ipv6_nh = params.__bindgen_anon_4.ipv6_dst;
+            next.nh_family = AF_INET6.into();
+            next.__bindgen_anon_1.ipv6_nh = hop.addr.0;
         }
-        redirect_neigh(params.ifindex, &raw mut next, size_of::<bpf_redir_neigh>() as i32, 0) as i32
+        redirect_neigh(hop.device, &raw mut next, size_of::<bpf_redir_neigh>() as i32, 0) as i32
     }
 }
 
@@ -117,7 +166,7 @@ pub const DIRECT: u32 = 1 << 31;
 /// Translates the packet to `to` and sends it to a node as a mesh packet: a request with the hash of the chosen
 /// backend, or a [`REPLY`].
 #[inline(never)]
-pub fn tunnel(skb: Skb, packet: &mut Packet, to: &Tuple, node: u32, hash: u32) -> i32 {
+pub fn tunnel(skb: Skb, packet: &Packet, to: &Tuple, node: u32, hash: u32) -> i32 {
     let Some(config) = config() else { return skb.drop(Counter::DropNoOverlay) };
     let direct = node & DIRECT != 0;
     let Some(mac) = mac_of(node & !DIRECT, config) else { return skb.drop(Counter::DropNoOverlay) };
@@ -179,7 +228,7 @@ pub fn send_back(skb: Skb) -> i32 {
 
 /// Translates the packet to `to`, for a process in the host network.
 #[inline(never)]
-pub fn to_host(skb: Skb, packet: &mut Packet, to: &Tuple) -> i32 {
+pub fn to_host(skb: Skb, packet: &Packet, to: &Tuple) -> i32 {
     packet.note_fragment();
     if nat::translate(skb, packet, to, nat::DELIVERED) { PASS } else { skb.drop(Counter::DropMalformed) }
 }
@@ -188,7 +237,7 @@ pub fn to_host(skb: Skb, packet: &mut Packet, to: &Tuple) -> i32 {
 /// home behind the underlay, and rp_filter would not take it from another device), and for the answers of services to
 /// this node, whose addresses are where the node sends packets for them.
 #[inline(never)]
-pub fn to_host_by(skb: Skb, packet: &mut Packet, to: &Tuple, device: u32) -> i32 {
+pub fn to_host_by(skb: Skb, packet: &Packet, to: &Tuple, device: u32) -> i32 {
     packet.note_fragment();
     if !nat::translate(skb, packet, to, nat::DELIVERED) {
         return skb.drop(Counter::DropMalformed);

@@ -273,6 +273,12 @@ impl Packet {
         self.flags & (SYN | ACK | RST) == SYN
     }
 
+    /// A TCP segment that goes to and fro in a connection that stands, or a fragment of one.
+    #[inline(always)]
+    pub fn is_segment(&self) -> bool {
+        self.is_tcp() && self.flags & (SYN | RST) == 0 && self.kind != Kind::Error
+    }
+
     /// The largest IP packet that this one is or will be cut into (segmentation offload).
     #[inline(always)]
     pub fn largest(&self, skb: Skb) -> u32 {

@@ -32,6 +32,13 @@ pub fn request(skb: Skb, packet: &mut Packet, entry: &mut Entry<'_>, config: &Co
         ct::remove(&packet.tuple, entry.flow);
         return None;
     }
+    note(packet, entry, config);
+    Some(forward(skb, packet, entry))
+}
+
+/// Notes a request of a flow that is known.
+#[inline(always)]
+fn note(packet: &Packet, entry: &mut Entry<'_>, config: &Config) {
     entry.touch(packet, config);
     let flags = entry.flow.flags;
     if flags & CT_ANSWERED == 0 {
@@ -43,12 +50,12 @@ pub fn request(skb: Skb, packet: &mut Packet, entry: &mut Entry<'_>, config: &Co
         }
     }
     count(Counter::Request);
-    Some(forward(skb, packet, entry.flow))
 }
 
 /// Sends a request on.
 #[inline(never)]
-fn forward(skb: Skb, packet: &mut Packet, flow: &Flow) -> i32 {
+fn forward(skb: Skb, packet: &Packet, entry: &mut Entry<'_>) -> i32 {
+    let flow = &*entry.flow;
     if flow.flags & CT_HOST != 0 {
         return if flow.flags & CT_OWN != 0 {
             out::to_host_by(skb, packet, &flow.to, flow.node)
@@ -67,7 +74,7 @@ fn forward(skb: Skb, packet: &mut Packet, flow: &Flow) -> i32 {
         let direct = if flow.flags & CT_DSR != 0 { DIRECT } else { 0 };
         return out::tunnel(skb, packet, &flow.to, flow.node | direct, hash);
     }
-    out::leave(skb, packet, &flow.to)
+    out::leave(skb, packet, entry)
 }
 
 /// Is it a reply that may go on? `Err`: what became of it. Moves a flow with its first reply to `ct`.
@@ -104,12 +111,24 @@ pub fn reply(skb: Skb, packet: &mut Packet, entry: &mut Entry<'_>, config: &Conf
         // What the client sends comes through the tunnel.
         out::clamp_to_tunnel(skb, packet, config);
     }
-    out::leave(skb, packet, &flow.to)
+    out::leave(skb, packet, entry)
 }
 
 /// The first packet of a flow, for a frontend that was found. `flow`: where its entry is made.
-#[inline(never)]
+#[inline(always)]
 pub fn begin(skb: Skb, packet: &mut Packet, flow: &mut Flow, frontend: &Frontend, origin: &Origin) -> i32 {
+    match enter(skb, packet, flow, frontend, origin) {
+        ENTERED => forward(skb, packet, &mut Entry::fresh(flow)),
+        verdict => verdict,
+    }
+}
+
+/// No verdict: the packet is to go on.
+const ENTERED: i32 = i32::MIN;
+
+/// Makes the flow, or says what became of the packet.
+#[inline(never)]
+fn enter(skb: Skb, packet: &mut Packet, flow: &mut Flow, frontend: &Frontend, origin: &Origin) -> i32 {
     let Some(config) = config() else { return skb.drop(Counter::DropNoFlow) };
     if packet.kind == Kind::Error || packet.kind == Kind::Later {
         return skb.drop(Counter::DropNoFlow);
@@ -118,8 +137,7 @@ pub fn begin(skb: Skb, packet: &mut Packet, flow: &mut Flow, frontend: &Frontend
         return skb.drop(Counter::DropNoFlow);
     }
     if packet.is_connected() && !packet.is_syn() {
-        // The rest of a connection that nobody here knows.
-        return reject::unreachable(skb, packet, Counter::RejectStale);
+        return rest(skb, packet, flow, origin, config);
     }
     let choice = frontend::choose(frontend, &packet.tuple, origin, config);
     if choice & REFUSED != 0 {
@@ -152,7 +170,7 @@ pub fn begin(skb: Skb, packet: &mut Packet, flow: &mut Flow, frontend: &Frontend
         }
         ports = Ports::NO_OTHER;
     }
-    if !ct::insert(&packet.tuple, flow, &ports, config) {
+    if !ct::insert(packet, flow, &ports, config) {
         return skb.drop(Counter::DropNoPort);
     }
     match *origin {
@@ -162,7 +180,28 @@ pub fn begin(skb: Skb, packet: &mut Packet, flow: &mut Flow, frontend: &Frontend
     }
     count_flow(index);
     count(Counter::Request);
-    forward(skb, packet, flow)
+    ENTERED
+}
+
+/// Do the requests of a flow with these flags come out of the tunnel?
+#[inline(always)]
+fn came_by_tunnel(flags: u32) -> bool {
+    flags & (CT_TUNNEL | CT_DSR) != 0 && flags & CT_ENTRY == 0
+}
+
+/// A packet of a connection that [`ct::of`] does not know: one that nobody has answered here, or nobody's. `flow`: where
+/// its entry is copied to.
+#[inline(always)]
+fn rest(skb: Skb, packet: &Packet, flow: &mut Flow, origin: &Origin, config: &Config) -> i32 {
+    if let Some(mut entry) = ct::unanswered(&packet.tuple, flow)
+        && !entry.is_reply()
+        && !entry.is_stale()
+        && came_by_tunnel(entry.flow.flags) == matches!(origin, Origin::Tunnel { .. })
+    {
+        note(packet, &mut entry, config);
+        return ENTERED;
+    }
+    reject::unreachable(skb, packet, Counter::RejectStale)
 }
 
 /// Does this packet of a pod begin something whose replies could be taken for a service's?
@@ -197,10 +236,10 @@ pub fn aside(skb: Skb, packet: &mut Packet, found: &mut Flow, flow: &mut Flow) -
     flow.node = 0;
     flow.ifindex = skb.ifindex();
     let ports = if packet.tuple.proto == SCTP { Ports::NO_OTHER } else { Ports::OWN };
-    if !ct::insert(&packet.tuple, flow, &ports, config) {
+    if !ct::insert(packet, flow, &ports, config) {
         return skb.drop(Counter::DropNoPort);
     }
-    out::leave(skb, packet, &flow.to)
+    out::leave(skb, packet, &mut Entry::fresh(flow))
 }
 
 /// There is no backend for this client. `refusal`: a [`Refusal`].

@@ -1,7 +1,7 @@
 //! Time and chance. Both can come from the configuration, so that tests are exact.
 
 use aya_ebpf::helpers::bpf_get_prandom_u32;
-use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
+use aya_ebpf::helpers::generated::{bpf_ktime_get_coarse_ns, bpf_ktime_get_ns};
 use heddle_ebpf_common::Config;
 
 /// Monotonic nanoseconds.
@@ -15,10 +15,16 @@ pub fn now(config: &Config) -> u64 {
     }
 }
 
-/// The same in steps of 2^30 (about a second).
+/// The same in steps of 2^30 (about a second), read from what the last tick of the kernel's clock left.
 #[inline(always)]
 pub fn coarse_now(config: &Config) -> u64 {
-    now(config) >> 30 << 30
+    let now = if config.fixed_time != 0 {
+        config.fixed_time
+    } else {
+        // SAFETY: no argument, no memory.
+        unsafe { bpf_ktime_get_coarse_ns() }
+    };
+    now >> 30 << 30
 }
 
 /// [`Config::settling`].

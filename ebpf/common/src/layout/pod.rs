@@ -19,6 +19,7 @@ pod!(
     ChoiceKey,
     Tuple,
     Flow,
+    Routes,
     SockKey,
     SockPeer,
     SockChoice,

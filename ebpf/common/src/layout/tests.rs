@@ -16,7 +16,8 @@ fn nothing_has_padding() {
     sum!(KnownAddr: node, kind);
     sum!(ChoiceKey: service, hash);
     sum!(Tuple: src, dst, sport, dport, proto, zero);
-    sum!(Flow: to, backend, generation, service, flags, node, ifindex, seen, check);
+    sum!(Flow: to, backend, generation, service, flags, node, ifindex, seen, check, packets, bytes, out, mtu, way);
+    sum!(Routes: generation, until);
     sum!(SockKey: cookie, addr, port, proto, zero);
     sum!(SockPeer: addr, port, zero, check);
     sum!(SockChoice: backend, generation, service, check);
@@ -37,6 +38,24 @@ fn a_torn_value_does_not_add_up() {
     assert_ne!(torn.check, torn.sum(&key(81)));
     let torn = Frontend { ring_len: a.ring_len, ..b };
     assert_ne!(torn.check, torn.sum(&key(81)));
+}
+
+#[test]
+fn a_way_is_of_one_flow_in_one_state_of_the_routes_from_one_interface() {
+    let flow = Flow { check: 77, out: 5, mtu: 1500, ..Default::default() };
+    let routes = Routes { generation: 3, until: 0 };
+    let way = flow.way(&routes, 9);
+    assert_eq!(way, Flow { packets: 1, seen: 2, ..flow }.way(&Routes { until: 1, ..routes }, 9));
+    for other in [
+        Flow { check: 78, ..flow }.way(&routes, 9),
+        Flow { out: 6, ..flow }.way(&routes, 9),
+        Flow { mtu: 1501, ..flow }.way(&routes, 9),
+        flow.way(&Routes { generation: 4, ..routes }, 9),
+        flow.way(&routes, 10),
+    ] {
+        assert_ne!(way, other);
+    }
+    assert_ne!(Flow::default().way(&Routes::default(), 0), 0, "an entry without a way");
 }
 
 #[test]

@@ -8,6 +8,7 @@ use etherparse::{NetSlice, PacketBuilder, PacketBuilderStep, SlicedPacket, Trans
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Flags {
     Syn,
+    SynAck,
     Ack,
 }
 
@@ -23,7 +24,11 @@ fn ip(src: IpAddr, dst: IpAddr) -> Result<PacketBuilderStep<etherparse::IpHeader
 /// A TCP segment without options and payload.
 pub fn tcp(src: SocketAddr, dst: SocketAddr, flags: Flags) -> Result<Vec<u8>> {
     let tcp = ip(src.ip(), dst.ip())?.tcp(src.port(), dst.port(), 1, 64_000);
-    let tcp = if flags == Flags::Syn { tcp.syn() } else { tcp.ack(1) };
+    let tcp = match flags {
+        Flags::Syn => tcp.syn(),
+        Flags::SynAck => tcp.syn().ack(1),
+        Flags::Ack => tcp.ack(1),
+    };
     let mut packet = Vec::with_capacity(tcp.size(0));
     tcp.write(&mut packet, &[])?;
     Ok(packet)

@@ -170,7 +170,7 @@ fn segments(flags: packet::Flags, ends: impl Fn(u32) -> (SocketAddr, SocketAddr)
 
 fn lines(stage: &Stage, v4: bool) -> Result<Vec<Line>> {
     use TcHook::{OverlayIn, Pod, PodOut, UnderlayIn, UnderlayOut};
-    use packet::Flags::{Ack, Syn};
+    use packet::Flags::{Ack, Syn, SynAck};
     let devices = &stage.devices;
     let known = |label, hook, device, verdict, packets: Vec<Vec<u8>>| -> Result<Line> {
         let program = stage.program(hook)?;
@@ -193,15 +193,16 @@ fn lines(stage: &Stage, v4: bool) -> Result<Vec<Line>> {
 
     // Flows that have been answered.
     seen(UnderlayIn, devices.underlay, segments(Syn, |n| (outside(n), through(Where::Here)))?)?;
-    seen(Pod, devices.backend, segments(Ack, |n| (backend(v4), outside(n)))?)?;
+    seen(Pod, devices.backend, segments(SynAck, |n| (backend(v4), outside(n)))?)?;
     seen(UnderlayIn, devices.underlay, segments(Syn, |n| (outside(n), through(Where::Elsewhere)))?)?;
     let mesh_reply = mark(segments(Ack, |n| (through(Where::Elsewhere), outside(n)))?, MESH_REPLY, 0);
-    seen(OverlayIn, devices.vxlan, mesh_reply.clone())?;
+    let first = segments(SynAck, |n| (through(Where::Elsewhere), outside(n)))?;
+    seen(OverlayIn, devices.vxlan, mark(first, MESH_REPLY, 0))?;
     let mesh_syn = mark(segments(Syn, |n| (other(n), entry))?, MESH_REQUEST, choice(v4));
     seen(OverlayIn, devices.vxlan, mesh_syn)?;
-    seen(Pod, devices.backend, segments(Ack, |n| (backend(v4), other(n)))?)?;
+    seen(Pod, devices.backend, segments(SynAck, |n| (backend(v4), other(n)))?)?;
     seen(Pod, devices.asker, segments(Syn, |n| (pod(n), cluster(v4, Where::Here)))?)?;
-    seen(Pod, devices.backend, segments(Ack, |n| (backend(v4), pod(n)))?)?;
+    seen(Pod, devices.backend, segments(SynAck, |n| (backend(v4), pod(n)))?)?;
 
     let mut lines = vec![known(
         "not ours",

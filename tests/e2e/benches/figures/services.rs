@@ -285,7 +285,7 @@ fn establish(stage: &mut Stage, hook: Hook, v4: bool) -> Result<()> {
         let sent = through(&ours, hook.device, &request)?;
         // (The client's port may be another one: two services can choose one backend for one port.)
         let (client, backend) = packet::ends(&sent)?;
-        through(&pods, stage.devices.backend, &packet::tcp(backend, client, Flags::Ack)?)?;
+        through(&pods, stage.devices.backend, &packet::tcp(backend, client, Flags::SynAck)?)?;
     }
     Ok(())
 }

@@ -10,7 +10,7 @@ use heddle_bpf::{Datapath, Maps, Pins, Sizes, TcHook};
 use heddle_ebpf_common::{
     ADDR_CLUSTER_IP, ADDR_NODE, ADDR_NODE_PORTS, Addr, BACKEND_ACTIVE, Backend, ChoiceKey, Config,
     FRONTEND_EXTERNAL, Flow, Frontend, FrontendKey, KnownAddr, MAGLEV_SIZE, NODE_SELF, NODE_UP,
-    Node as NodeValue, REMOTE_TUNNEL, RING_BLOCK, Tuple, choice_hash,
+    Node as NodeValue, REMOTE_TUNNEL, RING_BLOCK, Routes, Tuple, choice_hash,
 };
 use heddle_lab::{Node, Pod};
 use nix::net::if_::if_nametoindex;
@@ -208,6 +208,12 @@ fn fill(maps: &mut Maps, devices: &Devices) -> Result<()> {
         ..Config::default()
     };
     maps.config.set(0, config, 0)?;
+    // Nobody changes a route while it is measured.
+    maps.routes.set(0, Routes { generation: 1, until: u64::MAX }, 0)?;
+    for port in [node_port(Where::Here), node_port(Where::Elsewhere), CROWD_PORT].map(u32::from) {
+        let word = maps.ports.get(&(port / 64), 0)?;
+        maps.ports.set(port / 64, word | 1 << (port % 64), 0)?;
+    }
     for (index, mac) in [(NODE_SELF, [2, 0x48, 0, 0, 0, 1]), (OTHER, OTHER_MAC)] {
         maps.nodes.set(index, NodeValue { state: NODE_UP, mac, overlay: 1, ..Default::default() }, 0)?;
         for v4 in [true, false] {

@@ -6,7 +6,8 @@ use core::ffi::c_void;
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use aya_ebpf::helpers::generated::bpf_loop;
 use heddle_ebpf_common::{
-    BACKEND_FREE, CT_ANSWERED, CT_DSR, CT_ENTRY, CT_FIN, CT_REPLY, CT_RST, Config, Counter, Flow, Routes, Tuple,
+    BACKEND_FREE, CT_ANSWERED, CT_DSR, CT_ENTRY, CT_FIN, CT_REPLY, CT_RST, Config, Counter, Flow, Routes,
+    Tuple,
 };
 
 use crate::maps::{self, BACKENDS, CT, CT_NEW, count};

@@ -5,12 +5,12 @@ use aya_ebpf::programs::TcContext;
 use heddle_ebpf_common::decide::{Found, Nodes, Origin};
 use heddle_ebpf_common::{
     ADDR_CLUSTER_IP, ADDR_EXTERNAL, ADDR_NODE, ADDR_OVERLAY, CT_DSR, CT_ENTRY, CT_HOST, CT_OWN, CT_REPLY,
-    CT_TUNNEL, Config, Counter, FRONTEND_EXTERNAL, MESH_DSR, MESH_REPLY, MESH_REQUEST, NODE_SELF,
+    CT_TUNNEL, Config, Counter, FRONTEND_EXTERNAL, MESH_DSR, MESH_REPLY, MESH_REQUEST, NODE_SELF, Tuple,
 };
 
 use crate::ct;
 use crate::frontend::{self, known};
-use crate::maps::{Kind, Work, config, has_flows, work};
+use crate::maps::{Kind, Work, config, has_flows, may_be_ours, work};
 use crate::nat;
 use crate::out::{self, REPLY};
 use crate::packet::{Packet, Parsed, THIS_NODE};
@@ -102,21 +102,19 @@ fn from_pod(skb: Skb, config: &Config) -> i32 {
             return verdict;
         }
     }
-    match frontend::of(&packet.tuple, Nodes::All, frontend) {
-        Found::Frontend => {}
+    let verdict = match frontend::of(&packet.tuple, Nodes::All, frontend) {
+        Found::Frontend if !out::owns_source(skb, packet) => return skb.drop(Counter::DropSpoofed),
+        Found::Frontend => serve::enter(skb, packet, fresh, frontend, &Origin::Pod),
         Found::Undefined => return reject::unreachable(skb, packet, Counter::RejectUndefined),
         Found::Nothing if packet.is_connected() && !packet.is_syn() && is_settling(config) => {
             return skb.drop(Counter::DropNoFlow);
         }
         Found::Nothing if has_flows(Kind::Pod) && serve::may_collide(packet) => {
-            return serve::aside(skb, packet, found, fresh);
+            serve::aside(skb, packet, found, fresh)
         }
         Found::Nothing => return PASS,
-    }
-    if !out::owns_source(skb, packet) {
-        return skb.drop(Counter::DropSpoofed);
-    }
-    serve::begin(skb, packet, fresh, frontend, &Origin::Pod)
+    };
+    serve::go_on(skb, packet, fresh, verdict)
 }
 
 #[inline(always)]
@@ -172,6 +170,9 @@ fn from_outside(skb: Skb, config: &Config) -> i32 {
     {
         return vxlan::check(skb, packet, config);
     }
+    if passes_by(&packet.tuple, config) {
+        return PASS;
+    }
     if let Some(mut entry) = ct::of(packet, found) {
         if entry.is_reply() {
             // Of a backend that `snat` reached by the underlay; others come by other ways.
@@ -195,6 +196,16 @@ fn from_outside(skb: Skb, config: &Config) -> i32 {
         Found::Undefined => reject::unreachable(skb, packet, Counter::RejectUndefined),
         _ => PASS,
     }
+}
+
+/// Is a packet from outside for no frontend, no answer to `snat`, and not for a service's address inside the cluster
+/// (which would be rejected)? Most are for this node itself.
+#[inline(always)]
+fn passes_by(tuple: &Tuple, config: &Config) -> bool {
+    !may_be_ours(tuple)
+        && (tuple.dst == config.underlay4
+            || tuple.dst == config.underlay6
+            || !known(&tuple.dst).is(ADDR_CLUSTER_IP))
 }
 
 /// Does the request pretend to be one of a pod of this node, of the node itself, or one that another node sends us?

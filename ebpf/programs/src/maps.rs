@@ -8,8 +8,8 @@ use aya_ebpf::maps::lpm_trie::LpmTrie;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
 use heddle_ebpf_common::{
     Addr, Affinity, AffinityKey, Backend, ChoiceKey, Config, Counter, Flow, FragKey, FragPorts, Frontend,
-    FrontendKey, KnownAddr, Name, Node, PORTS_EXTERNAL, PORTS_LEN, RingBlock, Routes, SockChoice, SockKey, SockPeer,
-    SourceKey, Tuple,
+    FrontendKey, KnownAddr, Name, Node, PORTS_EXTERNAL, PORTS_LEN, RingBlock, Routes, SockChoice, SockKey,
+    SockPeer, SourceKey, Tuple,
 };
 
 use crate::packet::Packet;

@@ -1,5 +1,9 @@
 //! The MSS option of SYN and SYN-ACK: nobody sends segments that the way does not carry.
 
+use core::ffi::c_void;
+
+use aya_ebpf::helpers::generated::bpf_loop;
+
 use crate::nat::Diff;
 use crate::packet::{Kind, Packet, SYN};
 use crate::skb::Skb;
@@ -16,33 +20,48 @@ pub fn clamp(skb: Skb, packet: &Packet, most: u32) {
     }
 }
 
+/// A search for the MSS among the options.
+struct Options<'a> {
+    skb: Skb,
+    packet: &'a Packet,
+    most: u16,
+    at: u32,
+    end: u32,
+}
+
 #[inline(never)]
 fn lower(skb: Skb, packet: &Packet, most: u16) {
-    let mut at = packet.l4 + 20;
     let end = packet.l4 + u32::from(packet.header);
-    for _ in 0..OPTIONS {
-        if at >= end {
-            return;
-        }
-        let Some(kind) = skb.load::<u8>(at) else { return };
-        match kind {
-            0 => return,
-            1 => at += 1,
-            _ => {
-                let Some(len) = skb.load::<u8>(at + 1) else { return };
-                if kind == 2 {
-                    if len == 4 && at + 4 <= end {
-                        replace(skb, packet, at + 2, most);
-                    }
-                    return;
+    let mut options = Options { skb, packet, most, at: packet.l4 + 20, end };
+    // SAFETY: `option` is called with this very pointer, while `options` lives.
+    unsafe { bpf_loop(OPTIONS, option as *mut c_void, (&raw mut options).cast(), 0) };
+}
+
+/// Looks at the next option. 1: there is nothing more to look for.
+extern "C" fn option(_: u32, options: *mut Options<'_>) -> i64 {
+    // SAFETY: `lower` passes its own, exclusively.
+    let Options { skb, packet, most, at, end } = unsafe { &mut *options };
+    if *at >= *end {
+        return 1;
+    }
+    match skb.load::<u8>(*at) {
+        Some(1) => *at += 1,
+        None | Some(0) => return 1,
+        Some(kind) => {
+            let Some(len) = skb.load::<u8>(*at + 1) else { return 1 };
+            if kind == 2 {
+                if len == 4 && *at + 4 <= *end {
+                    replace(*skb, packet, *at + 2, *most);
                 }
-                if len < 2 {
-                    return;
-                }
-                at += u32::from(len);
+                return 1;
             }
+            if len < 2 {
+                return 1;
+            }
+            *at += u32::from(len);
         }
     }
+    0
 }
 
 #[inline(always)]

@@ -117,18 +117,22 @@ pub fn reply(skb: Skb, packet: &mut Packet, entry: &mut Entry<'_>, config: &Conf
 /// The first packet of a flow, for a frontend that was found. `flow`: where its entry is made.
 #[inline(always)]
 pub fn begin(skb: Skb, packet: &mut Packet, flow: &mut Flow, frontend: &Frontend, origin: &Origin) -> i32 {
-    match enter(skb, packet, flow, frontend, origin) {
-        ENTERED => forward(skb, packet, &mut Entry::fresh(flow)),
-        verdict => verdict,
-    }
+    let verdict = enter(skb, packet, flow, frontend, origin);
+    go_on(skb, packet, flow, verdict)
 }
 
-/// No verdict: the packet is to go on.
+/// No verdict: the packet belongs to the flow that stands where its entry was to be made.
 const ENTERED: i32 = i32::MIN;
 
-/// Makes the flow, or says what became of the packet.
+/// Sends the packet of `flow` on, unless there is a verdict.
+#[inline(always)]
+pub fn go_on(skb: Skb, packet: &Packet, flow: &mut Flow, verdict: i32) -> i32 {
+    if verdict == ENTERED { forward(skb, packet, &mut Entry::fresh(flow)) } else { verdict }
+}
+
+/// Makes the flow ([`ENTERED`]), or says what became of the packet.
 #[inline(never)]
-fn enter(skb: Skb, packet: &mut Packet, flow: &mut Flow, frontend: &Frontend, origin: &Origin) -> i32 {
+pub fn enter(skb: Skb, packet: &mut Packet, flow: &mut Flow, frontend: &Frontend, origin: &Origin) -> i32 {
     let Some(config) = config() else { return skb.drop(Counter::DropNoFlow) };
     if packet.kind == Kind::Error || packet.kind == Kind::Later {
         return skb.drop(Counter::DropNoFlow);
@@ -239,7 +243,7 @@ pub fn aside(skb: Skb, packet: &mut Packet, found: &mut Flow, flow: &mut Flow) -
     if !ct::insert(packet, flow, &ports, config) {
         return skb.drop(Counter::DropNoPort);
     }
-    out::leave(skb, packet, &mut Entry::fresh(flow))
+    ENTERED
 }
 
 /// There is no backend for this client. `refusal`: a [`Refusal`].

@@ -203,6 +203,8 @@ fn fill(maps: &mut Maps, devices: &Devices) -> Result<()> {
         vxlan_ifindex: devices.vxlan,
         underlay_ifindex: devices.underlay,
         tunnel_mtu: 1450,
+        underlay4: addr(node_ip(true, 1)),
+        underlay6: addr(node_ip(false, 1)),
         vxlan_port: VXLAN_PORT,
         vni: 1,
         ..Config::default()

@@ -21,5 +21,6 @@ mod sctp;
 mod snat;
 mod tunnel;
 mod undefined;
+mod ways;
 mod world;
 mod xdp;

@@ -11,7 +11,7 @@ use heddle_bpf::{Datapath, Maps, Pins, Sizes, TcHook, XdpMode, sys};
 use heddle_ebpf_common::{
     ADDR_CLUSTER_IP, ADDR_EXTERNAL, ADDR_NODE, ADDR_NODE_PORTS, ADDR_OVERLAY, Addr, BACKEND_ACTIVE, Backend,
     ChoiceKey, Config, Counter, FRONTEND_EXTERNAL, Flow, Frontend, FrontendKey, KnownAddr, NODE_SELF,
-    NODE_UP, Node, RING_BLOCK, Tuple, choice_hash,
+    NODE_UP, Node, PORTS_EXTERNAL, PORTS_LEN, RING_BLOCK, Routes, Tuple, choice_hash,
 };
 use heddle_netlink::{NetNs, Socket, link, neigh, route, sysctl};
 use nix::mount::{MsFlags, mount};
@@ -329,7 +329,24 @@ impl World {
                 maps.ranges.insert(&key, u32::from(n), 0).unwrap();
             }
         }
+        for index in 0..PORTS_LEN {
+            maps.ports.set(index, 0, 0).unwrap();
+        }
+        // Those of `snat`.
+        (61000..=61999).for_each(|port| self.outside_may_mean(port));
+        self.set_routes(Routes { generation: 1, until: u64::MAX });
         self.configure(|_| ());
+    }
+
+    /// A port of which packets from outside may be ours.
+    fn outside_may_mean(&mut self, port: u16) {
+        let (index, bit) = (u32::from(port / 64), port % 64);
+        let ports = self.maps().ports.get(&index, 0).unwrap();
+        self.maps().ports.set(index, ports | 1 << bit, 0).unwrap();
+    }
+
+    pub fn set_routes(&mut self, routes: Routes) {
+        self.maps().routes.set(0, routes, 0).unwrap();
     }
 
     /// Sets the configuration, from the one that the tests start with.
@@ -398,6 +415,7 @@ impl World {
             self.maps().frontends.insert(key, frontend.sealed(&key), 0).unwrap();
         }
         self.know(cluster.ip(), ADDR_CLUSTER_IP);
+        self.outside_may_mean(node_port);
         indices
     }
 
@@ -426,6 +444,7 @@ impl World {
         let key = Self::key(at, proto);
         self.maps().frontends.insert(key, frontend.sealed(&key), 0).unwrap();
         self.know(at.ip(), ADDR_EXTERNAL);
+        self.maps().ports.set(PORTS_EXTERNAL, 1, 0).unwrap();
     }
 
     pub fn ring(&mut self, indices: &[u32]) -> u32 {

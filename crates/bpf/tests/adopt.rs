@@ -182,7 +182,8 @@ fn the_verifier_is_far_from_its_limit() {
         for (name, program) in tc.into_iter().chain(socket) {
             let count = sys::verified_instructions(program).unwrap();
             println!("{name}: {count} instructions");
-            assert!((1..200_000).contains(&count), "{name}: {count}");
+            // The kernel gives up at a million.
+            assert!((1..250_000).contains(&count), "{name}: {count}");
         }
     });
 }

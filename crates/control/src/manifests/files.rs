@@ -75,54 +75,40 @@ impl Files {
                 self.files.keys().filter(|name| !names.contains(*name)).cloned().collect();
             gone.iter().for_each(|name| self.forget(name));
         }
-        for name in names {
-            if !busy(&name) {
-                let again = changes.all || changes.names.contains(OsStr::new(&*name));
-                self.look(directory, name, again);
-            }
+        let known = |name: Arc<str>| {
+            let again = changes.all || changes.names.contains(OsStr::new(&*name));
+            let identity = self.files.get(&name).and_then(|file| file.identity).filter(|_| !again);
+            (name, identity)
+        };
+        let wanted: Vec<_> = names.into_iter().filter(|name| !busy(name)).map(known).collect();
+        // So many at a time: what is read and not yet taken lies in memory.
+        for part in wanted.chunks(8 * SHARE) {
+            fetch(directory, part).into_iter().for_each(|(name, found)| self.take(name, found));
         }
     }
 
-    fn look(&mut self, directory: &Directory, name: Arc<str>, again: bool) {
-        let known = self.files.get(&name).and_then(|file| file.identity).filter(|_| !again);
-        let read = match directory.read(&name, known) {
-            Ok(None) if known.is_some() => return,
-            // A directory with such a name.
-            Ok(None) => return self.forget(&name),
-            Ok(Some(read)) => Ok(read),
-            // Gone since it was heard of, or a link to what is gone: as if it were not there.
-            Err(error) if error.kind() == ErrorKind::NotFound => {
+    fn take(&mut self, name: Arc<str>, found: Fetched) {
+        let (identity, is_linked, said) = match found {
+            Fetched::Same => return,
+            Fetched::Absent { leads_nowhere } => {
                 self.forget(&name);
-                if directory.has(&name) {
-                    self.linked.insert(name);
-                }
+                put(&mut self.linked, &name, leads_nowhere);
                 return;
             }
-            Err(error) => Err(error),
+            Fetched::Read { identity, is_linked, said } => (identity, is_linked, said),
         };
         let file = self.files.entry(Arc::clone(&name)).or_default();
-        let mut linked = true;
-        match read {
-            Ok(Found { identity, text, is_linked }) => {
-                file.identity = Some(identity);
-                linked = is_linked;
-                match parse(&name, &text) {
-                    Ok(objects) => {
-                        file.is_good = true;
-                        file.problem = None;
-                        self.objects.replace(&name, objects);
-                    }
-                    Err(error) => file.problem = Some(error),
-                }
+        file.identity = identity;
+        file.problem = None;
+        match said {
+            Ok(objects) => {
+                file.is_good = true;
+                self.objects.replace(&name, objects);
             }
-            Err(error) => {
-                file.identity = None;
-                file.problem =
-                    Some(Error::new(At { line: 0, column: 0 }, format!("cannot read it: {error}")));
-            }
+            Err(error) => file.problem = Some(error),
         }
         put(&mut self.troubled, &name, file.problem.is_some());
-        put(&mut self.linked, &name, linked);
+        put(&mut self.linked, &name, is_linked);
     }
 
     fn forget(&mut self, name: &Arc<str>) {
@@ -174,6 +160,58 @@ fn put(set: &mut BTreeSet<Arc<str>>, name: &Arc<str>, member: bool) {
         set.remove(name);
     } else if !set.contains(name) {
         set.insert(Arc::clone(name));
+    }
+}
+
+/// What was found under a name.
+enum Fetched {
+    /// What is known already.
+    Same,
+    /// Nothing, or no file, or a link to what is not there.
+    Absent { leads_nowhere: bool },
+    /// `identity`: `None` if it could not be read.
+    Read { identity: Option<Identity>, is_linked: bool, said: Result<Vec<Object>, Error> },
+}
+
+/// As many files are read by one thread if others may help.
+const SHARE: usize = 64;
+
+/// Reads files, and understands them; those that are still what is known of them are left.
+fn fetch(directory: &Directory, wanted: &[(Arc<str>, Option<Identity>)]) -> Vec<(Arc<str>, Fetched)> {
+    let all = |part: &[(Arc<str>, Option<Identity>)]| -> Vec<(Arc<str>, Fetched)> {
+        part.iter().map(|(name, known)| (Arc::clone(name), fetch_one(directory, name, *known))).collect()
+    };
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(wanted.len() / SHARE + 1);
+    if threads == 1 {
+        return all(wanted);
+    }
+    std::thread::scope(|scope| {
+        let parts = wanted.chunks(wanted.len().div_ceil(threads));
+        let helpers: Vec<_> = parts.map(|part| (part, scope.spawn(move || all(part)))).collect();
+        // A reader that failed is a fault of ours; its part is read again, here.
+        let join = |(part, helper): (_, std::thread::ScopedJoinHandle<'_, _>)| {
+            helper.join().unwrap_or_else(|_| all(part))
+        };
+        helpers.into_iter().flat_map(join).collect()
+    })
+}
+
+fn fetch_one(directory: &Directory, name: &str, known: Option<Identity>) -> Fetched {
+    match directory.read(name, known) {
+        Ok(None) if known.is_some() => Fetched::Same,
+        // A directory with such a name.
+        Ok(None) => Fetched::Absent { leads_nowhere: false },
+        Ok(Some(Found { identity, text, is_linked })) => {
+            Fetched::Read { identity: Some(identity), is_linked, said: parse(name, &text) }
+        }
+        // Gone since it was heard of, or a link to what is gone: as if it were not there.
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            Fetched::Absent { leads_nowhere: directory.has(name) }
+        }
+        Err(error) => {
+            let error = Error::new(At { line: 0, column: 0 }, format!("cannot read it: {error}"));
+            Fetched::Read { identity: None, is_linked: true, said: Err(error) }
+        }
     }
 }
 

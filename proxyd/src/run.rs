@@ -24,6 +24,7 @@ use crate::ebpf::{self, Ebpf};
 use crate::events;
 use crate::notices::Notices;
 use crate::seeing::Seeing;
+use crate::sockets::{self, Helper};
 use crate::target::{Finder, Services};
 
 /// Runs until SIGTERM or SIGINT. The datapath in the kernel goes on.
@@ -50,6 +51,7 @@ pub fn run(cli: &Cli) -> Result<(), Failure> {
     let instance = Instance::take(&cli.common.run_dir, "proxyd", || {
         tracing::info!("another proxyd runs on this node: waiting for it to end");
     })?;
+    let notices = Notices::default();
     let dataplane = Ebpf::open(&ebpf::Options {
         bpf_root: cli.bpf_root.clone(),
         cgroup_root: cli.cgroup_root.clone(),
@@ -59,15 +61,16 @@ pub fn run(cli: &Cli) -> Result<(), Failure> {
         vxlan_port: cli.port,
         sizes: cli.sizes,
         first: ebpf::Options::default().first,
-        helper: Some(crate::sockets::socket(&cli.common.run_dir)),
+        helper: Some(Helper { path: sockets::socket(&cli.common.run_dir), notices: notices.clone() }),
     })?;
-    runtime.block_on(serve(cli, node, dataplane, instance))
+    runtime.block_on(serve(cli, node, dataplane, notices, instance))
 }
 
 async fn serve<D: Dataplane + Debug>(
     cli: &Cli,
     node: NodeName,
     dataplane: D,
+    notices: Notices,
     instance: Instance,
 ) -> Result<(), Failure> {
     let mut stop = Stop::listen()?;
@@ -90,7 +93,6 @@ async fn serve<D: Dataplane + Debug>(
     let services = Services::new(dataplane, finder(wanted, Socket::open()?), node.clone(), cli.rules());
     let pace = Pace { removal_delay: Duration::from_secs(cli.removal_delay.into()), ..Pace::default() };
     let runner = Runner::new(services, pace, u64::from(std::process::id()));
-    let notices = Notices::default();
     let seeing = Seeing::start(cli.seeing(&node), &store, &runner.status(), &notices);
     let announced = tokio::spawn(announce(runner.status(), notices, instance));
     let end = async {

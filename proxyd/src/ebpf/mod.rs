@@ -50,7 +50,7 @@ use state::State;
 pub use view::{Load, View};
 
 use crate::dataplane::{Counters, Dataplane, Devices, Error, Outcome, Unsupported};
-use crate::sockets::Sweeper;
+use crate::sockets::{Helper, Sweeper};
 
 /// Names of the host sides of pods' veths begin so; `heddle` gives them.
 pub const POD_PREFIX: &str = "hdl";
@@ -71,8 +71,8 @@ pub struct Options {
     pub sizes: MapSizes,
     /// What they begin with.
     pub first: MapSizes,
-    /// Where the helper listens that ends sockets of removed backends; `None`: nobody looks for them.
-    pub helper: Option<PathBuf>,
+    /// Ends sockets of removed backends; `None`: nobody looks for them.
+    pub helper: Option<Helper>,
 }
 
 impl Default for Options {
@@ -189,7 +189,7 @@ impl Ebpf {
         };
         let kernel = Kernel::open(&datapath.pins).map_err(kernel::Error::failure)?;
         let collector = Collector::start(&datapath.pins).map_err(place::failure)?;
-        let sweeper = options.helper.as_deref().map(|helper| Sweeper::start(&datapath.pins, helper));
+        let sweeper = options.helper.as_ref().map(|helper| Sweeper::start(&datapath.pins, helper));
         Ok(Self {
             options: options.clone(),
             cgroup,

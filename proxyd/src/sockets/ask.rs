@@ -12,7 +12,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Why it did not answer.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot ask {} to destroy sockets of removed backends: {source} (does proxyd-sockets run?)", path.display())]
+#[error("cannot ask {}: {source} (does proxyd-sockets run?)", path.display())]
 pub struct Error {
     path: PathBuf,
     source: io::Error,

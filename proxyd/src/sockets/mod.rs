@@ -30,8 +30,19 @@ use std::path::{Path, PathBuf};
 pub use protocol::{Answer, Gone, Transport};
 pub use sweep::Sweeper;
 
+use crate::notices::Notices;
+
 /// The name of the program.
 pub const PROGRAM: &str = "proxyd-sockets";
+
+/// The helper as proxyd knows it.
+#[derive(Clone, Debug)]
+pub struct Helper {
+    /// Where it listens, or will.
+    pub path: PathBuf,
+    /// Where it is said that it is missed.
+    pub notices: Notices,
+}
 
 /// Where it listens, below the run directory.
 pub fn socket(run_dir: &Path) -> PathBuf {

@@ -6,10 +6,9 @@
 
 use std::collections::HashMap;
 use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError, TrySendError};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -17,8 +16,8 @@ use aya::maps::MapError;
 use heddle_bpf::{Pins, sys};
 use heddle_ebpf_common::{Backend, ChoiceKey, FrontendKey, SockKey, SockPeer};
 
-use super::ask;
 use super::stale::{self, Maps, Why};
+use super::{Helper, PROGRAM, ask};
 
 /// Elements read by one system call.
 const BATCH: u32 = 4096;
@@ -32,6 +31,8 @@ const SOON: Duration = Duration::from_millis(500);
 const LATE: Duration = Duration::from_secs(10);
 /// Between two looks at connections to a node that is down.
 const STALLED: Duration = Duration::from_secs(1);
+/// Until a helper that did not answer is asked again.
+const MISSED: Duration = Duration::from_secs(2);
 /// Between two passes when nothing is left over.
 const SELDOM: Duration = Duration::from_secs(30);
 
@@ -40,7 +41,6 @@ const SELDOM: Duration = Duration::from_secs(30);
 struct Shared {
     destroyed: AtomicU64,
     left: AtomicU64,
-    problem: Mutex<Option<String>>,
 }
 
 /// The thread; it ends when this is dropped.
@@ -52,16 +52,16 @@ pub struct Sweeper {
 }
 
 impl Sweeper {
-    /// Starts it over the pinned maps. `helper`: where the helper listens, or will.
+    /// Starts it over the pinned maps.
     ///
     /// # Errors
     /// If the thread cannot be started.
-    pub fn start(pins: &Pins, helper: &Path) -> Result<Self, heddle_bpf::Error> {
+    pub fn start(pins: &Pins, helper: &Helper) -> Result<Self, heddle_bpf::Error> {
         let shared = Arc::new(Shared::default());
         let (wake, woken) = mpsc::sync_channel(1);
         let mut pass = Pass {
             pins: pins.clone(),
-            helper: helper.to_owned(),
+            helper: helper.clone(),
             shared: Arc::clone(&shared),
             asked: HashMap::new(),
         };
@@ -99,11 +99,6 @@ impl Sweeper {
     pub fn left(&self) -> u64 {
         self.shared.left.load(Ordering::Relaxed)
     }
-
-    /// Why they are left.
-    pub fn problem(&self) -> Option<String> {
-        self.shared.problem.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
 }
 
 impl Drop for Sweeper {
@@ -118,7 +113,7 @@ impl Drop for Sweeper {
 
 struct Pass {
     pins: Pins,
-    helper: PathBuf,
+    helper: Helper,
     shared: Arc<Shared>,
     /// When the helper was first asked for a socket that it did not find.
     asked: HashMap<SockKey, Instant>,
@@ -127,18 +122,16 @@ struct Pass {
 impl Pass {
     /// One look, and what follows from it. Returns how long the next one has time.
     fn run(&mut self) -> Duration {
-        let outcome = self.look();
-        let wait = match &outcome {
-            Ok(wait) => *wait,
-            Err(_) => LATE,
-        };
-        let problem = outcome.err().map(|error| error.to_string());
-        let mut told = self.shared.problem.lock().unwrap_or_else(PoisonError::into_inner);
-        if problem.is_some() && *told != problem {
-            tracing::warn!("{}", problem.as_deref().unwrap_or_default());
+        match self.look() {
+            Ok(wait) => {
+                self.helper.notices.clear(PROGRAM);
+                wait
+            }
+            Err(error) => {
+                self.helper.notices.set(PROGRAM, format!("sockets of removed backends are left: {error}"));
+                MISSED
+            }
         }
-        *told = problem;
-        wait
     }
 
     fn look(&mut self) -> Result<Duration, Error> {
@@ -154,7 +147,7 @@ impl Pass {
         if found.is_empty() {
             return Ok(SELDOM);
         }
-        let answer = ask::destroy(&self.helper, stale::requests(&found))?;
+        let answer = ask::destroy(&self.helper.path, stale::requests(&found))?;
         self.shared.destroyed.fetch_add(answer.destroyed.len() as u64, Ordering::Relaxed);
         if let Some(problem) = answer.problems.into_iter().next() {
             return Err(Error::Helper(problem));
@@ -201,7 +194,7 @@ enum Error {
     Read(std::io::Error),
     #[error(transparent)]
     Ask(#[from] ask::Error),
-    #[error("proxyd-sockets: {0}")]
+    #[error("{0}")]
     Helper(String),
 }
 

@@ -5,16 +5,17 @@ use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
 use heddle_lab::traffic::{connect, datagram_socket};
-use heddle_lab::{Cmd, Condition, Error, Place, Process, Result, await_ready, bin, patient};
+use heddle_lab::{Cmd, Condition, Error, Place, Process, Result, await_ready, bin, eventually, patient};
 
-use crate::world::{SOLO, World, strict};
+use crate::world::{SOLO, World, status, strict};
 
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// The helper, on a node.
+/// The helper, on a node, with no more rights than its systemd unit gives it.
 pub fn helper(world: &World, node: usize) -> Result<Process> {
     let node = world.cluster.node(node);
-    let process = node.spawn(Cmd::new(bin("proxyd-sockets")))?;
+    let rights = ["--bounding-set=-all,+sys_admin,+net_admin,+sys_ptrace", "--inh-caps=-all"];
+    let process = node.spawn(Cmd::new("setpriv").args(rights).arg(bin("proxyd-sockets")))?;
     await_ready(node, &process, "proxyd-sockets")?;
     Ok(process)
 }
@@ -178,4 +179,24 @@ fn fault_086_sockets_of_a_removed_backend_are_ended_and_no_other() -> Result<()>
         }
     }
     Ok(())
+}
+
+/// Where nobody may enter pods' namespaces proxyd works on, and says what is left; as soon as somebody may, it is put
+/// right.
+#[test]
+fn fault_086_a_helper_that_is_missing_is_missed() -> Result<()> {
+    let world = World::start(strict())?;
+    let (node, place) = (world.cluster.node(3), world.visitor.place());
+    let talk = Talk::datagrams(place, SOLO.cluster(true))?;
+    talk.assert_by(place, "web-1")?;
+    world.publish(SOLO, &[world.web2.endpoint()])?;
+    let trouble = || -> Result<String> {
+        let status = status(node)?;
+        Ok(status["daemon"]["troubles"]["proxyd-sockets"]["what"].as_str().unwrap_or_default().to_owned())
+    };
+    eventually("somebody misses the helper", LIMIT, || Ok(trouble()?.contains("does proxyd-sockets run?")))?;
+    Talk::datagrams(place, SOLO.cluster(true))?.assert_by(place, "web-2")?;
+    let _helper = helper(&world, 3)?;
+    talk.assert_ended();
+    eventually("nobody misses it any more", LIMIT, || Ok(trouble()?.is_empty()))
 }

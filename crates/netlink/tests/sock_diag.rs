@@ -1,4 +1,5 @@
 //! Sockets are found by their peer and destroyed one by one.
+#![expect(clippy::unwrap_used, reason = "in a test a panic is the report")]
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;

@@ -152,7 +152,15 @@ impl<T: Target<Input = Snapshot>> Runner<T> {
         let settled = self.settled.take().filter(|_| !must && !stirred);
         let known = settled.or_else(|| if must { None } else { self.target.recall() });
         let full = known.is_none();
-        let observed = known.map_or_else(|| self.target.observe(), Ok);
+        let observed = known.map_or_else(
+            || {
+                let start = Instant::now();
+                let observed = self.target.observe();
+                status.observe = start.elapsed();
+                observed
+            },
+            Ok,
+        );
         match observed {
             Err(error) => {
                 let why = format!("cannot observe: {error}");
@@ -234,7 +242,9 @@ impl<T: Target<Input = Snapshot>> Runner<T> {
         if steps.is_empty() {
             return complete;
         }
+        let start = Instant::now();
         let outcome = self.target.apply(steps);
+        status.longest_apply = status.longest_apply.max(start.elapsed());
         // What failed together is tried again together: it may be that only all of it makes sense.
         let spread = self.random.next();
         for (part, why) in &outcome.failed {

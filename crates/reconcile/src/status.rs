@@ -25,6 +25,12 @@ pub struct Status {
     pub took: Duration,
     #[serde(skip)]
     pub last_full: bool,
+    /// How long the last observation took.
+    #[serde(rename = "observeMicros", serialize_with = "micros")]
+    pub observe: Duration,
+    /// The longest time that the steps of one pass took.
+    #[serde(rename = "longestApplyMicros", serialize_with = "micros")]
+    pub longest_apply: Duration,
     /// Steps that were done, and that failed.
     pub done: u64,
     pub failed: u64,
@@ -47,6 +53,10 @@ pub struct Trouble {
 
 fn seconds_ago<S: Serializer>(since: &Instant, to: S) -> Result<S::Ok, S::Error> {
     to.serialize_u64(since.elapsed().as_secs())
+}
+
+fn micros<S: Serializer>(time: &Duration, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_u64(u64::try_from(time.as_micros()).unwrap_or(u64::MAX))
 }
 
 impl Status {

@@ -141,6 +141,15 @@ pub enum Command {
         #[command(flatten)]
         output: Output,
     },
+    /// Show flows, refusals and drops as they happen
+    Monitor {
+        #[command(flatten)]
+        options: crate::ctl::monitor::Options,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Look at this node, and say what is missing and the way out (ends with 1 if something does not work)
+    Doctor(Output),
     /// Remove everything of proxyd from this node
     Cleanup(Output),
 }
@@ -187,6 +196,8 @@ mod tests {
             "proxyd status",
             "proxyd status default/web",
             "proxyd explain 10.244.1.5 10.96.0.10:53/udp",
+            "proxyd doctor -o json",
+            "proxyd monitor default/web --only drop --only reject --reason ttl --count 3 -o json",
             "proxyd explain host [fd00::1]:80 -o json",
             "proxyd status 10.96.0.1 -o json",
             "proxyd status -o json --bpf-root /b",

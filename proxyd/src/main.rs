@@ -30,6 +30,17 @@ fn act(cli: &Cli) -> Result<(), Failure> {
                 )),
             }
         }
+        Some(Command::Monitor { options, output }) => {
+            Ok(ctl::monitor::monitor(&cli.bpf_root, &cli.common.run_dir, options, output.format)?)
+        }
+        Some(Command::Doctor(output)) => {
+            let diagnosis = ctl::doctor::examine(&cli.bpf_root, &cli.common.run_dir)?;
+            output.print(&diagnosis, ctl::doctor::Diagnosis::text)?;
+            match diagnosis.verdict() {
+                ctl::doctor::Verdict::Failure => Err(Failure::runtime("something does not work (see above)")),
+                _ => Ok(()),
+            }
+        }
         Some(Command::Cleanup(output)) => cleanup(cli, *output),
     }
 }

@@ -10,9 +10,9 @@ use aya::EbpfLoader;
 use aya::maps::MapType;
 use aya::programs::{Program, ProgramError};
 use heddle_ebpf_common::{
-    Addr, Affinity, AffinityKey, Backend, ChoiceKey, Config, Counter, Flow, FragKey, FragPorts, Frontend,
-    FrontendKey, KnownAddr, Name, Node, PORTS_LEN, RingBlock, Routes, SockChoice, SockKey, SockPeer,
-    SourceKey, Tuple,
+    Addr, Affinity, AffinityKey, Backend, ChoiceKey, Config, Counter, EVENTS_SIZE, Flow, FragKey, FragPorts,
+    Frontend, FrontendKey, KnownAddr, LISTENING_LEN, Name, Node, PORTS_LEN, RingBlock, Routes, SockChoice,
+    SockKey, SockPeer, SourceKey, Tuple,
 };
 
 use crate::pins::{entries, inspect, remove_any};
@@ -70,7 +70,7 @@ struct Spec {
 }
 
 /// How many maps there are.
-const MAPS: usize = 22;
+const MAPS: usize = 24;
 
 impl Sizes {
     /// The same with what the maps hold that were kept.
@@ -98,7 +98,7 @@ impl Sizes {
 
     /// What a pinned map must be like to be adopted.
     fn specs(&self) -> [Spec; MAPS] {
-        use MapType::{Array, Hash, LpmTrie, LruHash, PerCpuArray};
+        use MapType::{Array, Hash, LpmTrie, LruHash, PerCpuArray, RingBuf};
         let spec = |name, kind, key, value, max_entries| Spec { name, kind, key, value, max_entries };
         let lpm_key = size_of::<aya::maps::lpm_trie::Key<Addr>>();
         let source_key = size_of::<aya::maps::lpm_trie::Key<SourceKey>>();
@@ -125,6 +125,8 @@ impl Sizes {
             spec("counters", PerCpuArray, 4, 8, Counter::COUNT),
             spec("config", Array, 4, size_of::<Config>(), 1),
             spec("kinds", Array, 4, 4, 3),
+            spec("listening", Array, 4, 4, LISTENING_LEN),
+            spec("events", RingBuf, 0, 0, EVENTS_SIZE),
         ]
     }
 }

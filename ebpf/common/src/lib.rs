@@ -8,9 +8,11 @@
 
 mod counter;
 pub mod decide;
+mod event;
 mod layout;
 mod mesh;
 
 pub use counter::*;
+pub use event::*;
 pub use layout::*;
 pub use mesh::*;

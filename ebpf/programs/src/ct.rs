@@ -10,6 +10,7 @@ use heddle_ebpf_common::{
     Tuple,
 };
 
+use crate::events;
 use crate::maps::{self, BACKENDS, CT, CT_NEW, count};
 use crate::packet::{FIN, Kind, Packet, RST};
 use crate::time::{coarse_now, random};
@@ -267,11 +268,13 @@ pub fn answered(key: &Tuple, reply: &mut Flow) -> bool {
     }
     if CT.insert(&request_key, &*request, BPF_ANY.into()).is_err() {
         count(Counter::DropCtFull);
+        events::note(Counter::DropCtFull);
         return false;
     }
     if CT.insert(key, &*reply, BPF_ANY.into()).is_err() {
         let _ = CT.remove(&request_key);
         count(Counter::DropCtFull);
+        events::note(Counter::DropCtFull);
         return false;
     }
     let _ = CT_NEW.remove(key);
@@ -386,5 +389,6 @@ fn enter(key: &Tuple, flow: &mut Flow) -> bool {
         return false;
     }
     count(Counter::FlowNew);
+    events::flow(key, flow);
     true
 }

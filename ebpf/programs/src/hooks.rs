@@ -1,5 +1,6 @@
 //! The tc programs: what each hook does with a packet.
 
+use aya_ebpf::bindings::TC_ACT_SHOT;
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use heddle_ebpf_common::decide::{Found, Nodes, Origin};
@@ -9,6 +10,7 @@ use heddle_ebpf_common::{
 };
 
 use crate::ct;
+use crate::events;
 use crate::frontend::{self, known};
 use crate::maps::{Kind, Work, config, has_flows, may_be_ours, work};
 use crate::nat;
@@ -25,7 +27,12 @@ macro_rules! hooks { ($($(#[$doc:meta])* $name:ident: $body:ident;)*) => { $(
     #[classifier]
     pub fn $name(ctx: TcContext) -> i32 {
         let Some(config) = config() else { return PASS };
-        $body(Skb(ctx.skb.skb), config)
+        let skb = Skb(ctx.skb.skb);
+        let verdict = $body(skb, config);
+        if verdict == TC_ACT_SHOT {
+            events::dropped(skb);
+        }
+        verdict
     }
 )* } }
 

@@ -20,6 +20,7 @@
 #![feature(asm_experimental_arch)]
 
 mod ct;
+mod events;
 mod frontend;
 mod hooks;
 mod icmp;

@@ -5,11 +5,11 @@ use core::arch::asm;
 use aya_ebpf::bindings::bpf_fib_lookup;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::lpm_trie::LpmTrie;
-use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
+use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
 use heddle_ebpf_common::{
-    Addr, Affinity, AffinityKey, Backend, ChoiceKey, Config, Counter, Flow, FragKey, FragPorts, Frontend,
-    FrontendKey, KnownAddr, Name, Node, PORTS_EXTERNAL, PORTS_LEN, RingBlock, Routes, SockChoice, SockKey,
-    SockPeer, SourceKey, Tuple,
+    Addr, Affinity, AffinityKey, Backend, ChoiceKey, Config, Counter, EVENTS_SIZE, Flow, FragKey, FragPorts,
+    Frontend, FrontendKey, KnownAddr, LISTENING_LEN, Name, Node, PORTS_EXTERNAL, PORTS_LEN, RingBlock,
+    Routes, SockChoice, SockKey, SockPeer, SourceKey, Tuple,
 };
 
 use crate::packet::Packet;
@@ -50,7 +50,13 @@ maps! {
     "config" CONFIG: Array<Config> = 1;
     /// Not 0 once there was a flow of this [`Kind`].
     "kinds" KINDS: Array<u32> = 3;
+    /// Until when somebody listens to `events`, and how many there was no room for.
+    "listening" LISTENING: Array<u32> = LISTENING_LEN;
 }
+
+/// What happens, for `proxyd monitor`.
+#[map(name = "events")]
+pub static EVENTS: RingBuf = RingBuf::with_byte_size(EVENTS_SIZE, 0);
 
 /// Where the tc programs work, one on each processor (they run with bottom halves off, so that none meets
 /// another's). On the stack there is no room for it (512 bytes for all calls), and the verifier would follow each

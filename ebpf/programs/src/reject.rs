@@ -2,6 +2,7 @@
 
 use heddle_ebpf_common::{Addr, Config, Counter, MESH_REPLY};
 
+use crate::events;
 use crate::icmp;
 use crate::maps::{self, config, count};
 use crate::out::{REPLY, as_if_from, into_tunnel, mac_of, send_back};
@@ -22,6 +23,7 @@ pub fn unreachable(skb: Skb, packet: &Packet, reason: Counter) -> i32 {
         return skb.drop(Counter::DropNoFlow);
     }
     count(reason);
+    events::rejected(skb, reason);
     if packet.is_tcp() {
         return reset(skb, packet);
     }
@@ -40,6 +42,7 @@ pub fn protocol(skb: Skb, packet: &Packet) -> i32 {
         return skb.drop(Counter::DropNoFlow);
     }
     count(Counter::RejectUndefined);
+    events::rejected(skb, Counter::RejectUndefined);
     protocol_error(skb, packet)
 }
 

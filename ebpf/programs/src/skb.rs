@@ -7,6 +7,7 @@ use aya_ebpf::helpers::generated::{
 };
 use heddle_ebpf_common::Counter;
 
+use crate::events;
 use crate::maps::count;
 
 /// The next program, else the stack, goes on with the packet.
@@ -216,6 +217,7 @@ impl Skb {
     #[inline(always)]
     pub fn drop(self, reason: Counter) -> i32 {
         count(reason);
+        events::note(reason);
         TC_ACT_SHOT
     }
 }

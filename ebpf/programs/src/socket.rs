@@ -11,10 +11,11 @@ use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 use heddle_ebpf_common::decide::{self, Found, Nodes, Refusal, Tables};
 use heddle_ebpf_common::{
-    ADDR_NODE, Addr, AffinityKey, BACKEND_ACTIVE, BACKEND_DRAINING, Backend, Counter, FRONTEND_SOURCES,
-    Frontend, NODE_SELF, SockChoice, SockKey, SockPeer,
+    ADDR_NODE, Addr, AffinityKey, BACKEND_ACTIVE, BACKEND_DRAINING, Backend, Counter, EVENT_REJECT,
+    EVENT_SOCKET, FRONTEND_SOURCES, Frontend, NODE_SELF, SockChoice, SockKey, SockPeer,
 };
 
+use crate::events;
 use crate::frontend::{self, Kernel, REFUSED};
 use crate::maps::{SOCK_REV, SOCK_UDP, config, count, count_flow};
 
@@ -143,6 +144,20 @@ fn cookie(ctx: *mut bpf_sock_addr) -> u64 {
     unsafe { bpf_get_socket_cookie(ctx.cast()) }
 }
 
+/// Counts a refusal, and tells it.
+#[inline(always)]
+fn refused(reason: Counter, asked: (&Addr, u16), proto: u8, service: u32) {
+    count(reason);
+    events::socket(EVENT_REJECT, reason, asked, (&Addr::ANY6, 0), proto, service);
+}
+
+/// Tells that a socket was given this backend.
+#[inline(always)]
+fn given(asked: (&Addr, u16), backend: &Backend, proto: u8, service: u32) {
+    let to = (&backend.addr, backend.port);
+    events::socket(EVENT_SOCKET, Counter::SocketTranslated, asked, to, proto, service);
+}
+
 #[inline(always)]
 fn fail(errno: i32) -> i32 {
     // SAFETY: a number.
@@ -169,7 +184,7 @@ fn find(ctx: *mut bpf_sock_addr, addr: &Addr, port: u16, proto: u8, copy: &mut F
     match decide::find(Kernel, addr, port, proto, Nodes::All, copy) {
         Found::Frontend => {}
         Found::Undefined => {
-            count(Counter::RejectUndefined);
+            refused(Counter::RejectUndefined, (addr, port), proto, 0);
             return Err(fail(ECONNREFUSED));
         }
         Found::Nothing => return Err(ALLOW),
@@ -182,7 +197,7 @@ fn find(ctx: *mut bpf_sock_addr, addr: &Addr, port: u16, proto: u8, copy: &mut F
         let Some(config) = config() else { return Err(ALLOW) };
         let own = if addr.is_v4() { &config.underlay4 } else { &config.underlay6 };
         if !Kernel.allows(copy.service, own) {
-            count(Counter::DropSource);
+            refused(Counter::DropSource, (addr, port), proto, copy.service);
             return Err(fail(EHOSTUNREACH));
         }
     }
@@ -214,7 +229,8 @@ fn taken(key: &SockKey, addr: &Addr, port: u16) -> bool {
 /// A backend for this socket. Of a service with session affinity all sockets of a network namespace have one. `Err`: the
 /// hook's answer.
 #[inline(always)]
-fn choose(ctx: *mut bpf_sock_addr, frontend: &Frontend, v4: bool) -> Result<u32, i32> {
+fn choose(ctx: *mut bpf_sock_addr, frontend: &Frontend, asked: (&Addr, u16), proto: u8) -> Result<u32, i32> {
+    let v4 = asked.0.is_v4();
     let Some(config) = config() else { return Err(ALLOW) };
     let client = if frontend.affinity == 0 {
         Addr::ANY6
@@ -225,10 +241,10 @@ fn choose(ctx: *mut bpf_sock_addr, frontend: &Frontend, v4: bool) -> Result<u32,
     let choice = frontend::choose_inside(frontend, &client, v4, config);
     if choice & REFUSED != 0 {
         return Err(if choice as u32 == Refusal::Drop as u32 {
-            count(Counter::DropNoBackend);
+            refused(Counter::DropNoBackend, asked, proto, frontend.service);
             fail(EHOSTUNREACH)
         } else {
-            count(Counter::RejectNoBackend);
+            refused(Counter::RejectNoBackend, asked, proto, frontend.service);
             fail(ECONNREFUSED)
         });
     }
@@ -262,7 +278,7 @@ fn connect<F: Family>(ctx: *mut bpf_sock_addr) -> i32 {
         // What has a loopback address as its source never leaves the node.
         return fail(EADDRNOTAVAIL);
     }
-    let index = match choose(ctx, &found, addr.is_v4()) {
+    let index = match choose(ctx, &found, (&addr, port), proto) {
         Ok(index) => index,
         Err(answer) => return answer,
     };
@@ -279,6 +295,7 @@ fn connect<F: Family>(ctx: *mut bpf_sock_addr) -> i32 {
     set_port(ctx, backend.port);
     count(Counter::SocketTranslated);
     count_flow(index);
+    given((&addr, port), backend, proto, found.service);
     ALLOW
 }
 
@@ -319,7 +336,7 @@ fn sendmsg<F: Family>(ctx: *mut bpf_sock_addr) -> i32 {
         None => {
             // Two frontends of one socket at one backend: its answers could not be told apart.
             for _ in 0..OTHER {
-                fresh = match choose(ctx, &found, addr.is_v4()) {
+                fresh = match choose(ctx, &found, (&addr, port), proto) {
                     Ok(index) => index,
                     Err(answer) => return answer,
                 };
@@ -353,6 +370,7 @@ fn sendmsg<F: Family>(ctx: *mut bpf_sock_addr) -> i32 {
     count(Counter::SocketTranslated);
     if fresh != 0 {
         count_flow(fresh);
+        given((&addr, port), backend, proto, found.service);
     }
     ALLOW
 }

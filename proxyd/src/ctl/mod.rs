@@ -1,7 +1,9 @@
 //! `proxyd status` and `proxyd cleanup`: what the kernel holds, with or without a daemon.
 
+pub mod doctor;
 pub mod explain;
 mod filter;
+pub mod monitor;
 mod status;
 pub(crate) mod table;
 

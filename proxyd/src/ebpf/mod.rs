@@ -16,7 +16,7 @@ mod ledger;
 pub(crate) mod live;
 mod maglev;
 mod nodes;
-mod place;
+pub(crate) mod place;
 mod project;
 mod read;
 #[cfg(test)]

@@ -7,6 +7,7 @@ mod record;
 mod site;
 mod text;
 
+pub use gauge::{Gauges, MapGauge};
 pub use record::{Changes, Pass, Record};
 pub use site::Metrics;
 pub use text::{CONTENT_TYPE, Page};

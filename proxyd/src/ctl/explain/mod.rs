@@ -2,6 +2,7 @@
 //! ([`heddle_ebpf_common::decide`]) over the maps that they read.
 
 mod answer;
+pub(super) mod names;
 mod question;
 mod tables;
 mod text;
@@ -13,9 +14,9 @@ use std::path::Path;
 use heddle_bpf::Pins;
 use heddle_ebpf_common::decide::{self, By, Choice, Found, Nodes, Origin, Refusal, Tables, Way};
 use heddle_ebpf_common::{
-    ADDR_CLUSTER_IP, ADDR_EXTERNAL, ADDR_NODE, ADDR_NODE_PORTS, ADDR_OVERLAY, Addr, BACKEND_ACTIVE,
-    BACKEND_DRAINING, BACKEND_FREE, Backend, CT_ANSWERED, CT_REPLY, Config, FRONTEND_EXTERNAL,
-    FRONTEND_LOCAL, FRONTEND_SOURCES, Frontend, NODE_SELF, Tuple,
+    ADDR_CLUSTER_IP, ADDR_EXTERNAL, ADDR_NODE, ADDR_NODE_PORTS, ADDR_OVERLAY, Addr, AffinityKey,
+    BACKEND_ACTIVE, BACKEND_DRAINING, BACKEND_FREE, Backend, CT_ANSWERED, CT_REPLY, Config,
+    FRONTEND_EXTERNAL, FRONTEND_LOCAL, FRONTEND_SOURCES, Frontend, NODE_SELF, Tuple,
 };
 use heddle_model::Protocol;
 use heddle_netlink::{Socket, link, route};
@@ -23,8 +24,9 @@ use nix::time::{ClockId, clock_gettime};
 
 use crate::dataplane::Error;
 pub use answer::{Answer, Candidate, Client, FlowFound, FrontendFound, Place, Verdict};
+use names::{addr, ip};
 pub use question::{Destination, Source};
-use tables::{Pinned, addr, ip};
+use tables::Pinned;
 
 /// Explains what becomes of the first packet (or of the next one of a flow that is there). `None`: there is no
 /// datapath.
@@ -248,8 +250,7 @@ impl Question<'_> {
 
     /// What stands for this node's processes in `affinity`.
     fn host_key(&self) -> Addr {
-        let cookie = self.config.host_netns;
-        Addr([u32::MAX, u32::MAX, cookie as u32, (cookie >> 32) as u32])
+        AffinityKey::namespace(self.config.host_netns, self.to.ip.is_ipv4())
     }
 
     /// The flow that the client has from this very port. True: it lives, and its packets go where it says.

@@ -4,6 +4,9 @@
 #[expect(dead_code, reason = "the setting of the scenarios of proxyd, of which not all is needed here")]
 mod world;
 
+mod doctor;
+mod explain;
 mod http;
+mod monitor;
 mod probes;
 mod status;

@@ -170,6 +170,18 @@ mod tests {
     use super::*;
 
     #[tokio::test]
+    async fn a_file_that_is_not_closed_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut watch = Watch::open(dir.path()).unwrap();
+        let began = Instant::now();
+        let file = std::fs::File::create(dir.path().join("a")).unwrap();
+        watch.changed(SETTLED).await.unwrap();
+        assert!(began.elapsed() >= QUIET, "what it is to be is not known yet");
+        drop(file);
+        assert_eq!(watch.changed(SETTLED).await.unwrap().names.len(), 1);
+    }
+
+    #[tokio::test]
     async fn events_become_changes() {
         let dir = tempfile::tempdir().unwrap();
         let mut watch = Watch::open(dir.path()).unwrap();

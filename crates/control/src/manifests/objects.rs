@@ -64,7 +64,7 @@ impl Objects {
             };
         }
         let mut services = BTreeSet::new();
-        let changed = || old.iter().zip(&new).filter(|(old, new)| old != new);
+        let changed = || old.iter().zip(&new).filter(|(old, new)| !is_same(old.as_ref(), new.as_ref()));
         changed().filter_map(|(old, _)| old.as_ref()).for_each(|old| self.take_out(old, &mut services));
         changed().filter_map(|(_, new)| new.as_ref()).for_each(|new| self.put_in(new, &mut services));
         services.iter().for_each(|service| self.mirror(service));
@@ -175,10 +175,21 @@ impl Objects {
     }
 }
 
+/// Whether they are one, not only equal: of two copies of an object only one is kept.
+fn is_same(one: Option<&Value>, other: Option<&Value>) -> bool {
+    match (one, other) {
+        (Some(Value::Node(one)), Some(Value::Node(other))) => Arc::ptr_eq(one, other),
+        (Some(Value::Service(one)), Some(Value::Service(other))) => Arc::ptr_eq(one, other),
+        (Some(Value::Slice(one)), Some(Value::Slice(other))) => Arc::ptr_eq(one, other),
+        _ => one == other,
+    }
+}
+
 /// What is equal stays the very same: nobody after us needs to look at it.
 fn keep(before: &[Object], objects: &mut [Object]) {
-    let mut values: BTreeMap<&Key, &Value> =
-        before.iter().map(|object| (&object.key, &object.value)).collect();
+    // Of two with one key the first counts.
+    let values = before.iter().rev().map(|object| (&object.key, &object.value));
+    let mut values: BTreeMap<&Key, &Value> = values.collect();
     for object in objects {
         if let Some(value) = values.remove(&object.key)
             && *value == object.value
@@ -293,8 +304,26 @@ mod tests {
             for (file, said) in steps {
                 let file: Arc<str> = format!("{file}.yaml").into();
                 objects.replace(&file, said.clone());
-                files.insert(file, said);
-                prop_assert_eq!(objects.slice(Path::new("/m")), plainly(&files));
+                let last = Arc::clone(&file);
+                files.insert(file, said.clone());
+                let slice = objects.slice(Path::new("/m"));
+                prop_assert_eq!(&slice, &plainly(&files));
+                // What is told is what is kept, not a copy that is as good.
+                for (name, told) in &slice.services {
+                    let Some(Value::Service(kept)) = objects.winner(&Key::Service(name.clone())) else { panic!() };
+                    prop_assert!(Arc::ptr_eq(told, &kept));
+                }
+                // And what is read again and equal is not made anew.
+                let again = said.iter().map(|object| match &object.value {
+                    Value::Service(same) => {
+                        Object { value: Value::Service(Arc::new(Service::clone(same))), ..object.clone() }
+                    }
+                    _ => object.clone(),
+                });
+                objects.replace(&last, again.collect());
+                for (name, told) in &objects.slice(Path::new("/m")).services {
+                    prop_assert!(Arc::ptr_eq(told, &slice.services[name]));
+                }
             }
             for file in files.keys().cloned().collect::<Vec<_>>() {
                 objects.replace(&file, Vec::new());

@@ -204,12 +204,14 @@ async fn fault_125_a_configmap_is_swapped_whole() {
         }
     });
     room.nodes(&["n1", "n2"]).await;
+    let began = std::time::Instant::now();
     version(&room.path, "..2026_2", &["n1"]);
     let path = room.path.join("..2026_2/n1.yaml");
     assert!(room.nodes(&["n1"]).await.problems.is_empty(), "a dangling link is an absent file");
     fs::write(path, "unheard: in a directory below").unwrap();
     version(&room.path, "..2026_3", &["n1", "n2"]);
     assert!(room.nodes(&["n1", "n2"]).await.problems.is_empty());
+    assert!(began.elapsed() < super::LOOK, "found by looking around now and then");
 }
 
 #[tokio::test]

@@ -49,7 +49,7 @@ fn table(seed: &mut u64) -> ServiceTable {
     let local = NodeName("n1".into());
     let mut frontends = BTreeMap::new();
     for service in 0..SERVICES {
-        if next(seed) % 5 == 0 {
+        if next(seed).is_multiple_of(5) {
             continue;
         }
         let bits = next(seed);
@@ -134,7 +134,7 @@ fn no_flow_has_a_backend_that_its_service_never_had() {
                 assert_eq!(ebpf.apply(&plan), Outcome::done());
                 observed = wanted;
                 rounds += 1;
-                if rounds % 64 == 0 {
+                if rounds.is_multiple_of(64) {
                     checked += check(&pins);
                 }
             }

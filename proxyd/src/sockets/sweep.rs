@@ -69,7 +69,7 @@ impl Sweeper {
             let mut wait = Duration::ZERO;
             while woken.recv_timeout(wait) != Err(RecvTimeoutError::Disconnected) {
                 wait = pass.run();
-                thread::sleep(PACE);
+                pause(PACE);
             }
         };
         let thread = thread::Builder::new().name("sockets".into()).spawn(work);
@@ -138,7 +138,7 @@ impl Pass {
         let mut maps = heddle_bpf::Maps::open(&self.pins)?;
         let mut found = stale::find(&self.noted()?, &maps);
         if !found.is_empty() {
-            thread::sleep(AGAIN);
+            pause(AGAIN);
             let still = stale::find(&self.noted()?, &maps);
             found.retain(|key, why| still.get(key) == Some(why));
         }
@@ -183,6 +183,14 @@ impl Pass {
         };
         read().map_err(Error::Read)
     }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "time itself is awaited: a writer is done with its steps by then"
+)]
+fn pause(time: Duration) {
+    thread::sleep(time);
 }
 
 /// Why stale sockets are left.

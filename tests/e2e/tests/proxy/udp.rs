@@ -102,7 +102,7 @@ fn fault_085_datagrams_follow_their_service() -> Result<()> {
     // From one to none, and back: no answer is left waiting for the flow of before.
     publish(&[])?;
     askers.await_refused()?;
-    askers.await_server("web-1", publish(&[one.clone()])?)?;
+    askers.await_server("web-1", publish(std::slice::from_ref(&one))?)?;
 
     // It is not ready any more: it may not answer, and must not be asked.
     let unready = one.clone().condition(Condition::NotReady);

@@ -5,6 +5,7 @@
 
 mod bridged;
 mod churn;
+mod clients;
 mod drains;
 mod everywhere;
 mod flips;

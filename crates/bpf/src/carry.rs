@@ -87,6 +87,7 @@ fn pairs<'a>(map: &RawMap, entries: &'a Entries) -> impl Iterator<Item = (&'a [u
 type Place = (Addr, u16, u8);
 
 /// From the numbers of one set of maps to ours.
+#[derive(Debug)]
 struct Numbers {
     /// Service to ours.
     services: HashMap<u32, u32>,
@@ -181,28 +182,47 @@ impl Numbers {
 
 /// One transfer, of several passes: what the first has brought and what has not changed since, the second leaves
 /// alone.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Carry {
     /// Of a map: key to a hash of the value.
     seen: HashMap<u32, HashMap<Vec<u8>, u64>>,
+    /// Of a source. Whoever wrote these maps is gone: they do not change any more.
+    numbers: Vec<Numbers>,
 }
 
+/// Flows; answered ones first: what is left of them among the others is older.
+pub(crate) const FLOWS: &[Remembered] = &[("ct", ["ct key", "ct value"]), ("ct_new", ["ct key", "ct value"])];
+/// The rest, for which nobody has to wait.
+pub(crate) const OTHERS: &[Remembered] = &[
+    ("affinity", ["affinity key", "affinity value"]),
+    ("sock_rev", ["sock_rev key", "sock_rev value"]),
+    ("sock_udp", ["sock_udp key", "sock_udp value"]),
+];
+
+/// A map, and what its keys and values are called in descriptions.
+pub(crate) type Remembered = (&'static str, [&'static str; 2]);
+
 impl Carry {
-    /// Carries over what has changed since the last pass.
-    pub fn pass(&mut self, sources: &[Source], own: &Source, maps: &mut Maps) -> Result<Carried> {
+    /// Looks at who is who.
+    pub fn new(sources: &[Source], own: &Source, maps: &Maps) -> Result<Self> {
+        let numbers = sources.iter().map(|source| Numbers::new(source, own, maps)).collect::<Result<_>>()?;
+        Ok(Self { seen: HashMap::new(), numbers })
+    }
+
+    /// Carries over what of these maps has changed since the last pass.
+    pub fn pass(
+        &mut self,
+        sources: &[Source],
+        own: &Source,
+        maps: &mut Maps,
+        remembered: &[Remembered],
+    ) -> Result<Carried> {
         let mut carried = Carried::default();
-        for source in sources {
-            let mut into = Into { numbers: Numbers::new(source, own, maps)?, maps, carried: &mut carried };
-            // Answered flows first: what is left of them among the others is older.
-            for (name, what) in [
-                ("ct", ["ct key", "ct value"]),
-                ("ct_new", ["ct key", "ct value"]),
-                ("affinity", ["affinity key", "affinity value"]),
-                ("sock_rev", ["sock_rev key", "sock_rev value"]),
-                ("sock_udp", ["sock_udp key", "sock_udp value"]),
-            ] {
+        for (source, numbers) in sources.iter().zip(&self.numbers) {
+            let mut into = Into { numbers, maps, carried: &mut carried };
+            for (name, what) in remembered {
                 let is_own = |map: &RawMap| own.map(name).is_some_and(|own| own.id == map.id);
-                for map in source.maps.get(name).into_iter().flatten().filter(|map| !is_own(map)) {
+                for map in source.maps.get(*name).into_iter().flatten().filter(|map| !is_own(map)) {
                     let seen = self.seen.entry(map.id).or_default();
                     for (key, value) in pairs(map, &read(map)?) {
                         let mut hasher = DefaultHasher::new();
@@ -222,7 +242,7 @@ impl Carry {
 
 /// Where everything goes.
 struct Into<'a> {
-    numbers: Numbers,
+    numbers: &'a Numbers,
     maps: &'a mut Maps,
     carried: &'a mut Carried,
 }

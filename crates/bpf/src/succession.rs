@@ -13,7 +13,7 @@ use heddle_ebpf_common::Config;
 use nix::libc;
 use nix::time::{ClockId, clock_gettime};
 
-use crate::carry::{ByName, Carried, Carry, Source};
+use crate::carry::{ByName, Carried, Carry, FLOWS, OTHERS, Source};
 use crate::describe::Layout;
 use crate::pins::{entries, inspect, remove_any};
 use crate::raw::{Kind, RawMap, maps_of};
@@ -67,15 +67,18 @@ impl Datapath {
             self.swap(links)?;
         } else {
             let own = self.own()?;
-            let mut carry = Carry::default();
-            carried += carry.pass(&sources, &own, &mut self.maps)?;
+            let mut carry = Carry::new(&sources, &own, &self.maps)?;
+            for maps in [OTHERS, FLOWS] {
+                carried += carry.pass(&sources, &own, &mut self.maps, maps)?;
+            }
             self.take_kinds(&sources)?;
             // From here on no program makes a flow that another would not know. A daemon that is killed now must not
             // leave that behind: it has an end of its own.
             self.settle(SETTLING)?;
             self.swap(links)?;
-            carried += carry.pass(&sources, &own, &mut self.maps)?;
+            carried += carry.pass(&sources, &own, &mut self.maps, FLOWS)?;
             self.settle(Duration::ZERO)?;
+            carried += carry.pass(&sources, &own, &mut self.maps, OTHERS)?;
         }
         self.pin_programs()?;
         for other in self.pins.others()? {

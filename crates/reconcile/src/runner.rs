@@ -24,7 +24,7 @@ use heddle_model::{Effect, Snapshot};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until};
 
-use crate::guard::Guard;
+use crate::guard::{self, Guard};
 use crate::pace::{Backoff, Pace, Random};
 use crate::status::Status;
 use crate::target::Target;
@@ -107,14 +107,16 @@ impl<T: Target<Input = Snapshot>> Runner<T> {
             // What comes in a burst is done together.
             let limit = rest.until.max(Instant::now() + self.pace.longest);
             let alone = Instant::now() >= rest.until.max(rest.ended + self.pace.calm);
-            while !alone {
-                let quiet = rest.until.max(Instant::now() + self.pace.quiet).min(limit);
-                tokio::select! {
-                    biased;
-                    _ = &mut stop => return self.target,
-                    () = sleep_until(quiet) => break,
-                    newer = store.changed() => snapshot = newer,
-                    () = kernel.notified() => stirred = true,
+            if !alone {
+                loop {
+                    let quiet = rest.until.max(Instant::now() + self.pace.quiet).min(limit);
+                    tokio::select! {
+                        biased;
+                        _ = &mut stop => return self.target,
+                        () = sleep_until(quiet) => break,
+                        newer = store.changed() => snapshot = newer,
+                        () = kernel.notified() => stirred = true,
+                    }
                 }
             }
             full |= Instant::now() >= resync;
@@ -206,12 +208,11 @@ impl<T: Target<Input = Snapshot>> Runner<T> {
         let mut complete = true;
         let mut missing = BTreeSet::new();
         let all = self.target.diff(observed, desired);
-        let (lost, had) = match self.target.guarded(observed) {
-            had if had > 0 && synced => {
-                (all.iter().filter(|step| self.target.takes_away(observed, step)).count(), had)
-            }
-            _ => (0, 0),
-        };
+        let taken = |step: &&T::Step| self.target.takes_away(observed, step);
+        let lost = if synced { all.iter().filter(taken).count() } else { 0 };
+        // Counted only where it may matter: there may be many.
+        let had = if lost < guard::FEWEST { 0 } else { self.target.guarded(observed) };
+        let lost = if had == 0 { 0 } else { lost };
         let held = self.guard.holds(lost, had, self.pace.removal_delay, now);
         if held {
             trouble(

@@ -218,7 +218,7 @@ fn passes_by(tuple: &Tuple, config: &Config) -> bool {
 /// Does the request pretend to be one of a pod of this node, of the node itself, or one that another node sends us?
 /// (For an external address the client may have come by another node before.)
 #[inline(always)]
-fn is_spoofed(entry: &ct::Entry<'_>, packet: &Packet) -> bool {
+pub fn is_spoofed(entry: &ct::Entry<'_>, packet: &Packet) -> bool {
     let flags = entry.flow.flags;
     entry.flow.ifindex != 0
         || flags & CT_OWN != 0

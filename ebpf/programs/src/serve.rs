@@ -9,6 +9,7 @@ use heddle_ebpf_common::{
 
 use crate::ct::{self, Entry, Ports};
 use crate::frontend::{self, REFUSED};
+use crate::hooks::is_spoofed;
 use crate::maps::{self, BACKENDS, config, count, count_flow, note_flow};
 use crate::out::{self, DIRECT, REPLY};
 use crate::packet::{ACK, Kind, Packet, SYN};
@@ -200,10 +201,14 @@ fn rest(skb: Skb, packet: &Packet, flow: &mut Flow, origin: &Origin, config: &Co
     if let Some(mut entry) = ct::unanswered(&packet.tuple, flow)
         && !entry.is_reply()
         && !entry.is_stale()
-        && came_by_tunnel(entry.flow.flags) == matches!(origin, Origin::Tunnel { .. })
     {
-        note(packet, &mut entry, config);
-        return ENTERED;
+        if *origin == Origin::Outside && is_spoofed(&entry, packet) {
+            return skb.drop(Counter::DropSpoofed);
+        }
+        if came_by_tunnel(entry.flow.flags) == matches!(origin, Origin::Tunnel { .. }) {
+            note(packet, &mut entry, config);
+            return ENTERED;
+        }
     }
     reject::unreachable(skb, packet, Counter::RejectStale)
 }

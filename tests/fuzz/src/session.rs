@@ -99,9 +99,9 @@ fn entries(
     wanted: &BTreeMap<Tuple, Flow>,
     found: &BTreeMap<Tuple, Flow>,
 ) {
-    if wanted != found {
-        lacks(wrong, name, wanted, found);
-    }
+    // By which way a flow went last is no one's interest but the programs'.
+    let cleared = |(key, flow): (&Tuple, &Flow)| (*key, Flow { out: 0, mtu: 0, way: 0, ..*flow });
+    lacks(wrong, name, wanted, &found.iter().map(cleared).collect());
 }
 
 fn lacks<K: Ord + Debug, V: PartialEq + Debug>(

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use heddle_ebpf_common::{Addr, BACKEND_FREE, Backend, Config, FrontendKey, KnownAddr, NODE_DOWN, Node};
+use heddle_ebpf_common::{
+    Addr, BACKEND_FREE, Backend, Config, FrontendKey, KnownAddr, NODE_DOWN, Node, Routes,
+};
 
 /// A frontend, with its lists in place.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -21,6 +23,8 @@ pub struct Front {
 #[derive(Clone, Debug, Default)]
 pub struct Table {
     pub config: Config,
+    /// Whether flows may remember their way.
+    pub routes: Routes,
     pub frontends: BTreeMap<FrontendKey, Front>,
     /// By index; 0 is not used.
     pub backends: Vec<Backend>,

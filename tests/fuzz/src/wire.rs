@@ -95,6 +95,11 @@ impl Packet {
         self.is_tcp() || self.tuple.proto == SCTP
     }
 
+    /// Of a TCP connection that stands: it neither begins nor answers nor breaks off one.
+    pub fn is_segment(&self) -> bool {
+        self.is_tcp() && self.flags & (SYN | RST) == 0 && !self.is_error()
+    }
+
     /// Asks for a connection.
     pub fn is_syn(&self) -> bool {
         self.is_connected() && self.flags & (SYN | ACK | RST) == SYN

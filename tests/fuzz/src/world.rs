@@ -10,14 +10,15 @@ use aya::maps::{Array, Map, MapData};
 use heddle_bpf::{Datapath, Maps, Pins, Sizes, TcHook, sys};
 use heddle_ebpf_common::SourceKey;
 use heddle_ebpf_common::{
-    Addr, Affinity, AffinityKey, Backend, ChoiceKey, Counter, Flow, FragKey, FragPorts, Frontend,
-    FrontendKey, PORTS_LEN, RING_BLOCK, Tuple,
+    ADDR_EXTERNAL, Addr, Affinity, AffinityKey, Backend, ChoiceKey, Counter, Flow, FragKey, FragPorts,
+    Frontend, FrontendKey, PORTS_EXTERNAL, RING_BLOCK, Tuple,
 };
 use heddle_netlink::{NetNs, Socket, link, neigh, route, sysctl};
 use ipnetwork::IpNetwork;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 
+use crate::make;
 use crate::model::{Stimulus, Verdict};
 use crate::place::{self, Dev};
 use crate::table::{Change, Front, Table};
@@ -186,9 +187,10 @@ impl World {
             out: vec![0; 1 << 14],
             _netns: netns,
         };
-        for index in 0..PORTS_LEN {
-            // Each packet from outside is looked at.
-            world.maps().ports.set(index, u64::MAX, 0)?;
+        for port in make::ports().flatten() {
+            let (index, bit) = (u32::from(port) / 64, 1 << (port % 64));
+            let old = world.maps().ports.get(&index, 0)?;
+            world.maps().ports.set(index, old | bit, 0)?;
         }
         Ok(world)
     }
@@ -252,6 +254,9 @@ impl World {
             let key = SourceKey { service: *service, addr: range.0 };
             maps.sources.insert(&Key::new(bits, key), 1, 0)?;
         }
+        let externals = table.addrs.values().filter(|known| known.is(ADDR_EXTERNAL)).count();
+        maps.ports.set(PORTS_EXTERNAL, externals as u64, 0)?;
+        maps.routes.set(0, table.routes, 0)?;
         maps.config.set(0, table.config, 0)?;
         for (key, front) in &table.frontends {
             self.write_frontend(key, front)?;

@@ -6,4 +6,4 @@ mod table;
 
 pub use frame::Draft;
 pub use packet::{can_be_run, mutate, stimulus};
-pub use table::{change, table};
+pub use table::{change, ports, table};

@@ -1,10 +1,12 @@
 //! Random tables, and random changes of them.
 
+use std::ops::RangeInclusive;
+
 use heddle_ebpf_common::{
     ADDR_CLUSTER_IP, ADDR_EXTERNAL, ADDR_NODE, ADDR_NODE_PORTS, ADDR_OVERLAY, Addr, BACKEND_ACTIVE,
     BACKEND_DOWN, BACKEND_DRAINING, BACKEND_FREE, Backend, Config, FRONTEND_DROP, FRONTEND_DROP_OUTSIDE,
     FRONTEND_EXTERNAL, FRONTEND_LOCAL, FRONTEND_SOURCES, FrontendKey, KnownAddr, NODE_DOWN, NODE_SELF,
-    NODE_UP, Node, REMOTE_DSR, REMOTE_SNAT, REMOTE_TUNNEL, choice_hash,
+    NODE_UP, Node, REMOTE_DSR, REMOTE_SNAT, REMOTE_TUNNEL, Routes, choice_hash,
 };
 
 use crate::dice::Dice;
@@ -18,8 +20,19 @@ pub const PORT: u16 = 80;
 /// Few, so that they run out at times.
 const SNAT_PORTS: (u16, u16) = (61000, 61007);
 
+/// Ports that are a service's or `snat`'s, on whatever node.
+pub fn ports() -> impl Iterator<Item = RangeInclusive<u16>> {
+    [NODE_PORT..=NODE_PORT + 5, SNAT_PORTS.0..=SNAT_PORTS.1].into_iter()
+}
+
 pub fn table(dice: &mut Dice) -> Table {
-    let mut table = Table { config: config(dice), backends: vec![Backend::default()], ..Table::default() };
+    let until = if dice.one_in(3) { 0 } else { 60 << 30 };
+    let mut table = Table {
+        config: config(dice),
+        routes: Routes { generation: 1 + dice.number(), until },
+        backends: vec![Backend::default()],
+        ..Table::default()
+    };
     table.nodes.push(Node::default());
     for n in 1..=place::NODES {
         // Node 4 has no overlay.

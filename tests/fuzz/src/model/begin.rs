@@ -68,6 +68,8 @@ impl Model {
         let now = self.now();
         let side = self.flows.get_mut(id).side(is_reply);
         side.seen = now;
+        side.packets += 1;
+        side.bytes += packet.size() as u64;
         side.fin |= packet.flags & FIN != 0;
         side.rst |= packet.flags & RST != 0;
     }
@@ -87,6 +89,11 @@ impl Model {
             self.flows.remove(id);
             return None;
         }
+        Some(self.goes_on(stimulus, packet, id))
+    }
+
+    /// A request of a flow that stands.
+    fn goes_on(&mut self, stimulus: &Stimulus, packet: &Packet, id: u32) -> Outcome {
         self.touch(packet, id, false);
         let flow = self.flows.get(id);
         // Where the replies go another way, what the client says shows that there was one.
@@ -97,7 +104,7 @@ impl Model {
             (flow.answered, flow.reply.seen) = (true, now);
         }
         self.count(Counter::Request);
-        Some(self.forward(stimulus, packet, id))
+        self.forward(stimulus, packet, id)
     }
 
     fn forward(&mut self, stimulus: &Stimulus, packet: &Packet, id: u32) -> Outcome {
@@ -172,6 +179,20 @@ impl Model {
         if packet.is_error() || packet.kind == Kind::Later || self.is_settling() {
             return self.drop(Counter::DropNoFlow);
         }
+        if packet.is_segment()
+            && let Some((id, false)) = self.flows.find(&packet.tuple)
+            && !self.is_stale(self.flows.get(id))
+        {
+            // Of a connection that nobody has answered here: as of any other, the request must come from where they do.
+            let flow = self.flows.get(id);
+            let by_tunnel = flow.has(CT_TUNNEL | CT_DSR) && !flow.has(CT_ENTRY);
+            if origin == Origin::Outside && self.is_spoofed(flow, packet) {
+                return self.drop(Counter::DropSpoofed);
+            }
+            if by_tunnel == matches!(origin, Origin::Tunnel { .. }) {
+                return self.goes_on(stimulus, packet, id);
+            }
+        }
         if packet.is_connected() && !packet.is_syn() {
             // The rest of a connection that nobody here knows.
             return self.unreachable(stimulus, packet, Counter::RejectStale);
@@ -207,7 +228,7 @@ impl Model {
         if origin == Origin::Own && !flow.has(CT_ENTRY) {
             flow.node = stimulus.dev.ifindex();
         }
-        let Some(id) = self.enter(flow, ports) else { return self.drop(Counter::DropNoPort) };
+        let Some(id) = self.enter(packet, flow, ports) else { return self.drop(Counter::DropNoPort) };
         self.pod_flows |= origin == Origin::Pod;
         self.own_flows |= origin == Origin::Own;
         *self.conns.entry(index).or_default() += 1;
@@ -290,9 +311,10 @@ impl Model {
 
     /// Law 4: no two living flows have the same replies. Of two, the later gets another source port (without `ports` it
     /// keeps its own); one that is over makes room.
-    fn enter(&mut self, mut flow: Flow, ports: Option<Ports>) -> Option<u32> {
+    fn enter(&mut self, packet: &Packet, mut flow: Flow, ports: Option<Ports>) -> Option<u32> {
         let now = self.now();
         (flow.request.seen, flow.reply.seen) = (now, now);
+        (flow.request.packets, flow.request.bytes) = (1, packet.size() as u64);
         let kept = ports.is_none_or(|ports| ports.keep).then_some(flow.to.sport);
         // Spread by the golden ratio from a random one on.
         let random = self.table.config.fixed_random;
@@ -349,7 +371,7 @@ impl Model {
             reply: Side::default(),
         };
         let ports = (packet.tuple.proto != SCTP).then_some(ANY_PORT);
-        let Some(id) = self.enter(flow, ports) else { return self.drop(Counter::DropNoPort) };
+        let Some(id) = self.enter(packet, flow, ports) else { return self.drop(Counter::DropNoPort) };
         let to = self.flows.get(id).to;
         self.by_route(stimulus, packet, &to, false)
     }

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 
 use heddle_ebpf_common::{CT_ANSWERED, CT_DSR, CT_ENTRY, CT_FIN, CT_REPLY, CT_RST, Flow as Entry, Tuple};
 
+use crate::wire::Packet;
+
 /// What was seen of one direction.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Side {
@@ -13,6 +15,9 @@ pub struct Side {
     /// The pod's device that this direction was seen to come from.
     pub ifindex: u32,
     pub seen: u64,
+    /// From the IP header on.
+    pub packets: u64,
+    pub bytes: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,6 +69,12 @@ impl Flows {
     /// The flow to which packets of this tuple belong, and whether they are its replies.
     pub fn find(&self, tuple: &Tuple) -> Option<(u32, bool)> {
         self.by.get(tuple).copied()
+    }
+
+    /// The same as the packet hooks look: a segment of a TCP connection that stands is looked for among the answered
+    /// flows, and elsewhere only when it is clear that it is for a service.
+    pub fn of(&self, packet: &Packet) -> Option<(u32, bool)> {
+        self.find(&packet.tuple).filter(|(id, _)| !packet.is_segment() || self.get(*id).answered)
     }
 
     pub fn get(&self, id: u32) -> &Flow {
@@ -128,6 +139,8 @@ impl Flows {
                     node: flow.node,
                     ifindex: side.ifindex,
                     seen: side.seen,
+                    packets: side.packets,
+                    bytes: side.bytes,
                     ..Entry::default()
                 };
                 entry.check = entry.sum(&key);

@@ -10,6 +10,7 @@ use super::begin::{Origin, own_device};
 use super::choose::Found;
 use super::send::Mesh;
 use super::{Back, Flow, MARK_ENTRY, MARK_HOST, Model, Outcome, Stimulus, pass};
+use crate::make;
 use crate::place::{Dev, route};
 use crate::wire::{Packet, Seen, read};
 
@@ -61,7 +62,7 @@ impl Model {
             return self.drop(Counter::DropSpoofed);
         }
         let device = stimulus.dev.ifindex();
-        if let Some((id, is_reply)) = self.flows.find(&packet.tuple) {
+        if let Some((id, is_reply)) = self.flows.of(&packet) {
             // The pod that a direction comes from is noted once it was seen to own the source.
             if self.flows.get_mut(id).side(is_reply).ifindex != device {
                 if !owns_source(stimulus.dev, &packet) {
@@ -138,7 +139,10 @@ impl Model {
         {
             return self.vxlan(stimulus, &packet);
         }
-        if let Some((id, is_reply)) = self.flows.find(&packet.tuple) {
+        if self.passes_by(&packet) {
+            return pass(stimulus);
+        }
+        if let Some((id, is_reply)) = self.flows.of(&packet) {
             if is_reply {
                 // Of a backend that `snat` reached by the underlay; others come by other ways.
                 let config = &self.table.config;
@@ -165,9 +169,17 @@ impl Model {
         }
     }
 
+    /// Where there are no external addresses, ports tell what is for no service and no answer to `snat`.
+    fn passes_by(&self, packet: &Packet) -> bool {
+        let port = u16::from_be(packet.tuple.dport);
+        let externals = self.table.addrs.values().any(|known| known.is(ADDR_EXTERNAL));
+        let known = make::ports().any(|ports| ports.contains(&port));
+        !externals && !known && !self.table.known(packet.tuple.dst).is(ADDR_CLUSTER_IP)
+    }
+
     /// Does a request from outside pretend to be one of a pod of this node, of the node itself, or one that another
     /// node sends? (An external address is every node's: a client may come by another node than before.)
-    fn is_spoofed(&self, flow: &Flow, packet: &Packet) -> bool {
+    pub(super) fn is_spoofed(&self, flow: &Flow, packet: &Packet) -> bool {
         let tunnelled = flow.has(CT_TUNNEL | CT_DSR) && !flow.has(CT_ENTRY);
         flow.request.ifindex != 0
             || flow.has(CT_OWN)
@@ -223,7 +235,7 @@ impl Model {
         if mark == MESH_REQUEST || mark == MESH_DSR {
             return self.mesh_request(stimulus, &packet, mark == MESH_DSR);
         }
-        let known = match self.flows.find(&packet.tuple) {
+        let known = match self.flows.of(&packet) {
             Some((id, true)) => {
                 let flow = self.flows.get(id);
                 // With the mark: of a request that went through the tunnel. Without: of a pod that asked a pod, or of
@@ -264,7 +276,7 @@ impl Model {
         self.back = Back::Node(entry);
         let [a, b, c, d] = [8, 9, 10, 11].map(|at| stimulus.frame[at]);
         let origin = Origin::Tunnel { entry, hash: u32::from_be_bytes([a, b, c, d]), direct };
-        if let Some((id, is_reply)) = self.flows.find(&packet.tuple) {
+        if let Some((id, is_reply)) = self.flows.of(packet) {
             let flow = self.flows.get(id);
             if is_reply || !flow.has(CT_TUNNEL | CT_DSR) || flow.has(CT_ENTRY) {
                 return self.drop(Counter::DropUnknownTunnel);

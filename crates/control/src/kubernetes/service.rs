@@ -21,9 +21,6 @@ pub fn service(object: &Cursor<'_>) -> Result<(Key, Value), Error> {
     let key = Key::Service(meta.service_name());
     let spec = object.need("spec")?;
     let kind = spec.text_at("type")?.unwrap_or("ClusterIP");
-    if !matches!(kind, "ClusterIP" | "NodePort" | "LoadBalancer" | "ExternalName") {
-        return Err(spec.need("type")?.error(format!("{kind:?} is no type of service")));
-    }
     let Some(addresses) = addresses(&spec)?.filter(|_| kind != "ExternalName") else {
         return Ok((key, Value::NotOurs));
     };

@@ -10,6 +10,7 @@ mod compile;
 pub(crate) mod encode;
 mod extents;
 mod grow;
+mod heap;
 mod kernel;
 mod ledger;
 #[cfg(test)]
@@ -153,6 +154,8 @@ pub struct Ebpf {
     succession: Succession,
     /// How often all pods are still to be looked at again.
     looks: u32,
+    /// All was read a moment ago, and what that took is not given back yet.
+    untidy: bool,
     /// That the table of flows is nearly full was said.
     told: bool,
 }
@@ -205,6 +208,7 @@ impl Ebpf {
             sizes,
             succession,
             looks: 0,
+            untidy: false,
             told: false,
         })
     }
@@ -392,6 +396,7 @@ impl Dataplane for Ebpf {
         if let Some(state) = &mut self.state {
             state.share(table);
         }
+        self.untidy = true;
     }
 
     fn apply(&mut self, plan: &Plan) -> Outcome {
@@ -431,6 +436,9 @@ impl Dataplane for Ebpf {
                 self.attach_pods(self.looks > 0).and_then(|()| self.watch_flows())
             }
         };
+        if std::mem::take(&mut self.untidy) {
+            heap::trim();
+        }
         if self.state.as_ref().is_some_and(State::has_remains) {
             self.state()?;
             if let Some(state) = &mut self.state {

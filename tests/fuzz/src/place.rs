@@ -168,6 +168,21 @@ pub fn vtep_mac(n: u8) -> [u8; 6] {
     [0x02, 0x76, 0, 0, 0, n]
 }
 
+/// What all addresses of the underlay have for an Ethernet address.
+pub const PEER_MAC: [u8; 6] = [0x02, 0xfe, 0, 0, 0, 1];
+
+/// Those of the underlay: clients, nodes, the backend that belongs to none.
+pub fn neighbours(v4: bool) -> impl Iterator<Item = Addr> {
+    let clients = [1, 2].map(|i| client(v4, i));
+    clients.into_iter().chain((2..=NODES).map(move |n| node(v4, n))).chain([stranger(v4)])
+}
+
+/// The node to whose pods a frame goes.
+pub fn node_of(frame: &[u8]) -> u8 {
+    // 10.244.n.0/24, fd00:10:244:n::/64.
+    if frame[12] == 8 { frame[32] } else { frame[45] }
+}
+
 /// `1.2.3.4:5`, `[::1]:5`; the port as it stands in a packet.
 pub fn end(addr: Addr, port: u16) -> String {
     std::net::SocketAddr::new(ip(addr), u16::from_be(port)).to_string()

@@ -141,7 +141,11 @@ fn packet(text: &mut String, stimulus: &Stimulus, model: &mut Model) {
         stimulus.hook.name(),
         stimulus.dev.name(),
         if stimulus.gso == 0 { String::new() } else { format!(", segments of {}", stimulus.gso) },
-        if stimulus.done { ", done" } else { "" },
+        match stimulus.xdp {
+            Some(mode) => format!(", {} first", mode.name()),
+            None if stimulus.done => ", done".to_owned(),
+            None => String::new(),
+        },
         self::text(&stimulus.frame)
     );
     let counted: Vec<&str> = heddle_ebpf_common::Counter::ALL

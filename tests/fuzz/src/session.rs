@@ -6,7 +6,7 @@ use std::fmt::Debug;
 use anyhow::Result;
 use heddle_ebpf_common::{Counter, Flow, Tuple};
 
-use crate::model::{Model, Outcome, Stimulus, Verdict};
+use crate::model::{Model, Outcome, Sent, Stimulus, Verdict};
 use crate::table::{Change, Table};
 use crate::world::{ROOM, State, World};
 
@@ -51,14 +51,45 @@ impl<'a> Session<'a> {
                 Ok(None)
             }
             Step::Packet(stimulus) => {
-                let expected = self.model.packet(stimulus);
-                let what = compare(self.world, stimulus, &expected)?;
+                let what = match self.xdp(stimulus) {
+                    Ok(Some(sent)) => self.sent(stimulus, &sent),
+                    Ok(None) => {
+                        let expected = self.model.packet(stimulus);
+                        compare(self.world, stimulus, &expected)?
+                    }
+                    Err(error) => Some(format!("{error:#}")),
+                };
                 let Some(mut what) = what else { return Ok(None) };
                 if let Some(state) = self.state()? {
                     what = format!("{what}\n{}", state.what);
                 }
                 Ok(Some(Difference { at, what }))
             }
+        }
+    }
+
+    /// What XDP sends in place of this packet.
+    fn xdp(&mut self, stimulus: &Stimulus) -> Result<Option<Vec<u8>>> {
+        match stimulus.xdp {
+            Some(mode) => self.world.run_xdp(mode, &stimulus.frame),
+            None => Ok(None),
+        }
+    }
+
+    fn sent(&mut self, stimulus: &Stimulus, sent: &[u8]) -> Option<String> {
+        match self.model.by_xdp(stimulus) {
+            Ok(wanted) if wanted.is(sent) => None,
+            Ok(Sent::Plain(frame)) => Some(format!(
+                "XDP sends {}\n must be, but for the hop, {}",
+                crate::report::text(sent),
+                crate::report::text(&frame.bytes)
+            )),
+            Ok(Sent::Wrapped(frame)) => Some(format!(
+                "XDP sends {}\n must be VXLAN around {}",
+                crate::report::text(sent),
+                crate::report::text(&frame.bytes)
+            )),
+            Err(verdict) => Some(format!("XDP sends {}\n must be {verdict:?}", crate::report::text(sent))),
         }
     }
 

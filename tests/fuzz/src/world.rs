@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, Map, MapData};
-use heddle_bpf::{Datapath, Maps, Pins, Sizes, TcHook, sys};
+use heddle_bpf::{Datapath, Maps, Pins, Sizes, TcHook, XdpMode, sys};
 use heddle_ebpf_common::SourceKey;
 use heddle_ebpf_common::{
     ADDR_EXTERNAL, Addr, Affinity, AffinityKey, Backend, ChoiceKey, Counter, Flow, FragKey, FragPorts,
@@ -24,7 +24,7 @@ use crate::place::{self, Dev};
 use crate::table::{Change, Front, Table};
 
 /// Entries of answered flows: few, so that the map is full at times.
-pub const ROOM: u32 = 128;
+pub const ROOM: u32 = 40;
 
 /// In `cb` of a packet with which one of our programs has dealt.
 const DONE: [u32; 2] = [0x4865_6464, 0x6c65_2d3e];
@@ -116,6 +116,10 @@ fn wire() -> Result<()> {
                 &neigh::Neigh::new(dev.ifindex(), place::ip(addr), [2, 0, 0, 0, 0, pod]),
             )?;
         }
+        for addr in place::neighbours(v4) {
+            let index = Dev::Underlay.ifindex();
+            neigh::add(&mut socket, &neigh::Neigh::new(index, place::ip(addr), place::PEER_MAC))?;
+        }
         for n in [2, 3] {
             let via = place::ip(place::vtep(v4, n));
             let range = net(place::vtep(v4, n), range)?;
@@ -165,6 +169,9 @@ impl World {
             }
             None => Datapath::open(pins, &sizes),
         }?;
+        // XDP can be run for a device only where it is attached.
+        let underlay = Dev::Underlay;
+        datapath.attach_xdp(XdpMode::Native, underlay.name(), underlay.ifindex())?;
         let pins = &datapath.pins;
         let kinds = Array::try_from(Map::Array(MapData::from_pin(pins.map("kinds"))?))?;
         let ct = [pinned(pins, "ct_new")?, pinned(pins, "ct")?];
@@ -332,6 +339,23 @@ impl World {
             other => anyhow::bail!("verdict {other}"),
         };
         Ok(Ran { verdict, frame: &self.out[..len], mark: context[MARK] })
+    }
+
+    /// Runs XDP on the underlay device. `None`: the packet passes, as it came.
+    pub fn run_xdp(&mut self, mode: XdpMode, frame: &[u8]) -> Result<Option<Vec<u8>>> {
+        self.dirty = true;
+        // struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
+        let context = [0, frame.len() as u32, 0, Dev::Underlay.ifindex(), 0, 0];
+        let context: Vec<u8> = context.iter().flat_map(|word| word.to_ne_bytes()).collect();
+        let run = sys::test_run(self.datapath.xdp_program(mode)?, frame, &context, 1)?;
+        match run.result {
+            2 => {
+                ensure!(run.data == frame, "what XDP passes on is not as it came");
+                Ok(None)
+            }
+            3 => Ok(Some(run.data)),
+            other => anyhow::bail!("XDP says {other}"),
+        }
     }
 
     /// What is there now, to be compared; counters since ever.

@@ -1,9 +1,9 @@
 //! A random packet at a random hook, with the flows that there are in mind.
 
-use heddle_bpf::TcHook;
+use heddle_bpf::{TcHook, XdpMode};
 use heddle_ebpf_common::{
     Addr, CT_DSR, CT_ENTRY, CT_HOST, CT_OWN, CT_TUNNEL, FrontendKey, MESH_DSR, MESH_REPLY, MESH_REQUEST,
-    Tuple,
+    NODE_SELF, Tuple,
 };
 
 use super::frame::{Draft, HERE_MAC};
@@ -50,11 +50,12 @@ fn any(dice: &mut Dice, model: &Model) -> Stimulus {
         _ => noise(dice),
     };
     odd(dice, &mut stimulus);
+    stimulus.xdp = met_by_xdp(dice, &stimulus);
     stimulus
 }
 
 fn at(hook: TcHook, dev: Dev, frame: Vec<u8>) -> Stimulus {
-    Stimulus { hook, dev, frame, mark: 0, gso: 0, done: false, summed: false }
+    Stimulus { hook, dev, frame, mark: 0, gso: 0, done: false, summed: false, xdp: None }
 }
 
 /// What seldom happens to any packet.
@@ -93,6 +94,13 @@ fn odd(dice: &mut Dice, stimulus: &mut Stimulus) {
         }
         _ => {}
     }
+}
+
+/// Does XDP see it? It sees what comes in as it was on the wire.
+fn met_by_xdp(dice: &mut Dice, stimulus: &Stimulus) -> Option<XdpMode> {
+    let wire = stimulus.hook == TcHook::UnderlayIn && stimulus.dev == Dev::Underlay;
+    let seen = wire && stimulus.mark == 0 && stimulus.gso == 0 && !stimulus.done && dice.one_in(2);
+    seen.then(|| dice.pick(&[XdpMode::Native, XdpMode::Native, XdpMode::Generic]))
 }
 
 /// What can be segments put together.
@@ -246,6 +254,16 @@ fn mesh(dice: &mut Dice, draft: &mut Draft, [x, y]: [u8; 2], hash: u32) {
 fn follow(dice: &mut Dice, model: &Model) -> Stimulus {
     let Some(flow) = some_flow(dice, model) else { return fresh(dice, model) };
     let (draft, hook, dev) = of_flow(dice, model, &flow);
+    if hook == TcHook::OverlayIn && flow.node != NODE_SELF && dice.one_in(2) {
+        // As it comes over the wire: from the node at the other end, or the backend's.
+        let of_backend = model.table.backends.get(flow.backend as usize).map_or(2, |backend| backend.node);
+        let node = if flow.node == 0 { of_backend } else { flow.node };
+        let mut outer = outer(!dice.one_in(4), place::node(true, 2), 1);
+        outer.src = place::node(outer.is_v4(), node as u8);
+        outer.payload.extend_from_slice(&[8, 0, 0, 0, 0, 0, place::VNI as u8, 0]);
+        outer.payload.extend_from_slice(&draft.frame());
+        return at(TcHook::UnderlayIn, Dev::Underlay, outer.frame());
+    }
     let mark = noted(dice, hook);
     Stimulus { mark, ..at(hook, dev, draft.frame()) }
 }
@@ -404,6 +422,19 @@ fn fragmented(dice: &mut Dice, model: &Model) -> Stimulus {
     at(hook, dev, parts[dice.below(2)].clone())
 }
 
+/// What a VXLAN packet to node `to` is wrapped in.
+fn outer(v4: bool, src: Addr, to: u8) -> Draft {
+    let tuple = Tuple {
+        src,
+        dst: place::node(v4, to),
+        sport: 55555u16.to_be(),
+        dport: place::VXLAN_PORT.to_be(),
+        proto: UDP,
+        zero: [0; 3],
+    };
+    Draft { unsummed: true, ..Draft::of(&tuple) }
+}
+
 /// A VXLAN packet, from a node or not, with something inside that may or may not be its right.
 fn vxlan(dice: &mut Dice, model: &Model) -> Stimulus {
     let (outer4, v4) = (dice.one_in(2), dice.one_in(2));
@@ -462,15 +493,7 @@ fn vxlan(dice: &mut Dice, model: &Model) -> Stimulus {
     }
     let src = if dice.one_in(8) { place::client(outer4, 1) } else { place::node(outer4, from) };
     let to = dice.pick(&[1u8, 1, 1, 1, 1, 1, 2]);
-    let tuple = Tuple {
-        src,
-        dst: place::node(outer4, to),
-        sport: 55555u16.to_be(),
-        dport: place::VXLAN_PORT.to_be(),
-        proto: UDP,
-        zero: [0; 3],
-    };
-    let mut draft = Draft { payload, unsummed: dice.one_in(2), ..Draft::of(&tuple) };
+    let mut draft = Draft { payload, unsummed: dice.one_in(2), ..outer(outer4, src, to) };
     if dice.one_in(20) && outer4 {
         draft.options = vec![1; 4];
     }

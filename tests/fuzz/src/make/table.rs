@@ -40,6 +40,7 @@ pub fn table(dice: &mut Dice) -> Table {
         table.nodes.push(Node {
             state: if n != 1 && dice.one_in(8) { NODE_DOWN } else { NODE_UP },
             mac: if overlay == 1 { place::vtep_mac(n) } else { [0; 6] },
+            underlay: place::node(true, n),
             overlay,
             ..Node::default()
         });

@@ -8,13 +8,15 @@ mod flows;
 mod hooks;
 mod send;
 mod tunnel;
+mod xdp;
 
 use std::collections::BTreeMap;
 
-use heddle_bpf::TcHook;
+use heddle_bpf::{TcHook, XdpMode};
 use heddle_ebpf_common::{Addr, Counter, FragKey};
 
 pub use flows::{Flow, Flows, Side};
+pub use xdp::Sent;
 
 use crate::place::Dev;
 use crate::rewrite::Frame;
@@ -34,6 +36,8 @@ pub struct Stimulus {
     pub done: bool,
     /// A card has summed it up, and the sum is compared afterwards (where the packet stays what it is).
     pub summed: bool,
+    /// The packet meets XDP first.
+    pub xdp: Option<XdpMode>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -70,13 +70,12 @@ impl Model {
     ) -> Outcome {
         self.note_fragment(packet);
         let mss = mtu.saturating_sub(if packet.v4 { 40 } else { 60 });
-        let hops = u8::from(packet.ttl > 1);
-        let Some(mut frame) = translated(&stimulus.frame, packet, to, mss, hops) else {
-            return self.drop(Counter::DropMalformed);
-        };
         if packet.ttl <= 1 {
             return self.drop(Counter::DropTtl);
         }
+        let Some(mut frame) = translated(&stimulus.frame, packet, to, mss, 1) else {
+            return self.drop(Counter::DropMalformed);
+        };
         if let Some((mac, mesh)) = mesh {
             put_mesh(&mut frame.bytes, mac, mesh);
         }

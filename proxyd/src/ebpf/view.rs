@@ -7,7 +7,7 @@ use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use heddle_bpf::{PinnedLink, Pins};
+use heddle_bpf::{PinnedLink, Pins, batch, sys};
 use heddle_ebpf_common::{CT_ANSWERED, CT_REPLY, Config, Flow, Tuple};
 use heddle_model::{FrontendAddr, ServiceTable};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -27,7 +27,7 @@ const PINNING: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub struct View {
     pub table: ServiceTable,
-    /// What each backend of a frontend has to do; those without a flow are not named.
+    /// What each backend of a frontend has to do; those that never had anything are not named.
     pub loads: BTreeMap<(FrontendAddr, IpAddr, u16), Load>,
     /// Flows of backends that are gone.
     pub stale: u64,
@@ -45,6 +45,11 @@ pub struct Load {
     /// Those that the backend has answered, and those that it has not.
     pub answered: u64,
     pub unanswered: u64,
+    /// Packets and bytes (from the IP header on) of those flows, in both directions.
+    pub packets: u64,
+    pub bytes: u64,
+    /// Flows and sockets that it was ever given, since it is a backend here.
+    pub given: u64,
 }
 
 impl Load {
@@ -53,11 +58,19 @@ impl Load {
     }
 
     pub const fn and(self, other: Self) -> Self {
-        Self { answered: self.answered + other.answered, unanswered: self.unanswered + other.unanswered }
+        Self {
+            answered: self.answered + other.answered,
+            unanswered: self.unanswered + other.unanswered,
+            packets: self.packets + other.packets,
+            bytes: self.bytes + other.bytes,
+            given: self.given + other.given,
+        }
     }
 
     const fn add(&mut self, flow: &Flow) {
         // Either entry tells of its own direction; a flow is counted once.
+        self.packets += flow.packets;
+        self.bytes += flow.bytes;
         if flow.flags & CT_REPLY == 0 {
             if flow.flags & CT_ANSWERED != 0 {
                 self.answered += 1;
@@ -101,7 +114,8 @@ impl View {
         // Before the table: a flow may end meanwhile, but none has a backend that the table does not know yet.
         let (answered, unanswered) = (kernel.maps.flows()?, kernel.maps.new_flows()?);
         let state = kernel.read(None)?;
-        let (loads, stale) = loads(&state, answered.iter().chain(&unanswered));
+        let given = given(pins)?;
+        let (loads, stale) = loads(&state, answered.iter().chain(&unanswered), &given);
         let fail = |source| heddle_bpf::Error::Map { name: "config", source: Box::new(source) };
         Ok(Self {
             table: state.table(),
@@ -119,6 +133,7 @@ impl View {
 fn loads<'a>(
     state: &State,
     entries: impl Iterator<Item = &'a (Tuple, Flow)>,
+    given: &HashMap<u32, u64>,
 ) -> (BTreeMap<(FrontendAddr, IpAddr, u16), Load>, u64) {
     let mut by_slot: HashMap<(u32, u32), Load> = HashMap::new();
     // Slot 0: a pod's own connection that made way for a flow.
@@ -129,12 +144,24 @@ fn loads<'a>(
     for (key, entry) in &state.frontends {
         let Some(at) = encode::frontend_addr(key) else { continue };
         for (backend, slot) in entry.backends() {
-            if let Some(load) = by_slot.remove(&(slot, state.backend(slot).generation)) {
+            let load = by_slot.remove(&(slot, state.backend(slot).generation)).unwrap_or_default();
+            let load = Load { given: given.get(&slot).copied().unwrap_or(0), ..load };
+            if load != Load::default() {
                 loads.insert((at, backend.ip, backend.port), load);
             }
         }
     }
     (loads, by_slot.values().map(Load::flows).sum())
+}
+
+/// Flows and sockets that backends were given, by slot; those without any are left out.
+fn given(pins: &Pins) -> Result<HashMap<u32, u64>, Error> {
+    let map = sys::get(&pins.map("conns"))?;
+    let mut given = HashMap::new();
+    batch::read::<u32, u64>(map.as_fd(), 4096, |slots, counts| {
+        given.extend(slots.iter().copied().zip(counts.iter().copied()).filter(|(_, count)| *count > 0));
+    })?;
+    Ok(given)
 }
 
 /// What appears among the pins.

@@ -3,16 +3,18 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
 use aya::maps::{MapData, MapType};
-use heddle_bpf::{Pins, sys};
+use heddle_bpf::{Pins, batch};
 use heddle_ebpf_common::{
     Addr, Affinity, AffinityKey, CT_REPLY, ChoiceKey, FRONTEND_DROP, FRONTEND_DROP_OUTSIDE, Flow, Frontend,
     FrontendKey, KnownAddr, Name, SockChoice, SockKey, SockPeer, Tuple,
 };
 
+use crate::ctl::explain::names::{ip, text};
 use crate::dataplane::{Counters, Error};
 use crate::ebpf::counters;
 
@@ -26,6 +28,8 @@ pub struct Gauges {
     pub maps: Vec<MapGauge>,
     /// By the name of a service's port (`namespace/name:port`).
     pub services: BTreeMap<String, ServiceGauge>,
+    /// Those that were ever given something.
+    pub backends: Vec<BackendGauge>,
     /// Services whose traffic policy keeps clients in the cluster, and from outside, from all backends.
     pub no_local_internal: u64,
     pub no_local_external: u64,
@@ -47,6 +51,19 @@ pub struct MapGauge {
 pub struct ServiceGauge {
     /// Flows under way that are translated packet by packet.
     pub flows: u64,
+    /// Their packets and bytes (from the IP header on), in both directions.
+    pub packets: u64,
+    pub bytes: u64,
+}
+
+/// A backend of a service's port.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BackendGauge {
+    /// `namespace/name:port`.
+    pub name: String,
+    pub address: String,
+    /// Flows and sockets that it was given, since it is a backend here.
+    pub given: u64,
 }
 
 impl Gauges {
@@ -56,8 +73,11 @@ impl Gauges {
         if !pins.exist()? {
             return Ok(None);
         }
-        let mut gauges = Self { counters: counters(&heddle_bpf::Maps::open(&pins)?)?, ..Self::default() };
-        let mut flows: HashMap<u32, u64> = HashMap::new();
+        let open = heddle_bpf::Maps::open(&pins)?;
+        let mut gauges = Self { counters: counters(&open)?, ..Self::default() };
+        let mut flows: HashMap<u32, ServiceGauge> = HashMap::new();
+        let mut given: HashMap<u32, u64> = HashMap::new();
+        let mut choices: Vec<(u32, u32)> = Vec::new();
         let mut frontends: Vec<(u32, u32)> = Vec::new();
         let mut names: HashMap<u32, String> = HashMap::new();
         for entry in fs::read_dir(pins.dir().join("maps"))? {
@@ -68,9 +88,10 @@ impl Gauges {
             let fd = map.fd().as_fd();
             let entries = match name {
                 "ct" | "ct_new" => Some(each::<Tuple, Flow>(fd, |_, flow| {
-                    if flow.flags & CT_REPLY == 0 {
-                        *flows.entry(flow.service).or_default() += 1;
-                    }
+                    let gauge = flows.entry(flow.service).or_default();
+                    gauge.flows += u64::from(flow.flags & CT_REPLY == 0);
+                    gauge.packets += flow.packets;
+                    gauge.bytes += flow.bytes;
                 })?),
                 "frontends" => Some(each::<FrontendKey, Frontend>(fd, |_, frontend| {
                     frontends.push((frontend.service, frontend.flags));
@@ -80,7 +101,17 @@ impl Gauges {
                 })?),
                 "node_names" => Some(each::<u32, Name>(fd, |_, _| {})?),
                 "addrs" => Some(each::<Addr, KnownAddr>(fd, |_, _| {})?),
-                "choices" => Some(each::<ChoiceKey, u32>(fd, |_, _| {})?),
+                "choices" => {
+                    Some(each::<ChoiceKey, u32>(fd, |key, slot| choices.push((*slot, key.service)))?)
+                }
+                "conns" => {
+                    each::<u32, u64>(fd, |slot, count| {
+                        if *count > 0 {
+                            given.insert(*slot, *count);
+                        }
+                    })?;
+                    None
+                }
                 "affinity" => Some(each::<AffinityKey, Affinity>(fd, |_, _| {})?),
                 "sock_rev" => Some(each::<SockKey, SockPeer>(fd, |_, _| {})?),
                 "sock_udp" => Some(each::<SockKey, SockChoice>(fd, |_, _| {})?),
@@ -91,15 +122,30 @@ impl Gauges {
                 entries,
                 // A ring buffer's are bytes.
                 max_entries: if info.map_type()? == MapType::RingBuf { 0 } else { info.max_entries() },
-                bytes: memory(fd)?,
+                bytes: batch::memory(fd)?,
             });
         }
         gauges.maps.sort_by(|a, b| a.name.cmp(&b.name));
         for (id, flows) in flows {
             if let Some(name) = names.get(&id) {
-                gauges.services.entry(name.clone()).or_default().flows += flows;
+                let gauge = gauges.services.entry(name.clone()).or_default();
+                gauge.flows += flows.flows;
+                gauge.packets += flows.packets;
+                gauge.bytes += flows.bytes;
             }
         }
+        let mut backends: BTreeMap<(String, String), u64> = BTreeMap::new();
+        for (slot, service) in choices {
+            let (Some(count), Some(name)) = (given.get(&slot), names.get(&service)) else { continue };
+            let Ok(backend) = open.backends.get(&slot, 0) else { continue };
+            let at = SocketAddr::new(ip(&backend.addr), u16::from_be(backend.port)).to_string();
+            // A port of a service has a frontend for each of its addresses.
+            *backends.entry((name.clone(), at)).or_default() += count;
+        }
+        gauges.backends = backends
+            .into_iter()
+            .map(|((name, address), given)| BackendGauge { name, address, given })
+            .collect();
         let kept_from = |flag: u32| {
             let services = frontends.iter().filter(|(_, flags)| flags & flag != 0);
             let names = services.filter_map(|(id, _)| names.get(id)).map(|name| service_of(name).0);
@@ -118,18 +164,10 @@ pub fn service_of(name: &str) -> (&str, &str) {
 
 /// Shows every element, and says how many there are.
 fn each<K: aya::Pod, V: aya::Pod>(map: BorrowedFd<'_>, mut show: impl FnMut(&K, &V)) -> io::Result<u64> {
-    let entries = sys::map_entries::<K, V>(map, BATCH)?;
-    entries.iter().for_each(|(key, value)| show(key, value));
-    Ok(entries.len() as u64)
-}
-
-fn text(name: &Name) -> String {
-    let len = name.0.iter().position(|byte| *byte == 0).unwrap_or(name.0.len());
-    String::from_utf8_lossy(&name.0[..len]).into_owned()
-}
-
-fn memory(map: BorrowedFd<'_>) -> io::Result<u64> {
-    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", map.as_raw_fd()))?;
-    let value = info.lines().find_map(|line| line.strip_prefix("memlock:"));
-    Ok(value.and_then(|value| value.trim().parse().ok()).unwrap_or(0))
+    let mut count = 0;
+    batch::read::<K, V>(map, BATCH, |keys, values| {
+        count += keys.len() as u64;
+        keys.iter().zip(values).for_each(|(key, value)| show(key, value));
+    })?;
+    Ok(count)
 }

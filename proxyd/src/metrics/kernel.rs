@@ -1,6 +1,6 @@
 //! What the maps say.
 
-use super::gauge::{Gauges, service_of};
+use super::gauge::{Gauges, ServiceGauge, service_of};
 use super::text::Page;
 
 /// The counters of the programs, by what they mean: `flow_new`, `drop_ttl` and so on are their names.
@@ -50,6 +50,23 @@ fn services(page: &mut Page, gauges: &Gauges) {
     for (name, gauge) in &gauges.services {
         let (service, port) = service_of(name);
         family.of(&[("service", service), ("port", port)], gauge.flows);
+    }
+    type Read = fn(&ServiceGauge) -> u64;
+    let read: [(&'static str, &str, Read); 2] = [
+        ("heddle_service_flow_packets", "Packets of those flows, in both directions", |gauge| gauge.packets),
+        ("heddle_service_flow_bytes", "Bytes of those flows, in both directions", |gauge| gauge.bytes),
+    ];
+    for (name, help, value) in read {
+        let mut family = page.gauge(name, help);
+        for (name, gauge) in &gauges.services {
+            let (service, port) = service_of(name);
+            family.of(&[("service", service), ("port", port)], value(gauge));
+        }
+    }
+    let mut family = page.counter("heddle_backend_given_total", "Flows and sockets that a backend was given");
+    for backend in &gauges.backends {
+        let (service, port) = service_of(&backend.name);
+        family.of(&[("service", service), ("port", port), ("backend", &backend.address)], backend.given);
     }
     page.gauge(
         "kubeproxy_sync_proxy_rules_no_local_endpoints_total",

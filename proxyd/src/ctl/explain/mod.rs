@@ -2,7 +2,7 @@
 //! ([`heddle_ebpf_common::decide`]) over the maps that they read.
 
 mod answer;
-pub(super) mod names;
+pub(crate) mod names;
 mod question;
 mod tables;
 mod text;

@@ -58,7 +58,7 @@ fn table() -> ServiceTable {
 
 fn example(filter: Option<&str>) -> Status {
     let at = FrontendAddr::new([0, 0, 0, 0].into(), 30080, Protocol::Tcp);
-    let load = |answered, unanswered| Load { answered, unanswered };
+    let load = |answered, unanswered| Load { answered, unanswered, packets: 20, bytes: 12_345, given: 7 };
     let loads =
         [((at, [10, 244, 1, 2].into(), 8080), load(2, 0)), ((at, [10, 244, 3, 2].into(), 8080), load(0, 1))];
     let view = View {
@@ -81,13 +81,13 @@ fn people_read_this() {
     let expected = "\
 mode ebpf, node n1, remote backends by tunnel, flows: 2 answered, 2 unanswered (1 of backends that are gone)
 
-FRONTEND              NAME              BACKEND          STATE     NODE       BY      FLOWS
-node(ipv4):30080/tcp  default/web:http  10.244.1.2:8080  active    n1         local   2
-                                        10.244.2.2:8080  draining  n2 (down)  tunnel  0
-                                        10.244.3.2:8080  active    n3         snat    0 (+1 unanswered)
-                                        10.244.9.2:8080  active    -          snat    0
+FRONTEND              NAME              BACKEND          STATE     NODE       BY      GIVEN  FLOWS              BYTES
+node(ipv4):30080/tcp  default/web:http  10.244.1.2:8080  active    n1         local   7      2                  12.3k
+                                        10.244.2.2:8080  draining  n2 (down)  tunnel  0      0                  0
+                                        10.244.3.2:8080  active    n3         snat    7      0 (+1 unanswered)  12.3k
+                                        10.244.9.2:8080  active    -          snat    0      0                  0
 10.96.0.1:80/tcp      (half written)    (none: dropped)
-203.0.113.1:80/tcp    default/near:     10.244.3.2:8080  active    n3         snat    0
+203.0.113.1:80/tcp    default/near:     10.244.3.2:8080  active    n3         snat    0      0                  0
 
 FRONTEND              RULE
 node(ipv4):30080/tcp  a client keeps its backend for 300s
@@ -133,8 +133,14 @@ fn many_services_are_summed_up() {
         })
         .collect();
     let text = status.text();
-    assert!(text.contains("SERVICE         FRONTENDS  BACKENDS  ACTIVE  FLOWS\n"), "{text}");
-    assert!(text.contains("default/web149  2          4         3       4 (+2 unanswered)\n"), "{text}");
+    assert!(
+        text.contains("SERVICE         FRONTENDS  BACKENDS  ACTIVE  GIVEN  FLOWS              BYTES\n"),
+        "{text}"
+    );
+    assert!(
+        text.contains("default/web149  2          4         3       28     4 (+2 unanswered)  49.4k\n"),
+        "{text}"
+    );
     assert!(text.contains("proxyd status NAMESPACE/NAME"), "{text}");
 }
 

@@ -26,10 +26,11 @@ impl Status {
         }
         let mut text = format!("mode {mode}, node {node}, remote backends by {remote}, flows: {flows}\n");
         if self.filtered || self.frontends.len() <= MANY {
-            text += &table::print("FRONTEND NAME BACKEND STATE NODE BY FLOWS", self.frontend_rows());
+            text +=
+                &table::print("FRONTEND NAME BACKEND STATE NODE BY GIVEN FLOWS BYTES", self.frontend_rows());
             text += &self.rules();
         } else {
-            text += &table::print("SERVICE FRONTENDS BACKENDS ACTIVE FLOWS", self.service_rows());
+            text += &table::print("SERVICE FRONTENDS BACKENDS ACTIVE GIVEN FLOWS BYTES", self.service_rows());
             text += "\n(one service with its backends: proxyd status NAMESPACE/NAME; all: -o json)\n";
         }
         if self.filtered {
@@ -65,7 +66,9 @@ impl Status {
                     backend.state.into(),
                     node,
                     backend.by.into(),
+                    backend.flows.given.to_string(),
                     flows(backend.flows),
+                    size(backend.flows.bytes),
                 ];
                 rows.push(first.into_iter().chain(row).collect());
                 // Said once.
@@ -102,7 +105,9 @@ impl Status {
                 frontends.len().to_string(),
                 different(|_| true),
                 different(|backend| backend.state == "active"),
+                load.given.to_string(),
                 flows(load),
+                size(load.bytes),
             ]
         })
     }
@@ -149,6 +154,22 @@ fn flows(load: Load) -> String {
         return load.answered.to_string();
     }
     format!("{} (+{} unanswered)", load.answered, load.unanswered)
+}
+
+/// Bytes, to three digits.
+fn size(bytes: u64) -> String {
+    let mut value = bytes as f64;
+    for unit in ["", "k", "M", "G", "T"] {
+        if value < 1000.0 || unit == "T" {
+            return if unit.is_empty() || value >= 100.0 {
+                format!("{value:.0}{unit}")
+            } else {
+                format!("{value:.1}{unit}")
+            };
+        }
+        value /= 1000.0;
+    }
+    bytes.to_string()
 }
 
 /// Devices of many pods.

@@ -83,6 +83,12 @@ fn seeing_metrics_tell_what_happens() -> Result<()> {
     let now = page()?;
     let series: Vec<&str> = now.lines().filter(|line| line.starts_with("heddle_service_flows{")).collect();
     assert!(series.iter().any(|line| line.contains("service=\"default/web\"")), "{series:?}");
+    let given: f64 = now
+        .lines()
+        .filter(|line| line.starts_with("heddle_backend_given_total{service=\"default/web\",port=\"tcp\""))
+        .filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok())
+        .sum();
+    assert_eq!(given, 5.0, "{now}");
     // Every name has its help and type once, before its samples.
     let mut typed = std::collections::BTreeSet::new();
     for line in now.lines() {

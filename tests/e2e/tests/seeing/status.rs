@@ -27,6 +27,13 @@ fn seeing_status_counts_the_flows_of_each_backend() -> Result<()> {
         let counted = shown.iter().find(|(at, _)| *at == address).map_or(0, |(_, flows)| *flows);
         assert_eq!(counted > 0, report.by_backend.contains_key(backend.name()), "{shown:?} {report}");
     }
+    let web = list(&said["frontends"]).iter().find(|f| f["address"] == "node(ipv4):30010/tcp");
+    let sum = |what: &str| {
+        let backends = web.map_or(&[][..], |web| list(&web["backends"]));
+        backends.iter().filter_map(|b| b["flows"][what].as_u64()).sum::<u64>()
+    };
+    assert_eq!(sum("given"), 12, "{web:?}");
+    assert!(sum("packets") > 12 * 4 && sum("bytes") > 40 * sum("packets"), "{web:?}");
     // Of the other family and protocol there is none.
     assert!(flows(&said, "node(ipv6):30010/tcp").iter().all(|(_, flows)| *flows == 0));
     drop(streams);

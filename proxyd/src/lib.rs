@@ -24,3 +24,4 @@ pub mod run;
 pub mod seeing;
 pub mod sockets;
 pub mod target;
+pub mod wall_clock;

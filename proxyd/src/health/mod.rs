@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::time::Instant;
 
+use crate::wall_clock;
 pub use proxy::Probes;
 pub use services::Checks;
 
@@ -60,7 +61,7 @@ impl Health {
     pub fn updated(&self) {
         let mut inner = self.lock();
         inner.pending = None;
-        inner.last_updated = Some(SystemTime::now());
+        inner.last_updated = Some(wall_clock::now());
     }
 
     /// Whether load balancers may send this node something new.
@@ -70,7 +71,7 @@ impl Health {
 
     pub fn state(&self) -> State {
         let inner = self.lock();
-        let now = SystemTime::now();
+        let now = wall_clock::now();
         let healthy = inner.pending.is_none_or(|since| since.elapsed() < LATE);
         State {
             healthy,

@@ -9,6 +9,7 @@ use heddle_model::shared_map::changed;
 use heddle_model::store::Revision;
 
 use super::text::{Histogram, Page};
+use crate::wall_clock;
 
 /// Shared by those who tell and those who ask.
 #[derive(Clone, Debug, Default)]
@@ -98,7 +99,7 @@ impl Record {
     /// The sources have said something.
     pub fn queued(&self, revision: Revision, changes: Changes) {
         let mut inner = self.lock();
-        inner.last_queued = Some(SystemTime::now());
+        inner.last_queued = Some(wall_clock::now());
         inner.services += changes.services;
         inner.endpoints += changes.endpoints;
         inner.pending.push_back(Queued { revision, at: Instant::now(), changes });
@@ -114,7 +115,7 @@ impl Record {
             inner.failed += 1;
             return;
         }
-        inner.last_sync = Some(SystemTime::now());
+        inner.last_sync = Some(wall_clock::now());
         while inner.pending.front().is_some_and(|queued| queued.revision <= pass.revision) {
             if let Some(queued) = inner.pending.pop_front() {
                 inner.programming.add(queued.at.elapsed().as_secs_f64());

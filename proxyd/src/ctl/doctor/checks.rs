@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::Path;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::UNIX_EPOCH;
 
 use heddle_bpf::{SocketHook, TcHook};
 use heddle_model::{PortMatch, ProtoMatch};
@@ -11,7 +11,7 @@ use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 use super::{Check, Seen, listeners};
 use crate::ebpf::place::{cgroup_root, check_release, is_cgroup2};
-use crate::sockets;
+use crate::{sockets, wall_clock};
 
 fn read(path: &str) -> String {
     fs::read_to_string(path).unwrap_or_default()
@@ -68,7 +68,7 @@ pub fn surroundings(bpf_root: &Path) -> Vec<Check> {
 fn clock() -> Check {
     /// 2026-01-01.
     const BUILT: u64 = 1_767_225_600;
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
+    let now = wall_clock::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
     match now < BUILT {
         true => Check::warn(
             "clock",

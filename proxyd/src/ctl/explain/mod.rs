@@ -360,7 +360,7 @@ impl Question<'_> {
     fn why_nothing(&self, to: &Addr, origin: Origin) -> String {
         let known = self.tables.addr(to);
         let node = || self.name(known.node).unwrap_or_else(|| "a node".into());
-        let text = match () {
+        match () {
             () if known.is(ADDR_CLUSTER_IP | ADDR_EXTERNAL) => {
                 "a service's address, but not this port: the stack of this node goes on with it".into()
             }
@@ -380,8 +380,7 @@ impl Question<'_> {
                 "a pod's own address: no service is in between".into()
             }
             () => "no service's address: the stack of this node goes on with it".into(),
-        };
-        text
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, UNIX_EPOCH};
 
 use aya::maps::{Array, Map, MapData};
 use heddle_bpf::Pins;
@@ -15,6 +15,7 @@ use serde::Serialize;
 use super::packet::{headers, protocol};
 use super::{Kind, Options};
 use crate::ctl::explain::names::{ip, text};
+use crate::wall_clock;
 
 /// What is known of numbers.
 pub struct Names {
@@ -58,7 +59,7 @@ pub struct Line {
 impl Names {
     pub fn new(pins: &Pins) -> Self {
         let map = |name: &str| MapData::from_pin(pins.map(name)).map(Map::HashMap).ok();
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let now = wall_clock::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let monotonic = clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from).unwrap_or_default();
         Self {
             services: map("services").and_then(|map| map.try_into().ok()),

@@ -200,18 +200,20 @@ pub fn is_over(flow: &Flow) -> bool {
     if is_stale(flow) || flow.flags & CT_RST != 0 {
         return true;
     }
-    let Some(peer) = maps::peer() else { return true };
-    peek(&flow.peer(), peer) && closed(flow.flags, peer.flags)
+    let Some(over) = maps::over() else { return true };
+    over.key = flow.peer();
+    peek(&over.key, &mut over.peer) && closed(flow.flags, over.peer.flags)
 }
 
 /// Forgets the flow whose entry under `key` is `flow`.
 #[inline(never)]
 pub fn remove(key: &Tuple, flow: &Flow) {
-    let peer = flow.peer();
+    let Some(peer) = maps::removed_key() else { return };
+    *peer = flow.peer();
     let _ = CT.remove(key);
-    let _ = CT.remove(&peer);
+    let _ = CT.remove(&*peer);
     let _ = CT_NEW.remove(key);
-    let _ = CT_NEW.remove(&peer);
+    let _ = CT_NEW.remove(&*peer);
 }
 
 /// An unanswered flow's reply entry may have been displaced: puts it back. The key of the requests is `key`.
@@ -248,7 +250,9 @@ fn mirror(key: &Tuple, flow: &Flow, flags: u32, other: &mut Flow) {
     other.out = 0;
     other.mtu = 0;
     other.way = 0;
-    seal(&flow.peer(), other);
+    let Some(peer) = maps::mirror_key() else { return };
+    *peer = flow.peer();
+    seal(peer, other);
 }
 
 /// The first reply of a flow: moves it to `ct`. False: there is no room.
@@ -373,15 +377,16 @@ extern "C" fn another_port(i: u32, trial: *mut Trial<'_>) -> i64 {
 #[inline(never)]
 fn enter(key: &Tuple, flow: &mut Flow) -> bool {
     let Some(reply) = maps::mirror() else { return false };
-    let reply_key = flow.peer();
-    if occupied(&reply_key, key) {
+    let Some(reply_key) = maps::reply_key() else { return false };
+    *reply_key = flow.peer();
+    if occupied(reply_key, key) {
         return false;
     }
     seal(key, flow);
     mirror(key, flow, CT_REPLY, reply);
-    if CT_NEW.insert(&reply_key, &*reply, BPF_NOEXIST.into()).is_err() {
+    if CT_NEW.insert(&*reply_key, &*reply, BPF_NOEXIST.into()).is_err() {
         // Ours of earlier, or another's of this very moment.
-        if occupied(&reply_key, key) || CT_NEW.insert(&reply_key, &*reply, BPF_ANY.into()).is_err() {
+        if occupied(reply_key, key) || CT_NEW.insert(&*reply_key, &*reply, BPF_ANY.into()).is_err() {
             return false;
         }
     }

@@ -6,7 +6,8 @@
 //!
 //! What the verifier, LLVM and the kernel ask of this code:
 //!
-//! - The stack has 512 bytes for all calls together, and calls nest eight deep. What is large lives in per-CPU maps
+//! - The stack has 512 bytes for all calls together (each takes a multiple of 32; newer kernels are more generous than
+//!   6.1), and calls nest eight deep. What is large lives in per-CPU maps
 //!   ([`maps::work`]), which the verifier does not follow byte by byte either. Functions are `inline(never)`
 //!   where a call costs less than the code again, with at most five arguments, pointers counted.
 //! - A loop is unrolled by the verifier for every call that leads to it. Short ones stay; others are `bpf_loop`.

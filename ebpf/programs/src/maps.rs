@@ -83,13 +83,24 @@ pub struct CtWork {
     /// `ct::occupied`, `ct::answered`.
     other: Flow,
     /// `ct::is_over`.
-    peer: Flow,
+    over: Over,
+    /// `ct::remove`.
+    removed_key: Tuple,
+    /// `ct::mirror`.
+    mirror_key: Tuple,
+    /// `ct::enter`.
+    reply_key: Tuple,
     /// `out::leave`, `out::owns_source`.
     fib: bpf_fib_lookup,
     /// `reject::quote`.
     quote: [u32; QUOTE],
     /// `nat::translate`.
     block: [u32; BLOCK],
+}
+
+pub struct Over {
+    pub peer: Flow,
+    pub key: Tuple,
 }
 
 /// Words of a packet that an ICMP error quotes, at most.
@@ -105,7 +116,7 @@ macro_rules! ct_work { ($($name:ident: $type:ty),*) => { $(
     }
 )* } }
 
-ct_work!(mirror: Flow, other: Flow, peer: Flow, fib: bpf_fib_lookup, quote: [u32; QUOTE], block: [u32; BLOCK]);
+ct_work!(mirror: Flow, other: Flow, over: Over, removed_key: Tuple, mirror_key: Tuple, reply_key: Tuple, fib: bpf_fib_lookup, quote: [u32; QUOTE], block: [u32; BLOCK]);
 
 /// To be called once in a run of a program.
 #[inline(always)]

@@ -192,7 +192,7 @@ fn reset(skb: Skb, packet: &Packet) -> i32 {
 }
 
 /// An ICMP error with the first words `head` and `rest`, which quotes the packet.
-#[inline(never)]
+#[inline(always)]
 fn error(skb: Skb, packet: &Packet, head: u32, rest: u32) -> i32 {
     if packet.v4 && packet.len < QUOTE6 {
         quote::<{ QUOTE4 as usize / 4 }>(skb, packet, head, rest)

@@ -77,6 +77,13 @@ fn open<T: TryFrom<Map, Error = MapError>>(
     T::try_from(kind(MapData::from_pin(path).map_err(fail)?)).map_err(fail)
 }
 
+impl Pins {
+    /// Opens the map `routes` alone.
+    pub fn routes(&self) -> Result<Array<MapData, Routes>> {
+        open(&self.map("routes"), "routes", Map::Array)
+    }
+}
+
 /// Flows read at once.
 const BATCH: u32 = 4096;
 

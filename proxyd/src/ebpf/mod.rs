@@ -20,6 +20,7 @@ mod nodes;
 pub(crate) mod place;
 mod project;
 mod read;
+mod routes;
 #[cfg(test)]
 mod scale;
 mod settings;
@@ -46,6 +47,7 @@ use heddle_netlink::{NetNs, Socket, link, sysctl};
 use kernel::Kernel;
 use nix::libc;
 use project::Projector;
+use routes::RouteCounter;
 pub use settings::{Remote, Xdp};
 use state::State;
 pub use view::{Load, View};
@@ -142,6 +144,8 @@ pub struct Ebpf {
     /// `None` before the first observation.
     state: Option<State>,
     collector: Collector,
+    /// Lives as long as the dataplane.
+    _routes: RouteCounter,
     sweeper: Option<Sweeper>,
     projector: Projector,
     netlink: Socket,
@@ -192,6 +196,7 @@ impl Ebpf {
         };
         let kernel = Kernel::open(&datapath.pins).map_err(kernel::Error::failure)?;
         let collector = Collector::start(&datapath.pins).map_err(place::failure)?;
+        let datapath_pins = datapath.pins.clone();
         let sweeper = options.helper.as_ref().map(|helper| Sweeper::start(&datapath.pins, helper));
         Ok(Self {
             options: options.clone(),
@@ -200,6 +205,7 @@ impl Ebpf {
             kernel,
             state: None,
             collector,
+            _routes: RouteCounter::start(&datapath_pins).map_err(place::failure)?,
             sweeper: sweeper.transpose().map_err(place::failure)?,
             projector: Projector::default(),
             netlink: Socket::open()?,

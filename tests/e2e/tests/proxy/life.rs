@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use heddle_lab::traffic::connect;
 use heddle_lab::{Condition, Error, Load, Place, Result, Running};
 
-use crate::world::{SOLO, WEB, World, list, status, strict, tables};
+use crate::world::{SOLO, WEB, World, list, status, strict};
 
 const LIMIT: Duration = Duration::from_secs(30);
 

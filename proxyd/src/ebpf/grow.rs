@@ -181,7 +181,92 @@ impl Ebpf {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use heddle_ebpf_common::{CT_ANSWERED, Flow, Tuple};
+    use heddle_model::{Backend, BackendState, Effect, Frontend, FrontendAddr, Part, Protocol};
+
+    use super::super::live::alone;
     use super::*;
+    use crate::dataplane::{Dataplane, Device, Devices};
+
+    fn put(host: u8, backends: u8) -> Step {
+        let backend = |n| Backend {
+            ip: [10, 244, host, n].into(),
+            port: 80,
+            proto: Protocol::Tcp,
+            node: None,
+            state: BackendState::Active,
+        };
+        let frontend = Frontend {
+            name: format!("default/s{host}:http"),
+            backends: (1..=backends).map(backend).collect(),
+            ..Frontend::default()
+        };
+        let at = FrontendAddr::new([10, 96, 0, host].into(), 80, Protocol::Tcp);
+        Step::PutFrontend { at, frontend: Arc::new(frontend), effect: Effect::Create }
+    }
+
+    #[test]
+    fn fault_066_maps_grow_up_to_their_maximum_and_keep_their_numbers() {
+        alone("grow", |options| {
+            let sizes = MapSizes { max_frontends: 512, max_backends: 256, max_flows: 1024 };
+            let mut ebpf = Ebpf::open(&Options { first: options.sizes, sizes, ..options }).unwrap();
+            let device = Device {
+                index: 1,
+                name: "lo".into(),
+                mtu: 1500,
+                addresses: [[192, 168, 77, 1].into()].into(),
+            };
+            ebpf.synced();
+            ebpf.devices(&Devices { underlay: vec![device], overlay: None }).unwrap();
+            assert!(ebpf.apply(&vec![put(1, 40)]).failed.is_empty());
+            let before = ebpf.state.as_ref().unwrap().backends.clone();
+            let programs = |ebpf: &Ebpf| -> Vec<u32> {
+                let links = ebpf.datapath.pins.pinned_links().unwrap();
+                links.iter().map(|link| link.info.program_id).collect()
+            };
+            let (old, slot) = (programs(&ebpf), 1);
+            let key = Tuple { sport: 7, proto: 6, dport: 80, ..Tuple::default() };
+            let generation = before[1].generation;
+            let seen = super::super::collect::now();
+            let mut flow = Flow { backend: slot, generation, flags: CT_ANSWERED, seen, ..Flow::default() };
+            flow.check = flow.sum(&key);
+            ebpf.kernel.maps.ct.insert(key, flow, 0).unwrap();
+
+            // 63 fit: the third step does not, and gets a larger map.
+            assert!(ebpf.apply(&vec![put(2, 20), put(3, 40)]).failed.is_empty());
+            assert_eq!((ebpf.sizes.max_backends, ebpf.datapath.sizes.backends), (128, 128));
+            let state = ebpf.state().unwrap();
+            assert_eq!(state.backends[..before.len()], before);
+            assert_eq!(state.frontends.len(), 3);
+            assert_eq!(ebpf.kernel.maps.ct.get(&key, 0).unwrap(), flow);
+            let new = programs(&ebpf);
+            assert_eq!(new.len(), old.len());
+            assert!(new.iter().all(|id| !old.contains(id)), "every link leads to programs over the new maps");
+
+            // Flows, when somebody finds their map nearly full.
+            assert!(ebpf.grow("ct", 0).unwrap());
+            assert_eq!((ebpf.datapath.sizes.ct, ebpf.sizes.max_flows), (2048, 1024));
+            assert!(!ebpf.grow("ct", 0).unwrap(), "that is the maximum");
+            assert_eq!(ebpf.kernel.maps.ct.get(&key, 0).unwrap(), flow);
+
+            // Beyond the maximum a service is refused whole, and the others stand.
+            let outcome = ebpf.apply(&vec![put(4, 200)]);
+            let at = FrontendAddr::new([10, 96, 0, 4].into(), 80, Protocol::Tcp);
+            let why = &outcome.failed[&Part::Frontend(at)];
+            assert!(why.starts_with("map backends is full: 200 more wanted"), "{why}");
+            assert!(why.ends_with("of 256 free (raise --max-backends)"), "{why}");
+            assert_eq!(ebpf.observe().unwrap().frontends.len(), 3);
+
+            // A daemon that starts again begins with what there is.
+            let options = ebpf.options.clone();
+            drop(ebpf);
+            let ebpf = Ebpf::open(&options).unwrap();
+            assert_eq!(ebpf.sizes, sizes);
+            assert_eq!(ebpf.succession, Succession::Done);
+        });
+    }
 
     #[test]
     fn maps_fit_the_machine() {

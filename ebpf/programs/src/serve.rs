@@ -4,7 +4,7 @@
 use heddle_ebpf_common::decide::{Origin, Refusal, Way};
 use heddle_ebpf_common::{
     Addr, Backend, CT_ANSWERED, CT_DSR, CT_ENTRY, CT_HOST, CT_OWN, CT_TUNNEL, Config, Counter, Flow,
-    Frontend, HAIRPIN4, HAIRPIN6, Tuple,
+    Frontend, HAIRPIN4, HAIRPIN6, NODE_SELF, Tuple,
 };
 
 use crate::ct::{self, Entry, Ports};
@@ -143,6 +143,10 @@ pub fn enter(skb: Skb, packet: &mut Packet, flow: &mut Flow, frontend: &Frontend
     }
     if packet.is_connected() && !packet.is_syn() {
         return rest(skb, packet, flow, origin, config);
+    }
+    if *origin == Origin::Outside && frontend::known(&packet.tuple.src).node == NODE_SELF {
+        // Nobody outside is this node.
+        return skb.drop(Counter::DropSpoofed);
     }
     let choice = frontend::choose(frontend, &packet.tuple, origin, config);
     if choice & REFUSED != 0 {

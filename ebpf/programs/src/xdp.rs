@@ -275,7 +275,8 @@ fn pass_on<const SUMMED: bool>(frame: Frame, config: &Config) -> Option<u32> {
 #[inline(always)]
 fn unwrap<const SUMMED: bool>(frame: Frame, config: &Config) -> Option<u32> {
     let outer: Outer = frame.at(0)?;
-    if outer.ethernet.protocol != ETH_P_IP
+    if config.vxlan_ifindex == 0
+        || outer.ethernet.protocol != ETH_P_IP
         || outer.flags & VNI_VALID == 0
         || u32::from_be(outer.vni) >> 8 != config.vni
     {

@@ -197,6 +197,10 @@ impl Model {
             // The rest of a connection that nobody here knows.
             return self.unreachable(stimulus, packet, Counter::RejectStale);
         }
+        if origin == Origin::Outside && self.table.known(packet.tuple.src).node == NODE_SELF {
+            // Nobody outside is this node.
+            return self.drop(Counter::DropSpoofed);
+        }
         let index = match self.choose(packet, front, origin) {
             Ok(index) => index,
             Err(Refused::Reject) => {

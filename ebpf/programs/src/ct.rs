@@ -6,7 +6,7 @@ use core::ffi::c_void;
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use aya_ebpf::helpers::generated::bpf_loop;
 use heddle_ebpf_common::{
-    BACKEND_FREE, CT_ANSWERED, CT_DSR, CT_ENTRY, CT_FIN, CT_REPLY, CT_RST, Config, Counter, Flow, Routes,
+    BACKEND_ACTIVE, BACKEND_DRAINING, CT_ANSWERED, CT_DSR, CT_ENTRY, CT_FIN, CT_REPLY, CT_RST, Config, Counter, Flow, Routes,
     Tuple,
 };
 
@@ -131,7 +131,10 @@ fn is_stale(flow: &Flow) -> bool {
         return false;
     }
     match BACKENDS.get(flow.backend) {
-        Some(backend) => backend.generation != flow.generation || backend.state == BACKEND_FREE,
+        // What was put down is free a moment later: nobody waits for that.
+        Some(backend) => {
+            backend.generation != flow.generation || !matches!(backend.state, BACKEND_ACTIVE | BACKEND_DRAINING)
+        }
         None => true,
     }
 }

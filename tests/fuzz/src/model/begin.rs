@@ -1,8 +1,8 @@
 //! Flows: those that are known, and those that begin.
 
 use heddle_ebpf_common::{
-    ADDR_EXTERNAL, ADDR_NODE, Addr, CT_DSR, CT_ENTRY, CT_HOST, CT_OWN, CT_TUNNEL, Counter, HAIRPIN4,
-    HAIRPIN6, NODE_SELF, REMOTE_DSR, REMOTE_SNAT, Tuple,
+    ADDR_EXTERNAL, ADDR_NODE, Addr, BACKEND_ACTIVE, BACKEND_DRAINING, Backend, CT_DSR, CT_ENTRY, CT_HOST,
+    CT_OWN, CT_TUNNEL, Counter, HAIRPIN4, HAIRPIN6, NODE_SELF, REMOTE_DSR, REMOTE_SNAT, Tuple,
 };
 
 use super::choose::Refused;
@@ -49,10 +49,13 @@ pub(super) fn own_device(flow: &Flow) -> Option<Dev> {
 }
 
 impl Model {
-    /// Is the backend gone: its slot free or another's?
+    /// Is the backend gone: its slot put down, free or another's?
     pub fn is_stale(&self, flow: &Flow) -> bool {
-        flow.backend != 0
-            && self.table.backend(flow.backend).is_none_or(|backend| backend.generation != flow.generation)
+        let lives = |backend: &Backend| {
+            backend.generation == flow.generation
+                && matches!(backend.state, BACKEND_ACTIVE | BACKEND_DRAINING)
+        };
+        flow.backend != 0 && !self.table.backend(flow.backend).is_some_and(lives)
     }
 
     /// May another take its place?

@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::fd::AsFd;
 use std::str;
 
@@ -146,12 +147,28 @@ impl Record<'_> {
     }
 }
 
-/// Pins the description of this build's layout.
-pub(crate) fn publish(pins: &Pins) -> Result<()> {
+/// A line of the description that says from which object the pinned programs are.
+pub(crate) fn build(object: &[u8]) -> String {
+    let mut hasher = DefaultHasher::new();
+    object.hash(&mut hasher);
+    format!("object {} {}\n", hasher.finish(), object.len())
+}
+
+/// Are the programs that are pinned said to be of this object?
+pub(crate) fn is_of(pins: &Pins, build: &str) -> bool {
+    let text = || {
+        let map = RawMap::new(inspect(&pins.description(), Kind::Map).ok()??).ok()?;
+        map.get(&0u32.to_ne_bytes()).ok()?
+    };
+    text().is_some_and(|text| text.starts_with((own() + build).as_bytes()))
+}
+
+/// Pins the description of this build's layout. `build`: once its programs are pinned.
+pub(crate) fn publish(pins: &Pins, build: Option<&str>) -> Result<()> {
     let path = pins.description();
     let fail =
         |source| Error::Pin { operation: "pin the description of the layout at", path: path.clone(), source };
-    let mut text = own().into_bytes();
+    let mut text = (own() + build.unwrap_or_default()).into_bytes();
     text.resize(LENGTH, 0);
     if let Ok(Some(fd)) = inspect(&path, Kind::Map)
         && let Ok(map) = RawMap::new(fd)

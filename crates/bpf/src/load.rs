@@ -16,7 +16,8 @@ use heddle_ebpf_common::{
 };
 
 use crate::pins::{entries, inspect, remove_any};
-use crate::raw::{Entries, Kind, RawMap, Shape};
+use crate::raw::{Entries, Kind, RawMap, Shape, maps_of, program_name};
+use crate::succession::pinned_maps;
 use crate::{Error, Maps, Pins, Result, SocketHook, TcHook, XdpMode, describe, object, sys};
 
 /// How many elements the maps hold.
@@ -211,6 +212,8 @@ pub struct Datapath {
     /// What the maps really hold: a map that holds more than it was asked to is not made smaller.
     pub sizes: Sizes,
     pub(crate) programs: BTreeMap<&'static str, OwnedFd>,
+    /// [`describe::build`].
+    build: String,
 }
 
 /// Which maps are as they must be, which are to be made.
@@ -297,8 +300,16 @@ impl Datapath {
     pub fn open_object(pins: Pins, sizes: &Sizes, object: &[u8]) -> Result<Self> {
         let refused = pins.create()?;
         let found = Found::look(&pins, sizes, refused)?;
+        let build = describe::build(object);
         let next = pins.next();
         remove_any(&next)?;
+        if found.opened() == Opened::Adopted
+            && describe::is_of(&pins, &build)
+            && let Some(programs) = pinned(&pins)?
+        {
+            let (maps, sizes) = (Maps::open(&pins)?, sizes.held_by(&found.specs));
+            return Ok(Self { pins, maps, opened: Opened::Adopted, sizes, programs, build });
+        }
         let fail = |source| Error::Pin { operation: "create", path: next.clone(), source };
         fs::DirBuilder::new().mode(0o700).create(&next).map_err(fail)?;
         let loaded = load_all(&pins, &found, object).and_then(|programs| {
@@ -328,10 +339,11 @@ impl Datapath {
             fs::rename(&path, &to).map_err(|source| Error::Pin { operation: "pin", path: to, source })?;
         }
         remove_any(&next)?;
-        describe::publish(&pins)?;
+        // As long as not all programs of this build are pinned, none are said to be.
+        describe::publish(&pins, None)?;
         let maps = Maps::open(&pins)?;
         let sizes = sizes.held_by(&found.specs);
-        let datapath = Self { pins, maps, opened: found.opened(), sizes, programs };
+        let datapath = Self { pins, maps, opened: found.opened(), sizes, programs, build };
         if !datapath.is_succession()? {
             datapath.pin_programs()?;
         }
@@ -340,7 +352,8 @@ impl Datapath {
 
     /// Where the CNI plugin finds them.
     pub(crate) fn pin_programs(&self) -> Result<()> {
-        self.programs.iter().try_for_each(|(name, fd)| pin_program(&self.pins, name, fd.as_fd()))
+        self.programs.iter().try_for_each(|(name, fd)| pin_program(&self.pins, name, fd.as_fd()))?;
+        describe::publish(&self.pins, Some(&self.build))
     }
 
     fn program(&self, name: &'static str) -> Result<BorrowedFd<'_>> {
@@ -381,15 +394,33 @@ fn load_all(pins: &Pins, found: &Found, object: &[u8]) -> Result<BTreeMap<&'stat
         loader.map_max_entries(spec.name, spec.max_entries).map_pin_path(spec.name, path);
     }
     let mut ebpf = loader.load(object).map_err(|source| Error::Load { source: Box::new(source) })?;
-    let sockets = SocketHook::ALL.map(SocketHook::name);
-    let names =
-        TcHook::ALL.map(TcHook::name).into_iter().chain(sockets).chain(XdpMode::ALL.map(XdpMode::name));
     let load = |name| {
         let program = ebpf.program_mut(name).ok_or(Error::NoProgram { name })?;
         let fd = load(program).map_err(|source| Error::Program { name, source: Box::new(source) })?;
         Ok((name, fd))
     };
-    names.map(load).collect()
+    names().map(load).collect()
+}
+
+/// The programs of the object.
+fn names() -> impl Iterator<Item = &'static str> {
+    let sockets = SocketHook::ALL.map(SocketHook::name);
+    TcHook::ALL.map(TcHook::name).into_iter().chain(sockets).chain(XdpMode::ALL.map(XdpMode::name))
+}
+
+/// The programs that are pinned, if all are there, are ours and work with the maps that are pinned: the verifier has
+/// seen them, and takes a second for all of them.
+fn pinned(pins: &Pins) -> Result<Option<BTreeMap<&'static str, OwnedFd>>> {
+    let own = pinned_maps(pins)?;
+    let adopt = |name| {
+        let program = inspect(&pins.program(name), Kind::Program).ok()??;
+        let (id, called) = program_name(program.as_fd()).ok()?;
+        let maps = maps_of(id).ok()?;
+        let is_own =
+            |map: &RawMap| own.get(&map.name).is_none_or(|own| own.iter().any(|own| own.id == map.id));
+        (called == name && maps.iter().all(is_own)).then_some((name, program))
+    };
+    Ok(names().map(adopt).collect())
 }
 
 fn load(program: &mut Program) -> Result<OwnedFd, ProgramError> {

@@ -84,9 +84,7 @@ impl RawMap {
     /// `fd` must be one of a map.
     pub fn new(fd: OwnedFd) -> io::Result<Self> {
         let words: [u32; 10] = sys::info(fd.as_fd())?;
-        let bytes: Vec<u8> = words[6..].iter().flat_map(|word| word.to_ne_bytes()).collect();
-        let name = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
-        let name = String::from_utf8_lossy(name).into_owned();
+        let name = text(&words[6..]);
         let [kind, id, key, value, entries, ..] = words;
         Ok(Self { fd, id, shape: Shape { kind, key, value, entries }, name })
     }
@@ -204,6 +202,19 @@ impl RawMap {
         }
         Ok(())
     }
+}
+
+/// The id and the name of a program.
+pub(crate) fn program_name(program: BorrowedFd<'_>) -> io::Result<(u32, String)> {
+    // struct bpf_prog_info: the id stands at byte 4, the name at 64.
+    let words: [u32; 20] = sys::info(program)?;
+    Ok((words[1], text(&words[16..])))
+}
+
+/// A name, as the kernel fills it up.
+fn text(words: &[u32]) -> String {
+    let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+    String::from_utf8_lossy(bytes.split(|byte| *byte == 0).next().unwrap_or_default()).into_owned()
 }
 
 /// The maps that a program uses.

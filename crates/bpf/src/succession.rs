@@ -30,7 +30,7 @@ const SETTLING: Duration = Duration::from_secs(1);
 const KINDS: u32 = 3;
 
 /// The maps that are pinned, those that are ours.
-fn pinned_maps(pins: &Pins) -> Result<ByName> {
+pub(crate) fn pinned_maps(pins: &Pins) -> Result<ByName> {
     let mut maps = ByName::new();
     for path in entries(&pins.dir().join("maps"))? {
         let fail = |source| Error::Pin { operation: "open", path: path.clone(), source };

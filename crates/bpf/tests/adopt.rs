@@ -28,7 +28,13 @@ fn maps_survive_a_restart_and_links_are_swapped_in_place() {
         let before = Pins::new(root).pinned_links().unwrap();
         drop(first);
 
-        let second = Datapath::open(Pins::new(root), &SMALL).unwrap();
+        // The same build finds its programs, and has nothing to load.
+        let same = Datapath::open(Pins::new(root), &SMALL).unwrap();
+        assert_eq!(same.opened, Opened::Adopted);
+        assert_eq!(same.attach_tcx(TcHook::UnderlayIn, "lo", LO).unwrap(), Attached::AsItWas);
+        drop(same);
+        let other = [heddle_bpf::object().unwrap(), b"another build"].concat();
+        let second = Datapath::open_object(Pins::new(root), &SMALL, &other).unwrap();
         assert_eq!(second.opened, Opened::Adopted);
         assert_eq!(second.maps.frontends.get(&key, 0).unwrap(), value);
         assert_eq!(second.maps.read_ring(17, 3).unwrap(), [0, 1, 2], "blocks are read whole");

@@ -70,8 +70,10 @@ fn socket_hooks() {
         let open = || Datapath::open(Pins::new(Path::new(BPF_ROOT)), &small).unwrap();
         let attach = |datapath: &Datapath| datapath.attach_cgroup(&dir).unwrap();
         assert_eq!(attach(&open()), [Attached::Created; 8]);
-        // A new daemon swaps its programs into the links that are there.
-        let datapath = open();
+        // A daemon of the same build finds its programs there, one of another swaps its own in.
+        assert_eq!(attach(&open()), [Attached::AsItWas; 8]);
+        let other = [heddle_bpf::object().unwrap(), b"another build"].concat();
+        let datapath = Datapath::open_object(Pins::new(Path::new(BPF_ROOT)), &small, &other).unwrap();
         assert_eq!(attach(&datapath), [Attached::Swapped; 8]);
         assert_eq!(attach(&datapath), [Attached::AsItWas; 8]);
         assert_eq!(datapath.pins.pinned_links().unwrap().len(), 8);

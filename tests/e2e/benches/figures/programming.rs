@@ -180,20 +180,30 @@ fn put(dir: &Path, name: &str, value: &Value) -> Result<Instant> {
 }
 
 /// Nodes of the cluster, the Lab's among them.
-const NODES: u32 = 100;
+const NODES: u32 = 60;
+/// Addresses for pods of each.
+const RANGE: u32 = 2048;
 
 fn node_name(n: u32) -> String {
     format!("far-{n}")
 }
 
 fn other_node(n: u32) -> Value {
-    let range = format!("10.{}.{}.0/24", 128 + n / 256, n % 256);
+    let range = format!("{}/21", above(PODS, (n - 1) * RANGE));
     json!({
         "apiVersion": "v1", "kind": "Node",
         "metadata": { "name": node_name(n) },
         "spec": { "podCIDR": range, "podCIDRs": [range] },
         "status": { "addresses": [{ "type": "InternalIP", "address": above(Ipv4Addr::new(172, 30, 0, 0).into(), n) }] },
     })
+}
+
+/// The first of the pods' addresses.
+const PODS: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 192, 0, 0));
+
+/// Its number among them.
+fn pod(n: u32, i: u32) -> u32 {
+    1 + n * (BACKENDS + 1) + i
 }
 
 /// The address of service `n`.
@@ -203,7 +213,7 @@ fn frontend(n: u32) -> IpAddr {
 
 /// Backend `i` of service `n`.
 fn backend(n: u32, i: u32) -> IpAddr {
-    above(Ipv4Addr::new(10, 192, 0, 1).into(), n * (BACKENDS + 1) + i)
+    above(PODS, pod(n, i))
 }
 
 fn service(n: u32) -> Value {
@@ -228,7 +238,7 @@ fn slice(n: u32, first: u32) -> Value {
     let endpoint = |i| {
         let conditions = json!({ "ready": true, "serving": true, "terminating": false });
         json!({
-            "addresses": [backend(n, i)], "conditions": conditions, "nodeName": node_name(1 + (n + i) % (NODES - 1)),
+            "addresses": [backend(n, i)], "conditions": conditions, "nodeName": node_name(1 + pod(n, i) / RANGE),
         })
     };
     let name = format!("s{n}");

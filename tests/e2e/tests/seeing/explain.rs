@@ -57,7 +57,7 @@ fn seeing_explain_foretells_who_answers() -> Result<()> {
                 );
                 if named == NONE {
                     assert_eq!(said["verdict"], "reject", "{what}: {said}");
-                    let refused = by.ask(Ask::new(to).limit(Duration::from_secs(2)), place);
+                    let refused = by.ask(Ask::new(to).limit(Duration::from_secs(5)), place);
                     let refused = refused.expect_err("nobody serves it").to_string();
                     assert!(refused.contains("refused"), "{what}: {refused}");
                     continue;

@@ -28,6 +28,8 @@ fn seeing_healthz_and_livez_answer_on_every_address() -> Result<()> {
         [(node.place(), LOCALHOST.into()), (client.place(), node.ip4()), (client.place(), node.ip6())]
     {
         for (path, eligible) in [("/healthz", Value::Bool(true)), ("/livez", Value::Null)] {
+            // A busy machine: the daemon may be ready before its server has had its turn.
+            eventually("an answer", LIMIT, || Ok(get(place, (ip, 10256).into(), path)?.status == 200))?;
             let said = get(place, (ip, 10256).into(), path)?;
             let body: Value = serde_json::from_str(&said.body).unwrap_or_default();
             assert_eq!((said.status, &body["nodeEligible"]), (200, &eligible), "{said:?}");

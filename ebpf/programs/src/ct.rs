@@ -6,8 +6,8 @@ use core::ffi::c_void;
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use aya_ebpf::helpers::generated::bpf_loop;
 use heddle_ebpf_common::{
-    BACKEND_ACTIVE, BACKEND_DRAINING, CT_ANSWERED, CT_DSR, CT_ENTRY, CT_FIN, CT_REPLY, CT_RST, Config, Counter, Flow, Routes,
-    Tuple,
+    BACKEND_ACTIVE, BACKEND_DRAINING, CT_ANSWERED, CT_DSR, CT_ENTRY, CT_FIN, CT_REPLY, CT_RST, Config,
+    Counter, Flow, Routes, Tuple,
 };
 
 use crate::events;
@@ -133,7 +133,8 @@ fn is_stale(flow: &Flow) -> bool {
     match BACKENDS.get(flow.backend) {
         // What was put down is free a moment later: nobody waits for that.
         Some(backend) => {
-            backend.generation != flow.generation || !matches!(backend.state, BACKEND_ACTIVE | BACKEND_DRAINING)
+            backend.generation != flow.generation
+                || !matches!(backend.state, BACKEND_ACTIVE | BACKEND_DRAINING)
         }
         None => true,
     }

@@ -90,6 +90,8 @@ pub struct CtWork {
     mirror_key: Tuple,
     /// `ct::enter`.
     reply_key: Tuple,
+    /// `serve::aside`.
+    aside_key: Tuple,
     /// `out::leave`, `out::owns_source`.
     fib: bpf_fib_lookup,
     /// `reject::quote`.
@@ -116,7 +118,7 @@ macro_rules! ct_work { ($($name:ident: $type:ty),*) => { $(
     }
 )* } }
 
-ct_work!(mirror: Flow, other: Flow, over: Over, removed_key: Tuple, mirror_key: Tuple, reply_key: Tuple, fib: bpf_fib_lookup, quote: [u32; QUOTE], block: [u32; BLOCK]);
+ct_work!(mirror: Flow, other: Flow, over: Over, removed_key: Tuple, mirror_key: Tuple, reply_key: Tuple, aside_key: Tuple, fib: bpf_fib_lookup, quote: [u32; QUOTE], block: [u32; BLOCK]);
 
 /// To be called once in a run of a program.
 #[inline(always)]

@@ -228,13 +228,14 @@ pub fn may_collide(packet: &Packet) -> bool {
 /// taken for that flow's. If that one is over it is forgotten; if not, this one gets another source port (law 4).
 #[inline(never)]
 pub fn aside(skb: Skb, packet: &mut Packet, found: &mut Flow, flow: &mut Flow) -> i32 {
-    let reply_key = packet.tuple.reversed();
-    let Some(entry) = ct::find(&reply_key, found) else { return PASS };
+    let Some(reply_key) = maps::aside_key() else { return PASS };
+    *reply_key = packet.tuple.reversed();
+    let Some(entry) = ct::find(reply_key, found) else { return PASS };
     if !entry.is_reply() {
         return PASS;
     }
     if ct::is_over(entry.flow) {
-        ct::remove(&reply_key, entry.flow);
+        ct::remove(reply_key, entry.flow);
         return PASS;
     }
     let Some(config) = config() else { return PASS };

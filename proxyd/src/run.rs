@@ -44,6 +44,7 @@ pub fn run(cli: &Cli) -> Result<(), Failure> {
             "mode ipvs is not built yet (use --mode ebpf; it needs Linux 6.6 or newer)",
         ));
     }
+    ebpf::heap::one_for_all();
     heddle_daemon::log::init(&cli.common);
     // The loop blocks its thread while the kernel works; sources and events need another.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;

@@ -10,7 +10,7 @@ mod compile;
 pub(crate) mod encode;
 mod extents;
 mod grow;
-mod heap;
+pub(crate) mod heap;
 mod kernel;
 mod ledger;
 #[cfg(test)]

@@ -12,6 +12,7 @@ use std::time::Duration;
 use heddle_bpf::Pins;
 use heddle_ebpf_common::Routes;
 use heddle_netlink::Watch;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::collect::now;
 
@@ -34,13 +35,14 @@ impl RouteCounter {
             let path = pins.map("routes");
             move |source| heddle_bpf::Error::Pin { operation, path, source }
         };
-        let (stop, stopped) = UnixStream::pair().map_err(failed("make the socket that ends the writer of"))?;
+        let (stop, stopped) =
+            UnixStream::pair().map_err(failed("make the socket that ends the writer of"))?;
         let (pins_there, stopped) = (pins.clone(), OwnedFd::from(stopped));
         let work = move || {
             while let Err(error) = count(&pins_there, &stopped) {
                 tracing::warn!(%error, "cannot watch the routes; the kernel is asked for each packet");
                 let _ = write(&pins_there, |routes| routes.until = 0);
-                if is_over(&stopped) {
+                if is_over(&stopped, RENEWAL) {
                     return;
                 }
             }
@@ -80,7 +82,7 @@ fn count(pins: &Pins, stopped: &OwnedFd) -> Result<(), Error> {
             routes.until = now() + LEASE.as_nanos() as u64;
         })?;
         changed = watch.changed(RENEWAL, stopped.as_fd())?;
-        if is_over(stopped) {
+        if is_over(stopped, Duration::ZERO) {
             write(pins, |routes| routes.until = 0)?;
             return Ok(());
         }
@@ -96,11 +98,10 @@ fn write(pins: &Pins, change: impl FnOnce(&mut Routes)) -> Result<(), heddle_bpf
     map.set(0, routes, 0).map_err(failed)
 }
 
-/// Waits for a moment whether the thread is to end.
-fn is_over(stopped: &OwnedFd) -> bool {
-    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-    let mut ready = [PollFd::new(stopped.as_fd(), PollFlags::POLLIN)];
-    poll(&mut ready, PollTimeout::ZERO).is_ok_and(|count| count > 0)
+/// Waits so long whether the thread is to end.
+fn is_over(stopped: &OwnedFd, patience: Duration) -> bool {
+    let patience = PollTimeout::try_from(patience).unwrap_or(PollTimeout::ZERO);
+    poll(&mut [PollFd::new(stopped.as_fd(), PollFlags::POLLIN)], patience).is_ok_and(|count| count > 0)
 }
 
 #[cfg(test)]

@@ -54,12 +54,15 @@ pub struct Service {
     pub ports: Vec<Port>,
     /// Further lines of `spec`, as YAML without indentation.
     pub spec: Vec<String>,
+    /// The addresses of its load balancer with their `ipMode`; with any it is of type LoadBalancer.
+    pub balancer_ips: Vec<(IpAddr, &'static str)>,
 }
 
 impl Service {
     /// A service in namespace `default` without addresses and ports.
     pub fn new(name: impl Into<String>) -> Self {
-        Self { name: name.into(), cluster_ips: Vec::new(), ports: Vec::new(), spec: Vec::new() }
+        let (cluster_ips, ports, spec, balancer_ips) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        Self { name: name.into(), cluster_ips, ports, spec, balancer_ips }
     }
 
     /// One ClusterIP more; the first is the primary one.
@@ -92,13 +95,24 @@ impl Service {
         self
     }
 
+    /// An address that a load balancer has given it; `mode`: `VIP` or `Proxy`.
+    #[must_use]
+    pub fn balancer_ip(mut self, ip: IpAddr, mode: &'static str) -> Self {
+        self.balancer_ips.push((ip, mode));
+        self
+    }
+
     /// As YAML.
     pub fn to_yaml(&self) -> String {
         let published = self.ports.iter().any(|port| port.node_port.is_some());
+        let kind = match (self.balancer_ips.is_empty(), published) {
+            (false, _) => "LoadBalancer",
+            (true, true) => "NodePort",
+            (true, false) => "ClusterIP",
+        };
         let mut out = format!(
-            "apiVersion: v1\nkind: Service\nmetadata:\n  name: {}\n  namespace: default\nspec:\n  type: {}\n",
+            "apiVersion: v1\nkind: Service\nmetadata:\n  name: {}\n  namespace: default\nspec:\n  type: {kind}\n",
             self.name,
-            if published { "NodePort" } else { "ClusterIP" }
         );
         if let Some(first) = self.cluster_ips.first() {
             let _ = write!(out, "  clusterIP: \"{first}\"\n  clusterIPs:\n");
@@ -123,6 +137,12 @@ impl Service {
             if let Some(node_port) = node_port {
                 let _ = writeln!(out, "      nodePort: {node_port}");
             }
+        }
+        if !self.balancer_ips.is_empty() {
+            let _ = writeln!(out, "status:\n  loadBalancer:\n    ingress:");
+        }
+        for (ip, mode) in &self.balancer_ips {
+            let _ = writeln!(out, "      - ip: \"{ip}\"\n        ipMode: {mode}");
         }
         out
     }

@@ -25,7 +25,7 @@ fn own_packets(rp_filter: u8) -> Result<()> {
             }
             // A port that the service does not have is refused at once, to the node as well.
             let undefined = SocketAddr::new(WEB.cluster(v4).ip(), 81);
-            let error = Ask::new(undefined).tcp(node).unwrap_err().to_string();
+            let error = Ask::new(undefined).tcp(node).expect_err("nobody is there").to_string();
             assert!(error.contains("refused"), "{error}");
         }
     }

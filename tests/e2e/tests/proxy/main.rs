@@ -19,6 +19,7 @@ mod odd;
 mod order;
 mod ports;
 mod rolling;
+mod rules;
 mod snat;
 mod stale;
 mod status;

@@ -2,7 +2,7 @@
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
 use nix::libc;
@@ -192,4 +192,25 @@ pub fn connect(to: SocketAddr, from: Option<u16>, limit: Duration) -> io::Result
 /// The kernel's, e.g. when the port is taken.
 pub fn datagram_socket(to: SocketAddr, from: Option<u16>, limit: Duration) -> io::Result<UdpSocket> {
     Ok(new_socket(SockType::Datagram, &to, from, limit)?.into())
+}
+
+/// A raw socket of an IP protocol, for talking to addresses of the family of `to`; reads end after `limit`.
+///
+/// # Errors
+/// The kernel's.
+pub fn raw_socket(to: SocketAddr, proto: u8, limit: Duration) -> io::Result<OwnedFd> {
+    let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC;
+    // SAFETY: no pointers; the result is a new descriptor or -1.
+    let fd = unsafe { libc::socket(family(&to) as i32, kind, i32::from(proto)) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made it, nobody else owns it.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    setsockopt(&fd, sockopt::ReceiveTimeout, &time(limit))?;
+    if to.is_ipv6() {
+        // An unrecognized next header is no error to a socket that does not ask (net/ipv6/icmp.c).
+        setsockopt(&fd, sockopt::Ipv6RecvErr, &true)?;
+    }
+    Ok(fd)
 }

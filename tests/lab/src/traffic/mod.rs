@@ -10,7 +10,7 @@ mod load;
 mod report;
 mod server;
 
-pub use ask::{Ask, Reply, connect, datagram_socket};
+pub use ask::{Ask, Reply, connect, datagram_socket, raw_socket};
 pub use load::{Load, Running};
 pub use report::Report;
 pub use server::Server;

@@ -61,7 +61,7 @@ pub struct Tuple<A> {
 #[derive(Clone, Copy)]
 pub struct Flow<A> {
     pub to: Tuple<A>,
-    pub rest: [u32; 10],
+    pub rest: [u32; 18],
 }
 
 pub type Frontend = [u32; 10];

@@ -364,7 +364,7 @@ impl Way {
             }
             let result = fib_lookup(frame.0.cast(), params, size_of::<bpf_fib_lookup>() as i32, 0);
             (result == i64::from(BPF_FIB_LKUP_RET_SUCCESS) && params.ifindex == frame.ifindex())
-                .then(|| Self { dst: params.dmac, src: params.smac })
+                .then_some(Self { dst: params.dmac, src: params.smac })
         }
     }
 }

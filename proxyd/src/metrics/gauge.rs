@@ -14,9 +14,9 @@ use heddle_ebpf_common::{
     FrontendKey, KnownAddr, Name, SockChoice, SockKey, SockPeer, Tuple,
 };
 
-use crate::ctl::explain::names::{ip, text};
 use crate::dataplane::{Counters, Error};
 use crate::ebpf::counters;
+use crate::ebpf::encode::{ip, text};
 
 /// Elements read by one system call.
 const BATCH: u32 = 4096;
@@ -138,7 +138,7 @@ impl Gauges {
         for (slot, service) in choices {
             let (Some(count), Some(name)) = (given.get(&slot), names.get(&service)) else { continue };
             let Ok(backend) = open.backends.get(&slot, 0) else { continue };
-            let at = SocketAddr::new(ip(&backend.addr), u16::from_be(backend.port)).to_string();
+            let at = SocketAddr::new(ip(backend.addr), u16::from_be(backend.port)).to_string();
             // A port of a service has a frontend for each of its addresses.
             *backends.entry((name.clone(), at)).or_default() += count;
         }

@@ -2,7 +2,6 @@
 //! ([`heddle_ebpf_common::decide`]) over the maps that they read.
 
 mod answer;
-pub(crate) mod names;
 mod question;
 mod tables;
 mod text;
@@ -23,8 +22,8 @@ use heddle_netlink::{Socket, link, route};
 use nix::time::{ClockId, clock_gettime};
 
 use crate::dataplane::Error;
+use crate::ebpf::encode::{addr, ip};
 pub use answer::{Answer, Candidate, Client, FlowFound, FrontendFound, Place, Verdict};
-use names::{addr, ip};
 pub use question::{Destination, Source};
 use tables::Pinned;
 
@@ -446,7 +445,7 @@ const fn way_name(way: Way) -> &'static str {
 }
 
 fn at(backend: &Backend) -> String {
-    std::net::SocketAddr::new(ip(&backend.addr), u16::from_be(backend.port)).to_string()
+    std::net::SocketAddr::new(ip(backend.addr), u16::from_be(backend.port)).to_string()
 }
 
 fn named((port, proto): (u16, u8)) -> String {

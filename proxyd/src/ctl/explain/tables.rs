@@ -13,8 +13,8 @@ use heddle_ebpf_common::{
     KnownAddr, NODE_FREE, Node, RING_BLOCK, RingBlock, SourceKey, Tuple,
 };
 
-use super::names::text;
 use crate::dataplane::Error;
+use crate::ebpf::encode::text;
 
 /// Elements read by one system call.
 const BATCH: u32 = 4096;

@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use super::packet::{headers, protocol};
 use super::{Kind, Options};
-use crate::ctl::explain::names::{ip, text};
+use crate::ebpf::encode::{ip, text};
 use crate::wall_clock;
 
 /// What is known of numbers.
@@ -155,7 +155,7 @@ impl Names {
                     "udp" => 17,
                     _ => 132,
                 };
-                let dst = crate::ctl::explain::names::addr(dst);
+                let dst = crate::ebpf::encode::addr(dst);
                 let tuple = Tuple { dst, dport: dport.to_be(), proto: number, ..Tuple::default() };
                 line.service = line.service.or_else(|| self.frontend(&tuple));
             }
@@ -221,5 +221,5 @@ impl Line {
 }
 
 fn at(addr: &Addr, port: u16) -> String {
-    SocketAddr::new(ip(addr), u16::from_be(port)).to_string()
+    SocketAddr::new(ip(*addr), u16::from_be(port)).to_string()
 }

@@ -41,15 +41,18 @@ pub fn run() -> Result<()> {
         version()?,
         fleet::BACKENDS
     );
-    let mut loads = Table::new(&["services", "", "all rules, s", "one endpoint, ms"]);
-    let mut through = Table::new(&["services", "", "", "direct", "through", "min-max", "ratio"]);
     for services in SERVICES {
+        let mut loads = Table::new(&["services", "", "all rules, s", "one endpoint, ms"]);
+        let mut through = Table::new(&["services", "", "", "direct", "through", "min-max", "ratio"]);
         size(services, &mut loads, &mut through)?;
+        println!("{services} services. Rules loaded by their own tools (`proxyd`: see `programming`):\n");
+        loads.print();
+        println!(
+            "\nTraffic (connections a second; requests a second on one connection; MiB/s of one stream):\n"
+        );
+        through.print();
+        println!();
     }
-    println!("Rules loaded by their own tools (`proxyd`: see `programming`):\n");
-    loads.print();
-    println!("\nTraffic (connections a second; requests a second on one connection; MiB/s of one stream):\n");
-    through.print();
     Ok(())
 }
 

@@ -12,7 +12,7 @@ fn proxy_of_pods_on_a_bridge() -> Result<()> {
     for v4 in [true, false] {
         for pod in pods {
             for by in BY {
-                let replies = ask(10, by, WEB.cluster(v4), pod)?;
+                let replies = ask(40, by, WEB.cluster(v4), pod)?;
                 let who = format!("{} by {by:?}", pod.place().name());
                 assert_eq!(servers(&replies), ["web-1", "web-2"].into(), "{who}");
             }

@@ -30,6 +30,9 @@ pub fn services(snapshot: &Snapshot, local: &NodeName, rules: &Rules) -> (Servic
 pub struct Resolver {
     seen: Option<(Snapshot, NodeName, Rules)>,
     nodes: Nodes,
+    /// What the table says of them, and what is wrong with it.
+    node_table: BTreeMap<NodeName, ServiceNode>,
+    node_problems: BTreeSet<Problem>,
     holders: Holders,
     asked: BTreeMap<ServiceName, Asked>,
     /// Services with problems.
@@ -65,8 +68,8 @@ impl Resolver {
         let mut problems = self.problems();
         let mut frontends = self.frontends.clone();
         host_ports(snapshot, local, &mut frontends, &mut problems);
-        let nodes = node_table(&self.nodes, snapshot, local, rules, &mut problems);
-        let table = ServiceTable { frontends, nodes, local: Some(local.clone()) };
+        problems.extend(self.node_problems.iter().cloned());
+        let table = ServiceTable { frontends, nodes: self.node_table.clone(), local: Some(local.clone()) };
         (table, problems.into_iter().collect())
     }
 
@@ -79,6 +82,8 @@ impl Resolver {
             let nodes = Nodes::seen_from(snapshot, local, rules);
             all |= nodes.accepted != self.nodes.accepted;
             self.nodes = nodes;
+            self.node_problems.clear();
+            self.node_table = node_table(&self.nodes, snapshot, local, rules, &mut self.node_problems);
         }
         let Some(before) = before.filter(|_| !all) else {
             self.holders = Holders::default();

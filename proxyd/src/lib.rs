@@ -25,3 +25,4 @@ pub mod seeing;
 pub mod sockets;
 pub mod target;
 pub mod wall_clock;
+pub mod worker;

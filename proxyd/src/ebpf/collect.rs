@@ -7,7 +7,6 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use heddle_bpf::{Maps, Pins};
@@ -17,6 +16,8 @@ use heddle_ebpf_common::{
 };
 use heddle_model::Protocol;
 use nix::time::{ClockId, clock_gettime};
+
+use crate::worker::Worker;
 
 /// Time between two passes.
 pub const INTERVAL: Duration = Duration::from_secs(5);
@@ -150,8 +151,7 @@ pub(super) struct Shared {
 /// The thread; it ends when this is dropped.
 #[derive(Debug)]
 pub struct Collector {
-    stop: Option<mpsc::Sender<()>>,
-    thread: Option<JoinHandle<()>>,
+    _worker: Worker<mpsc::Sender<()>>,
     shared: Arc<Shared>,
 }
 
@@ -171,13 +171,12 @@ impl Collector {
                 *theirs.error.lock().unwrap_or_else(PoisonError::into_inner) = error;
             }
         };
-        let thread = std::thread::Builder::new().name("collect".into()).spawn(work);
-        let thread = thread.map_err(|source| heddle_bpf::Error::Pin {
+        let worker = Worker::start("collect", stop, work).map_err(|source| heddle_bpf::Error::Pin {
             operation: "start the thread that collects flows of",
             path: pins.dir(),
             source,
         })?;
-        Ok(Self { stop: Some(stop), thread: Some(thread), shared })
+        Ok(Self { _worker: worker, shared })
     }
 
     pub fn sizes(&self) -> Sizes {
@@ -195,16 +194,6 @@ impl Collector {
     /// What the last pass failed of.
     pub fn error(&self) -> Option<String> {
         self.shared.error.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-}
-
-impl Drop for Collector {
-    fn drop(&mut self) {
-        self.stop.take();
-        if let Some(thread) = self.thread.take() {
-            // It panics never; and there is nothing left to do about it here.
-            let _ = thread.join();
-        }
     }
 }
 

@@ -6,7 +6,6 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use heddle_bpf::Pins;
@@ -15,6 +14,7 @@ use heddle_netlink::Watch;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::collect::now;
+use crate::worker::Worker;
 
 /// How long the count holds without a word from us.
 const LEASE: Duration = Duration::from_secs(10);
@@ -24,8 +24,7 @@ const RENEWAL: Duration = Duration::from_secs(3);
 /// The thread; it ends when this is dropped, and the programs ask the kernel again.
 #[derive(Debug)]
 pub(super) struct RouteCounter {
-    stop: Option<OwnedFd>,
-    thread: Option<JoinHandle<()>>,
+    _worker: Worker<UnixStream>,
 }
 
 impl RouteCounter {
@@ -47,19 +46,8 @@ impl RouteCounter {
                 }
             }
         };
-        let thread = std::thread::Builder::new().name("routes".into()).spawn(work);
-        let thread = thread.map_err(failed("start the thread that writes"))?;
-        Ok(Self { stop: Some(stop.into()), thread: Some(thread) })
-    }
-}
-
-impl Drop for RouteCounter {
-    fn drop(&mut self) {
-        self.stop.take();
-        if let Some(thread) = self.thread.take() {
-            // It panics never; and there is nothing left to do about it here.
-            let _ = thread.join();
-        }
+        let worker = Worker::start("routes", stop, work).map_err(failed("start the thread that writes"))?;
+        Ok(Self { _worker: worker })
     }
 }
 

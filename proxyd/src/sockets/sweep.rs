@@ -9,7 +9,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError, TrySendError};
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use aya::maps::MapError;
@@ -18,6 +18,7 @@ use heddle_ebpf_common::{Backend, ChoiceKey, FrontendKey, SockKey, SockPeer};
 
 use super::stale::{self, Maps, Why};
 use super::{Helper, PROGRAM, ask};
+use crate::worker::Worker;
 
 /// Elements read by one system call.
 const BATCH: u32 = 4096;
@@ -46,8 +47,7 @@ struct Shared {
 /// The thread; it ends when this is dropped.
 #[derive(Debug)]
 pub struct Sweeper {
-    wake: Option<mpsc::SyncSender<()>>,
-    thread: Option<JoinHandle<()>>,
+    worker: Worker<mpsc::SyncSender<()>>,
     shared: Arc<Shared>,
 }
 
@@ -72,18 +72,17 @@ impl Sweeper {
                 pause(PACE);
             }
         };
-        let thread = thread::Builder::new().name("sockets".into()).spawn(work);
-        let thread = thread.map_err(|source| heddle_bpf::Error::Pin {
+        let worker = Worker::start("sockets", wake, work).map_err(|source| heddle_bpf::Error::Pin {
             operation: "start the thread that looks for stale sockets of",
             path: pins.dir(),
             source,
         })?;
-        Ok(Self { wake: Some(wake), thread: Some(thread), shared })
+        Ok(Self { worker, shared })
     }
 
     /// Something may have been removed.
     pub fn wake(&self) {
-        match self.wake.as_ref().map(|wake| wake.try_send(())) {
+        match self.worker.end().map(|wake| wake.try_send(())) {
             // It is awake, or ends.
             None | Some(Ok(()) | Err(TrySendError::Full(()) | TrySendError::Disconnected(()))) => {}
         }
@@ -98,16 +97,6 @@ impl Sweeper {
     /// closed, of which the kernel does not tell.
     pub fn left(&self) -> u64 {
         self.shared.left.load(Ordering::Relaxed)
-    }
-}
-
-impl Drop for Sweeper {
-    fn drop(&mut self) {
-        self.wake.take();
-        if let Some(thread) = self.thread.take() {
-            // It panics never; and there is nothing left to do about it here.
-            let _ = thread.join();
-        }
     }
 }
 

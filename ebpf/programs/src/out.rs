@@ -30,25 +30,32 @@ const F_INGRESS: u64 = 1;
 const HEADERS4: u32 = 40;
 const HEADERS6: u32 = 60;
 
-/// Asks the kernel for the route from `tuple.src` to `tuple.dst`. `len`: 0, or the size that must fit.
+/// Makes `params` the question for the route from `tuple.src` to `tuple.dst`, for what came in at `ifindex`. `len`: 0, or
+/// the size that must fit.
 #[inline(always)]
-fn fib(skb: Skb, tuple: &Tuple, v4: bool, len: u32, params: &mut bpf_fib_lookup) -> i64 {
+pub fn ask_for(params: &mut bpf_fib_lookup, tuple: &Tuple, v4: bool, len: u32, ifindex: u32) {
     // SAFETY: numbers and unions of numbers.
     *params = unsafe { core::mem::zeroed() };
-    params.ifindex = skb.ifindex();
+    params.ifindex = ifindex;
     params.l4_protocol = tuple.proto;
     params.__bindgen_anon_1.tot_len = len as u16;
-    // SAFETY: plain fields of unions; `params` outlives the call.
+    if v4 {
+        params.family = AF_INET;
+        params.__bindgen_anon_3.ipv4_src = tuple.src.as_v4();
+        params.__bindgen_anon_4.ipv4_dst = tuple.dst.as_v4();
+    } else {
+        params.family = AF_INET6;
+        params.__bindgen_anon_3.ipv6_src = tuple.src.0;
+        params.__bindgen_anon_4.ipv6_dst = tuple.dst.0;
+    }
+}
+
+/// Asks the kernel for it, whether or not it knows the neighbour.
+#[inline(always)]
+fn fib(skb: Skb, tuple: &Tuple, v4: bool, len: u32, params: &mut bpf_fib_lookup) -> i64 {
+    ask_for(params, tuple, v4, len, skb.ifindex());
+    // SAFETY: `params` outlives the call.
     unsafe {
-        if v4 {
-            params.family = AF_INET;
-            params.__bindgen_anon_3.ipv4_src = tuple.src.as_v4();
-            params.__bindgen_anon_4.ipv4_dst = tuple.dst.as_v4();
-        } else {
-            params.family = AF_INET6;
-            params.__bindgen_anon_3.ipv6_src = tuple.src.0;
-            params.__bindgen_anon_4.ipv6_dst = tuple.dst.0;
-        }
         let size = size_of::<bpf_fib_lookup>() as i32;
         let result = fib_lookup(skb.0.cast(), params, size, BPF_FIB_LOOKUP_SKIP_NEIGH);
         // Kernels before 6.3 do not know the flag.

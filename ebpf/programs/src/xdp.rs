@@ -20,14 +20,13 @@ use crate::ct;
 use crate::frontend::known;
 use crate::maps::{self, BACKENDS, NODES, Work, config, count, work};
 use crate::nat::{Diff, address_diff};
+use crate::out;
 use crate::packet::{Kind, Packet, RST, SYN};
 use crate::serve;
 use crate::skb::{ETH_LEN, ETH_P_IP, ETH_P_IPV6, IP4_LEN, IP6_LEN, TCP, UDP};
 
 /// A VXLAN packet over IPv4, up to its inner Ethernet header (RFC 7348).
 const OUTER: u32 = ETH_LEN + IP4_LEN + 8 + 8;
-const AF_INET: u8 = 2;
-const AF_INET6: u8 = 10;
 /// The flag of the VXLAN header that says that the VNI counts.
 const VNI_VALID: u32 = 0x0800_0000_u32.to_be();
 
@@ -347,25 +346,11 @@ impl Way {
     #[inline(always)]
     fn find(frame: Frame, to: &Tuple, v4: bool, len: u32) -> Option<Self> {
         let params = maps::fib()?;
-        // SAFETY: numbers and unions of numbers; `params` outlives the call.
-        unsafe {
-            *params = core::mem::zeroed();
-            params.ifindex = frame.ifindex();
-            params.l4_protocol = to.proto;
-            params.__bindgen_anon_1.tot_len = len as u16;
-            if v4 {
-                params.family = AF_INET;
-                params.__bindgen_anon_3.ipv4_src = to.src.as_v4();
-                params.__bindgen_anon_4.ipv4_dst = to.dst.as_v4();
-            } else {
-                params.family = AF_INET6;
-                params.__bindgen_anon_3.ipv6_src = to.src.0;
-                params.__bindgen_anon_4.ipv6_dst = to.dst.0;
-            }
-            let result = fib_lookup(frame.0.cast(), params, size_of::<bpf_fib_lookup>() as i32, 0);
-            (result == i64::from(BPF_FIB_LKUP_RET_SUCCESS) && params.ifindex == frame.ifindex())
-                .then_some(Self { dst: params.dmac, src: params.smac })
-        }
+        out::ask_for(params, to, v4, len, frame.ifindex());
+        // SAFETY: `params` outlives the call.
+        let result = unsafe { fib_lookup(frame.0.cast(), params, size_of::<bpf_fib_lookup>() as i32, 0) };
+        (result == i64::from(BPF_FIB_LKUP_RET_SUCCESS) && params.ifindex == frame.ifindex())
+            .then_some(Self { dst: params.dmac, src: params.smac })
     }
 }
 

@@ -1,3 +1,17 @@
 //! A real Kubernetes, in the Lab: etcd, API server, controller manager, scheduler, kubelets and containerd, as they are
 //! released, on network namespaces of this machine.
+//!
+//! The programs are built from Go modules by `./x test --kubernetes` (tests/kubernetes/programs).
 #![forbid(unsafe_code)]
+
+pub mod api;
+pub mod control_plane;
+mod error;
+pub mod kubeconfig;
+pub mod pki;
+pub mod programs;
+
+pub use api::Api;
+pub use control_plane::{ControlPlane, Options};
+pub use error::{Error, Result};
+pub use programs::program;

@@ -503,7 +503,8 @@ pub struct Config {
     pub snat_port_max: u16,
     /// Host byte order: the UDP port of VXLAN.
     pub vxlan_port: u16,
-    pub zero: u16,
+    /// `CONFIG_*`.
+    pub flags: u16,
     /// Tests only: if not 0, the time and the random number that the programs use.
     pub fixed_time: u64,
     pub fixed_random: u32,
@@ -516,6 +517,10 @@ pub struct Config {
     /// later, and they are sent again. 0: at no time.
     pub settling: u64,
 }
+
+/// Another proxy's address translation (kube-proxy's, by netfilter or IPVS) is still there: what belongs to a connection
+/// that the programs do not know is the kernel's, which may.
+pub const CONFIG_OTHER_PROXY: u16 = 1;
 
 pub const REMOTE_TUNNEL: u32 = 0;
 pub const REMOTE_SNAT: u32 = 1;

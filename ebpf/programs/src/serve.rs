@@ -3,8 +3,8 @@
 
 use heddle_ebpf_common::decide::{Origin, Refusal, Way};
 use heddle_ebpf_common::{
-    Addr, Backend, CT_ANSWERED, CT_DSR, CT_ENTRY, CT_HOST, CT_OWN, CT_TUNNEL, Config, Counter, Flow,
-    Frontend, HAIRPIN4, HAIRPIN6, NODE_SELF, Tuple,
+    Addr, Backend, CONFIG_OTHER_PROXY, CT_ANSWERED, CT_DSR, CT_ENTRY, CT_HOST, CT_OWN, CT_TUNNEL, Config,
+    Counter, Flow, Frontend, HAIRPIN4, HAIRPIN6, NODE_SELF, Tuple,
 };
 
 use crate::ct::{self, Entry, Ports};
@@ -136,7 +136,7 @@ pub fn go_on(skb: Skb, packet: &Packet, flow: &mut Flow, verdict: i32) -> i32 {
 pub fn enter(skb: Skb, packet: &mut Packet, flow: &mut Flow, frontend: &Frontend, origin: &Origin) -> i32 {
     let Some(config) = config() else { return skb.drop(Counter::DropNoFlow) };
     if packet.kind == Kind::Error || packet.kind == Kind::Later {
-        return skb.drop(Counter::DropNoFlow);
+        return if may_be_the_kernels(origin, config) { PASS } else { skb.drop(Counter::DropNoFlow) };
     }
     if is_settling(config) {
         return skb.drop(Counter::DropNoFlow);
@@ -214,7 +214,17 @@ fn rest(skb: Skb, packet: &Packet, flow: &mut Flow, origin: &Origin, config: &Co
             return ENTERED;
         }
     }
+    if may_be_the_kernels(origin, config) {
+        return PASS;
+    }
     reject::unreachable(skb, packet, Counter::RejectStale)
+}
+
+/// Is there another proxy, whose connection this may be? (What comes out of the tunnel is never one's: the node that sent
+/// it has translated nothing.)
+#[inline(always)]
+fn may_be_the_kernels(origin: &Origin, config: &Config) -> bool {
+    config.flags & CONFIG_OTHER_PROXY != 0 && !matches!(origin, Origin::Tunnel { .. })
 }
 
 /// Does this packet of a pod begin something whose replies could be taken for a service's?

@@ -23,7 +23,7 @@ fn nothing_has_padding() {
     sum!(SockChoice: backend, generation, service, check);
     sum!(FragKey: src, dst, id, proto, zero);
     sum!(Config: remote, vxlan_ifindex, underlay_ifindex, tunnel_mtu, overlay4, overlay6, underlay4,
-        underlay6, snat_port_min, snat_port_max, vxlan_port, zero, fixed_time, fixed_random, vni,
+        underlay6, snat_port_min, snat_port_max, vxlan_port, flags, fixed_time, fixed_random, vni,
         host_netns, settling);
 }
 

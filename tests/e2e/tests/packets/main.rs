@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 mod affinity;
+mod beside;
 mod dsr;
 mod external;
 mod frames;

@@ -4,9 +4,9 @@ use std::ops::RangeInclusive;
 
 use heddle_ebpf_common::{
     ADDR_CLUSTER_IP, ADDR_EXTERNAL, ADDR_NODE, ADDR_NODE_PORTS, ADDR_OVERLAY, Addr, BACKEND_ACTIVE,
-    BACKEND_DOWN, BACKEND_DRAINING, BACKEND_FREE, Backend, Config, FRONTEND_DROP, FRONTEND_DROP_OUTSIDE,
-    FRONTEND_EXTERNAL, FRONTEND_LOCAL, FRONTEND_SOURCES, FrontendKey, KnownAddr, NODE_DOWN, NODE_SELF,
-    NODE_UP, Node, REMOTE_DSR, REMOTE_SNAT, REMOTE_TUNNEL, Routes, choice_hash,
+    BACKEND_DOWN, BACKEND_DRAINING, BACKEND_FREE, Backend, CONFIG_OTHER_PROXY, Config, FRONTEND_DROP,
+    FRONTEND_DROP_OUTSIDE, FRONTEND_EXTERNAL, FRONTEND_LOCAL, FRONTEND_SOURCES, FrontendKey, KnownAddr,
+    NODE_DOWN, NODE_SELF, NODE_UP, Node, REMOTE_DSR, REMOTE_SNAT, REMOTE_TUNNEL, Routes, choice_hash,
 };
 
 use crate::dice::Dice;
@@ -75,6 +75,7 @@ fn config(dice: &mut Dice) -> Config {
         snat_port_min: SNAT_PORTS.0,
         snat_port_max: SNAT_PORTS.1,
         vxlan_port: place::VXLAN_PORT,
+        flags: if dice.one_in(6) { CONFIG_OTHER_PROXY } else { 0 },
         fixed_time: 5 << 30,
         fixed_random: dice.number() as u32 | 1,
         vni: place::VNI,

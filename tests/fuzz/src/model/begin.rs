@@ -1,8 +1,9 @@
 //! Flows: those that are known, and those that begin.
 
 use heddle_ebpf_common::{
-    ADDR_EXTERNAL, ADDR_NODE, Addr, BACKEND_ACTIVE, BACKEND_DRAINING, Backend, CT_DSR, CT_ENTRY, CT_HOST,
-    CT_OWN, CT_TUNNEL, Counter, HAIRPIN4, HAIRPIN6, NODE_SELF, REMOTE_DSR, REMOTE_SNAT, Tuple,
+    ADDR_EXTERNAL, ADDR_NODE, Addr, BACKEND_ACTIVE, BACKEND_DRAINING, Backend, CONFIG_OTHER_PROXY, CT_DSR,
+    CT_ENTRY, CT_HOST, CT_OWN, CT_TUNNEL, Counter, HAIRPIN4, HAIRPIN6, NODE_SELF, REMOTE_DSR, REMOTE_SNAT,
+    Tuple,
 };
 
 use super::choose::Refused;
@@ -179,7 +180,12 @@ impl Model {
         front: &Front,
         origin: Origin,
     ) -> Outcome {
-        if packet.is_error() || packet.kind == Kind::Later || self.is_settling() {
+        let kernels =
+            self.table.config.flags & CONFIG_OTHER_PROXY != 0 && !matches!(origin, Origin::Tunnel { .. });
+        if packet.is_error() || packet.kind == Kind::Later {
+            return if kernels { pass(stimulus) } else { self.drop(Counter::DropNoFlow) };
+        }
+        if self.is_settling() {
             return self.drop(Counter::DropNoFlow);
         }
         if packet.is_segment()
@@ -198,6 +204,9 @@ impl Model {
         }
         if packet.is_connected() && !packet.is_syn() {
             // The rest of a connection that nobody here knows.
+            if kernels {
+                return pass(stimulus);
+            }
             return self.unreachable(stimulus, packet, Counter::RejectStale);
         }
         if origin == Origin::Outside && self.table.known(packet.tuple.src).node == NODE_SELF {

@@ -19,7 +19,7 @@ use crate::plugins;
 use crate::programs::{libraries, missing, program};
 
 /// Where it listens, on its node.
-const SOCKET: &str = "/run/containerd/containerd.sock";
+pub const SOCKET: &str = "/run/containerd/containerd.sock";
 /// The namespace in which containerd keeps what CRI makes.
 const NAMESPACE: &str = "k8s.io";
 /// How long it may take to serve, or to end.
@@ -46,20 +46,44 @@ impl Containerd {
     /// # Errors
     /// When it does not serve.
     pub fn start(lab: &Lab, conflist: Option<&Value>) -> Result<Self> {
-        let node = lab.node(1).clone();
+        let node = lab.node(1);
         let dir = lab.dir().join("containerd");
         let plugins = plugins::link(&dir)?;
-        fs::write(dir.join("config.toml"), config(&plugins)?)
-            .map_err(|e| Error::new("write config.toml", e))?;
         if let Some(conflist) = conflist {
             node.write_conflist(&conflist.to_string())?;
         }
-        etc::complete(&node)?;
-        let process = spawn(&node, &dir)?;
-        let cri = connect(&node, &process)?;
         let archive = image::write(node.place(), lab.dir())?;
-        let containerd = Self { node, dir, process: Mutex::new(process), cri: Mutex::new(Arc::new(cri)) };
-        containerd.ctr(&["images", "import", &archive.display().to_string()])?;
+        Self::start_on(node, &dir, &plugins, image::IMAGE, &[archive])
+    }
+
+    /// Starts it on `node`, which has its networks already. `dir`: for its configuration, seen by the node under the
+    /// same path. `plugins`: where it looks for CNI plugins. `pause`: the image that holds a pod's namespaces, one of
+    /// those in `archives`, which are imported.
+    ///
+    /// # Errors
+    /// When it does not serve.
+    pub fn start_on(
+        node: &Node,
+        dir: &Path,
+        plugins: &Path,
+        pause: &str,
+        archives: &[PathBuf],
+    ) -> Result<Self> {
+        let file = dir.join("config.toml");
+        fs::create_dir_all(dir).map_err(|e| Error::new(format!("create {}", dir.display()), e))?;
+        fs::write(&file, config(plugins, pause)?).map_err(|e| Error::new("write config.toml", e))?;
+        etc::complete(node)?;
+        let process = spawn(node, dir)?;
+        let cri = connect(node, &process)?;
+        let containerd = Self {
+            node: node.clone(),
+            dir: dir.to_owned(),
+            process: Mutex::new(process),
+            cri: Mutex::new(Arc::new(cri)),
+        };
+        for archive in archives {
+            containerd.ctr(&["images", "import", &archive.display().to_string()])?;
+        }
         Ok(containerd)
     }
 
@@ -153,7 +177,7 @@ fn connect(node: &Node, process: &Process) -> Result<Cri> {
 
 /// `disable_cgroup`: a node's group has no controllers where the machine has them in version 1.
 /// `restrict_oom_score_adj`: not every machine lets us lower it.
-fn config(plugins: &Path) -> Result<String> {
+fn config(plugins: &Path, pause: &str) -> Result<String> {
     let runc = program("runc").ok_or_else(|| Error::new("find runc", "it is not installed"))?;
     Ok(format!(
         r#"version = 2
@@ -165,7 +189,7 @@ disabled_plugins = ["io.containerd.internal.v1.opt"]
 [grpc]
   address = "{SOCKET}"
 [plugins."io.containerd.grpc.v1.cri"]
-  sandbox_image = "{image}"
+  sandbox_image = "{pause}"
   disable_apparmor = true
   disable_cgroup = true
   restrict_oom_score_adj = true
@@ -179,7 +203,6 @@ disabled_plugins = ["io.containerd.internal.v1.opt"]
     bin_dir = "{plugins}"
     conf_dir = "/etc/cni/net.d"
 "#,
-        image = image::IMAGE,
         runc = runc.display(),
         plugins = plugins.display(),
     ))

@@ -21,29 +21,57 @@ const INMATE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/inmate"));
 /// # Errors
 /// The kernel's.
 pub fn write(place: &Place, dir: &Path) -> Result<PathBuf> {
-    let dir = dir.join("image");
+    write_named(place, &dir.join("image"), &[IMAGE])
+}
+
+/// The same under other names.
+///
+/// # Errors
+/// As [`write`].
+pub fn write_named(place: &Place, dir: &Path, names: &[&str]) -> Result<PathBuf> {
+    let program = dir.join("inmate");
+    fs::create_dir_all(dir).map_err(|e| Error::new(format!("create {}", dir.display()), e))?;
+    fs::write(&program, INMATE).map_err(|e| Error::new(format!("write {}", program.display()), e))?;
+    write_of(place, dir, names, &[(&program, "inmate")], &["/inmate"])
+}
+
+/// An image called `names` of these programs: where each is, and its path in the image. Without an argument it runs
+/// `entrypoint`.
+///
+/// # Errors
+/// As [`write`].
+pub fn write_of(
+    place: &Place,
+    dir: &Path,
+    names: &[&str],
+    programs: &[(&Path, &str)],
+    entrypoint: &[&str],
+) -> Result<PathBuf> {
     let layer = dir.join("layer");
-    let write = |path: PathBuf, content: &[u8]| {
-        fs::write(&path, content).map_err(|e| Error::new(format!("write {}", path.display()), e))
-    };
-    fs::create_dir_all(&layer).map_err(|e| Error::new(format!("create {}", layer.display()), e))?;
-    write(layer.join("inmate"), INMATE)?;
-    fs::set_permissions(layer.join("inmate"), fs::Permissions::from_mode(0o755))
-        .map_err(|e| Error::new("set permissions of the image's program", e))?;
-    tar(place, &layer, &dir.join("layer.tar"), &["inmate"])?;
+    for (from, to) in programs {
+        let to = layer.join(to);
+        let copied = fs::create_dir_all(to.parent().unwrap_or(&layer))
+            .and_then(|()| fs::copy(from, &to))
+            .and_then(|_| fs::set_permissions(&to, fs::Permissions::from_mode(0o755)));
+        copied.map_err(|e| Error::new(format!("copy {} into an image", from.display()), e))?;
+    }
+    tar(place, &layer, &dir.join("layer.tar"), &["."])?;
 
     let sum = place.run(Cmd::new("sha256sum").arg(dir.join("layer.tar")))?;
     let digest = sum.split_whitespace().next().unwrap_or_default();
     let config = json!({
         "architecture": architecture(), "os": "linux",
-        "config": { "Entrypoint": ["/inmate"] },
+        "config": { "Entrypoint": entrypoint },
         "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{digest}")] },
     });
-    write(dir.join("config.json"), config.to_string().as_bytes())?;
-    let manifest = json!([{ "Config": "config.json", "RepoTags": [IMAGE], "Layers": ["layer.tar"] }]);
-    write(dir.join("manifest.json"), manifest.to_string().as_bytes())?;
-    let archive = dir.join("inmate.tar");
-    tar(place, &dir, &archive, &["manifest.json", "config.json", "layer.tar"])?;
+    let manifest = json!([{ "Config": "config.json", "RepoTags": names, "Layers": ["layer.tar"] }]);
+    for (name, content) in [("config.json", config), ("manifest.json", manifest)] {
+        let path = dir.join(name);
+        fs::write(&path, content.to_string())
+            .map_err(|e| Error::new(format!("write {}", path.display()), e))?;
+    }
+    let archive = dir.join("image.tar");
+    tar(place, dir, &archive, &["manifest.json", "config.json", "layer.tar"])?;
     Ok(archive)
 }
 

@@ -1,5 +1,10 @@
-//! What runs in containers: `inmate` waits for ever; `inmate PORT NAME` answers each line that a TCP client sends
-//! with `NAME CLIENT line`, as the servers of the Lab do, over both families.
+//! What runs in containers:
+//! - `inmate` waits for ever;
+//! - `inmate PORT NAME` answers, as the servers of the Lab do and over both families, each line that a TCP client sends
+//!   and each datagram with `NAME CLIENT` and what it was sent;
+//! - `inmate ask tcp|udp ADDRESS COUNT` asks so often, over a connection each, and prints a line for each answer:
+//!   `NAME CLIENT`, or `-` and what the kernel says;
+//! - `inmate resolve NAME` prints its addresses, as the container's resolv.conf has them found.
 //!
 //! The standard library alone, because build.rs compiles it by itself. As the first process of its pid namespace
 //! it takes no signal but SIGKILL, which is what ends containers of no grace period; it has no children to reap.
@@ -7,32 +12,94 @@
 
 use std::env;
 use std::io::{self, BufRead, BufReader, Write};
-use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs, UdpSocket};
 use std::thread;
+use std::time::Duration;
+
+/// How long an answer may take.
+const LIMIT: Duration = Duration::from_secs(2);
 
 fn main() -> io::Result<()> {
-    let mut args = env::args().skip(1);
-    let (Some(port), Some(name)) = (args.next(), args.next()) else {
-        loop {
-            thread::park();
+    let args: Vec<String> = env::args().skip(1).collect();
+    let words: Vec<&str> = args.iter().map(String::as_str).collect();
+    match words[..] {
+        ["ask", proto, to, count] => {
+            let to = to.parse().map_err(io::Error::other)?;
+            for _ in 0..count.parse().map_err(io::Error::other)? {
+                match if proto == "udp" { ask_udp(to) } else { ask_tcp(to) } {
+                    Ok(answer) => println!("{}", answer.trim_end()),
+                    Err(e) => println!("- {e}"),
+                }
+            }
+            Ok(())
         }
-    };
-    let port = port.parse().map_err(io::Error::other)?;
-    // Takes IPv4, too: net.ipv6.bindv6only is 0.
+        ["resolve", name] => {
+            for found in (name, 0).to_socket_addrs()? {
+                println!("{}", found.ip());
+            }
+            Ok(())
+        }
+        [port, name] => listen(port.parse().map_err(io::Error::other)?, name),
+        _ => loop {
+            thread::park();
+        },
+    }
+}
+
+fn ask_tcp(to: SocketAddr) -> io::Result<String> {
+    let mut stream = TcpStream::connect_timeout(&to, LIMIT)?;
+    stream.set_read_timeout(Some(LIMIT))?;
+    stream.write_all(b"\n")?;
+    let mut answer = String::new();
+    BufReader::new(stream).read_line(&mut answer)?;
+    Ok(answer)
+}
+
+fn ask_udp(to: SocketAddr) -> io::Result<String> {
+    let socket = UdpSocket::bind(if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" })?;
+    socket.set_read_timeout(Some(LIMIT))?;
+    socket.send_to(b"\n", to)?;
+    let mut buffer = [0; 2048];
+    let (length, from) = socket.recv_from(&mut buffer)?;
+    if from != to {
+        return Err(io::Error::other(format!("{from} answered")));
+    }
+    Ok(String::from_utf8_lossy(&buffer[..length]).into_owned())
+}
+
+fn listen(port: u16, name: &str) -> io::Result<()> {
+    // Take IPv4, too: net.ipv6.bindv6only is 0.
     let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, port))?;
+    let socket = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, port))?;
+    let own = name.to_owned();
+    thread::spawn(move || datagrams(&socket, &own));
     loop {
         let (stream, client) = listener.accept()?;
-        let name = name.clone();
+        let name = name.to_owned();
         thread::spawn(move || drop(serve(&stream, client, &name)));
     }
 }
 
+fn canonical(client: SocketAddr) -> SocketAddr {
+    SocketAddr::new(client.ip().to_canonical(), client.port())
+}
+
 fn serve(stream: &TcpStream, client: SocketAddr, name: &str) -> io::Result<()> {
-    let client = SocketAddr::new(client.ip().to_canonical(), client.port());
+    let client = canonical(client);
     for line in BufReader::new(stream).lines() {
         let answer = format!("{name} {client} {}\n", line?);
         let mut writer = stream;
         writer.write_all(answer.as_bytes())?;
     }
     Ok(())
+}
+
+fn datagrams(socket: &UdpSocket, name: &str) {
+    let mut buffer = [0; 65536];
+    loop {
+        // An error is the ICMP answer to an earlier reply; reading it has cleared it.
+        let Ok((length, client)) = socket.recv_from(&mut buffer) else { continue };
+        let head = format!("{name} {} ", canonical(client));
+        let _ = socket.send_to(&[head.as_bytes(), &buffer[..length]].concat(), client);
+    }
 }

@@ -6,6 +6,8 @@ use std::process::ExitCode;
 
 use heddle_spec::program;
 
+use crate::install::Ask;
+
 /// For a runtime that asks for nothing.
 pub const SHORT: &str = "heddle: a CNI plugin, to be called by a container runtime; try heddle --help";
 
@@ -17,8 +19,8 @@ A container runtime calls it for every pod; there is nothing to start.
 
 Install it where the runtime looks for plugins:
 
-  install -m 0755 heddle /opt/cni/bin/
-  ln -s heddle /opt/cni/bin/loopback        # it does the work of `loopback` too, if called so
+  heddle install --to /opt/cni/bin          # with heddle-ipam; it does the work of `loopback`, too, if called so
+  heddle uninstall --from /opt/cni/bin      # when the last pod has gone
 
 and a network where it looks for networks, as /etc/cni/net.d/10-heddle.conflist (vxland writes this file itself):
 
@@ -66,8 +68,25 @@ pub fn by_hand(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     let arguments: Vec<_> = arguments.map(|one| one.to_string_lossy().into_owned()).collect();
     let head =
         format!("heddle {}: a CNI plugin. CNI versions: {}", env!("CARGO_PKG_VERSION"), program::supported());
-    // Nobody may be there to read it.
-    match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    if let Some(asked) = Ask::parse(&arguments) {
+        // Nobody may be there to read it; so below.
+        let say = |what: &str| drop(writeln!(io::stderr(), "heddle: {what}"));
+        return match asked {
+            Ok(ask) => match ask.act(say) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(why) => {
+                    say(&why);
+                    ExitCode::FAILURE
+                }
+            },
+            Err(usage) => {
+                say(&usage);
+                ExitCode::from(USAGE)
+            }
+        };
+    }
+    match arguments.as_slice() {
         [] => drop(writeln!(io::stderr(), "{head}\n{HELP}")),
         ["--help" | "-h" | "help"] => drop(writeln!(io::stdout(), "{head}\n{HELP}")),
         ["--version" | "-V" | "version"] => drop(writeln!(io::stdout(), "{head}")),

@@ -16,6 +16,7 @@ mod elements;
 mod forwarding;
 mod guard;
 mod hostport;
+mod install;
 mod loopback;
 mod mark;
 mod masquerade;

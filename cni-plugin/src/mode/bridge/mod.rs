@@ -106,6 +106,9 @@ fn harden(device: &str, ipv6: bool) -> Result<(), Failure> {
     for name in ["accept_ra", "autoconf", "accept_redirects"] {
         optional(&Key::ipv6_conf(device, name), "0")?;
     }
+    // What is passed on to a pod asks for it from the link-local address, which detection would keep back for up to
+    // three seconds: by then the question is given up. The Ethernet address is ours, and nobody is on the bridge yet.
+    optional(&Key::ipv6_conf(device, "accept_dad"), "0")?;
     if ipv6 {
         // Where the host switches it off for new devices.
         sysctl::write(&Key::ipv6_conf(device, "disable_ipv6"), "0")?;

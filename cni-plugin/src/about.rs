@@ -20,6 +20,7 @@ A container runtime calls it for every pod; there is nothing to start.
 Install it where the runtime looks for plugins:
 
   heddle install --to /opt/cni/bin          # with heddle-ipam; it does the work of `loopback`, too, if called so
+  heddle install --bpf-root /sys/fs/bpf     # mounts the BPF file system, which proxyd needs, if there is none
   heddle uninstall --from /opt/cni/bin      # when the last pod has gone
 
 and a network where it looks for networks, as /etc/cni/net.d/10-heddle.conflist (vxland writes this file itself):

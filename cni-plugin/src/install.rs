@@ -3,6 +3,9 @@
 //! For whoever has nothing but this program: an image without a shell. A file appears whole under its name or not at
 //! all, as a runtime may start it at any moment; it is root's, 0755, and never runs with another's rights (no SUID:
 //! CVE-2024-33522). A directory that others could write to is refused (CVE-2023-27593).
+//!
+//! It also mounts the BPF file system that proxyd pins its programs in, where the machine has none: the daemons do
+//! not have the right to mount.
 
 use std::fs::{self, OpenOptions, Permissions};
 use std::io::{self, Write};
@@ -11,7 +14,9 @@ use std::path::{Path, PathBuf};
 
 use heddle_netlink::nft::{Batch, Family, Nft};
 use heddle_netlink::{Socket, link};
+use nix::mount::{MsFlags, mount};
 use nix::sys::signal::{SigSet, Signal};
+use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 /// What is installed, from the directory that this program is in.
 const PLUGINS: [&str; 2] = ["heddle", "heddle-ipam"];
@@ -33,7 +38,7 @@ fn failed(operation: &str, path: &Path) -> impl FnOnce(io::Error) -> String {
 /// What the command line asks for.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Ask {
-    Install { to: PathBuf },
+    Install { to: Option<PathBuf>, bpf_root: Option<PathBuf> },
     Uninstall { from: PathBuf, leases: PathBuf, run: PathBuf, stay: bool },
 }
 
@@ -49,10 +54,13 @@ impl Ask {
     }
 
     fn install(rest: &[&str]) -> Result<Self> {
-        match rest {
-            ["--to", to] => Ok(Self::Install { to: to.into() }),
-            _ => Err("usage: heddle install --to DIR".into()),
-        }
+        let (to, bpf_root) = match rest {
+            ["--to", to] => (Some(to), None),
+            ["--bpf-root", root] => (None, Some(root)),
+            ["--to", to, "--bpf-root", root] | ["--bpf-root", root, "--to", to] => (Some(to), Some(root)),
+            _ => return Err("usage: heddle install [--to DIR] [--bpf-root DIR]".into()),
+        };
+        Ok(Self::Install { to: to.map(PathBuf::from), bpf_root: bpf_root.map(PathBuf::from) })
     }
 
     fn uninstall(mut rest: &[&str]) -> Result<Self> {
@@ -92,7 +100,11 @@ impl Ask {
     /// Does it, and says what was done.
     pub fn act(&self, say: impl Fn(&str)) -> Result<()> {
         match self {
-            Self::Install { to } => {
+            Self::Install { to, bpf_root } => {
+                if let Some(root) = bpf_root {
+                    mount_bpf(root, &say)?;
+                }
+                let Some(to) = to else { return Ok(()) };
                 let own = std::env::current_exe()
                     .map_err(|error| format!("cannot tell where this program is: {error}"))?;
                 install(own.parent().unwrap_or(Path::new("/")), to, say)
@@ -114,6 +126,20 @@ impl Ask {
             }
         }
     }
+}
+
+/// Makes `root` a BPF file system, with a directory that only root may enter.
+fn mount_bpf(root: &Path, say: impl Fn(&str)) -> Result<()> {
+    let there = statfs(root).map_err(|errno| failed("look at", root)(errno.into()))?;
+    if there.filesystem_type() == BPF_FS_MAGIC {
+        say(&format!("{} is a BPF file system", root.display()));
+        return Ok(());
+    }
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    mount(Some("bpf"), root, Some("bpf"), flags, Some("mode=0700"))
+        .map_err(|errno| failed("mount a BPF file system on", root)(errno.into()))?;
+    say(&format!("a BPF file system is mounted on {}", root.display()));
+    Ok(())
 }
 
 /// Puts the plugins that are in `from` into `to`. What is there already is left alone.
@@ -359,7 +385,8 @@ mod tests {
     #[test]
     fn command_lines() {
         assert_eq!(Ask::parse(&["--help"]), None);
-        assert_eq!(Ask::parse(&["install", "--to", "/x"]), Some(Ok(Ask::Install { to: "/x".into() })));
+        let install = Ask::Install { to: Some("/x".into()), bpf_root: None };
+        assert_eq!(Ask::parse(&["install", "--to", "/x"]), Some(Ok(install)));
         let wrong =
             [&["install"][..], &["install", "/x"], &["uninstall"], &["uninstall", "--from", "/x", "y"]];
         for wrong in wrong {

@@ -38,6 +38,14 @@ pub struct Cli {
     /// MTU of the overlay and of pods [default: what the underlay carries, less 50 bytes (IPv4) or 70 (IPv6)]
     #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(68..=65535))]
     pub mtu: Option<u32>,
+    /// Packets between pods of nodes on one link go straight there, and not through the tunnel; the same on all nodes
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_value_t = false, default_missing_value = "true",
+        require_equals = true)]
+    pub direct_routing: bool,
+    /// How long nodes must have been gone before they are forgotten, where most of them go at once: the source may be
+    /// mistaken; 0: not at all
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    pub removal_delay: u32,
     /// Where this node's CNI configuration is written
     #[arg(long, value_name = "DIR", default_value = "/etc/cni/net.d", global = true)]
     pub cni_conf_dir: PathBuf,
@@ -71,6 +79,8 @@ mod tests {
             ("port", "4789"),
             ("service-range", "10.96.0.0/12"),
             ("mtu", "1400"),
+            ("direct-routing", "true"),
+            ("removal-delay", "0"),
             ("cni-conf-dir", "/y"),
         ];
         heddle_daemon::config::layers_agree::<Cli>(&samples, scratch.path()).unwrap();

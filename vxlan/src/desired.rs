@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use heddle_model::subnet::{canonical, overlap};
 use heddle_model::{NodeName, Object, OverlayTable, Problem, What};
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
@@ -23,6 +24,9 @@ pub struct Settings {
     pub port: u16,
     /// `None`: the largest that fits.
     pub mtu: Option<u32>,
+    /// Packets to nodes on the underlay's link go there without a tunnel.
+    #[serde(default)]
+    pub direct_routing: bool,
 }
 
 /// The underlay as this node sees it.
@@ -36,6 +40,31 @@ pub struct Underlay {
     pub local: IpAddr,
     /// The network that it is in.
     pub network: IpNetwork,
+    /// The addresses of the device, with their networks.
+    #[serde(default)]
+    pub networks: Vec<IpNetwork>,
+    /// Networks that this node is part of, and by which device; not the overlay's, nor those of single pods.
+    #[serde(default)]
+    pub connected: Vec<(IpNetwork, String)>,
+}
+
+impl Underlay {
+    /// The network of this range of addresses that a device of this node is in.
+    fn occupied(&self, range: IpNetwork) -> Option<&(IpNetwork, String)> {
+        self.connected.iter().find(|(network, _)| overlap(*network, range))
+    }
+
+    /// How packets of a family go straight to a node with these addresses: by which of them, with which source.
+    /// `None`: it is not on the link.
+    fn neighbour(&self, addresses: &[IpAddr], v4: bool) -> Option<(IpAddr, IpAddr)> {
+        let of_family = addresses.iter().filter(|ip| ip.is_ipv4() == v4);
+        of_family.copied().find_map(|ip| {
+            let on_link = |network: &&IpNetwork| {
+                network.contains(ip) && network.ip() != ip && !is_for_everybody(ip, **network)
+            };
+            self.networks.iter().find(on_link).map(|network| (ip, network.ip()))
+        })
+    }
 }
 
 /// The desired state, and what had to be left out of it.
@@ -47,13 +76,35 @@ pub struct Desired {
     pub mtu: u32,
 }
 
+/// Why nothing can be desired.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DesiredError {
+    #[error(transparent)]
+    Mtu(#[from] MtuError),
+    #[error(
+        "this node's pod range {range} overlaps {network}, the network of {device} itself: no pod can be there (give \
+         the nodes another range for pods)"
+    )]
+    RangeInUnderlay { range: IpNetwork, network: IpNetwork, device: String },
+}
+
 /// Computes the desired state of this node. The table is as `resolve` makes it: its underlay addresses are of
 /// one family, its ranges overlap neither each other nor any node's address.
 ///
 /// Two nodes whose VXLAN devices have one MAC cannot both be reached: the one whose name sorts first is, the
 /// other is a problem.
-pub fn desired(table: &OverlayTable, underlay: &Underlay, settings: &Settings) -> Result<Desired, MtuError> {
+pub fn desired(
+    table: &OverlayTable,
+    underlay: &Underlay,
+    settings: &Settings,
+) -> Result<Desired, DesiredError> {
     let ipv6 = table.local.iter().any(IpNetwork::is_ipv6);
+    for range in &table.local {
+        if let Some(network) = underlay.networks.iter().find(|network| overlap(**network, *range)) {
+            let (range, network, device) = (*range, canonical(*network), underlay.device.clone());
+            return Err(DesiredError::RangeInUnderlay { range, network, device });
+        }
+    }
     let mtu = mtu::overlay_mtu(&underlay.device, underlay.mtu, underlay.local, ipv6, settings.mtu)?;
     let mac = heddle_model::node::vtep_mac(&settings.node, settings.vni);
     let mut state = KernelState {
@@ -99,13 +150,27 @@ pub fn desired(table: &OverlayTable, underlay: &Underlay, settings: &Settings) -
         }
         state.fdb.insert(FdbEntry::new(remote.mac, remote.underlay));
         for range in &remote.ranges {
+            if let Some((network, device)) = underlay.occupied(*range) {
+                let what =
+                    format!("pod range {range} refused: it overlaps {network} on {device} of this node");
+                problems.push(Problem::new(Object::Node(name.clone()), What::Said(what)));
+                continue;
+            }
             let gateway = range.network();
             let family = Family::of(gateway);
+            // The tunnel stays, whichever way plain packets go: services use it.
             state.neighbours.insert(gateway, remote.mac);
-            state.routes.insert(
-                RouteKey { range: *range, metric: remote_metric(family) },
-                Route::Via { gateway: Some(gateway), source: source.get(&family).copied(), onlink: true },
-            );
+            let direct =
+                settings.direct_routing.then(|| underlay.neighbour(&remote.addresses, range.is_ipv4()));
+            let route = match direct.flatten() {
+                Some((node, source)) => {
+                    Route::Direct { gateway: Some(node), source: Some(source), link: underlay.index }
+                }
+                None => {
+                    Route::Via { gateway: Some(gateway), source: source.get(&family).copied(), onlink: true }
+                }
+            };
+            state.routes.insert(RouteKey { range: *range, metric: remote_metric(family) }, route);
         }
     }
     Ok(Desired { state, problems, mtu })
@@ -195,6 +260,61 @@ mod tests {
     }
 
     #[test]
+    fn nodes_on_the_link_are_reached_straight_if_that_is_wanted() {
+        let direct = Settings { direct_routing: true, ..settings() };
+        let far = RemoteNode { addresses: vec![ip("10.9.9.3"), ip("fd77::3")], ..remote(3, 3, 3) };
+        let table = table([("n2", remote(2, 2, 2)), ("n3", far)]);
+        let tunnelled = desired(&table, &underlay(), &settings()).unwrap().state;
+        let state = desired(&table, &underlay(), &direct).unwrap().state;
+        let straight = |gateway, source| Route::Direct {
+            gateway: Some(ip(gateway)),
+            source: Some(ip(source)),
+            link: underlay().index,
+        };
+        let route = |range, metric| state.routes[&RouteKey { range: net(range), metric }];
+        assert_eq!(route("10.244.2.0/24", 0), straight("192.168.77.2", "192.168.77.1"));
+        assert_eq!(route("fd00:10:244:2::/64", 1024), straight("fd77::2", "fd77::1"));
+        assert!(matches!(route("10.244.3.0/24", 0), Route::Via { .. }), "behind a router");
+        assert_eq!(
+            route("fd00:10:244:3::/64", 1024),
+            straight("fd77::3", "fd77::1"),
+            "each family by itself"
+        );
+        assert_eq!((&state.fdb, &state.neighbours), (&tunnelled.fdb, &tunnelled.neighbours), "for services");
+    }
+
+    #[test]
+    fn fault_138_a_pod_range_in_a_network_of_this_node_is_refused() {
+        let evil = RemoteNode {
+            ranges: [net("192.168.77.128/25"), net("fd00:10:244:2::/64")].into(),
+            ..remote(2, 2, 2)
+        };
+        let wide = RemoteNode { ranges: [net("172.16.0.0/12")].into(), ..remote(3, 3, 3) };
+        let mut place = underlay();
+        place.connected.push((net("172.17.0.0/16"), "docker0".into()));
+        let found = desired(&table([("n2", evil), ("n3", wide)]), &place, &settings()).unwrap();
+        let said: Vec<String> = found.problems.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            said,
+            [
+                "node n2: pod range 192.168.77.128/25 refused: it overlaps 192.168.77.0/24 on eth0 of this node",
+                "node n3: pod range 172.16.0.0/12 refused: it overlaps 172.17.0.0/16 on docker0 of this node",
+            ]
+        );
+        assert_eq!(found.state.routes.len(), 2 + 1, "this node's, and what is left of n2");
+        // This node's own.
+        let own = OverlayTable { local: [net("192.168.0.0/16")].into(), ..table([]) };
+        let error = desired(&own, &underlay(), &settings()).unwrap_err().to_string();
+        assert!(
+            error.starts_with("this node's pod range 192.168.0.0/16 overlaps 192.168.77.0/24, "),
+            "{error}"
+        );
+        // A bridge of this node's own pods is no hindrance.
+        place.connected.push((net("10.244.1.0/24"), "cni0".into()));
+        assert_eq!(desired(&table([]), &place, &settings()).unwrap().problems, []);
+    }
+
+    #[test]
     fn a_node_with_ipv4_pods_alone_may_have_a_small_mtu() {
         let table = OverlayTable { local: [net("10.244.1.0/24")].into(), ..table([]) };
         let small = Underlay { mtu: 600, ..underlay() };
@@ -213,6 +333,8 @@ mod tests {
                 mac: Mac([2, 0, 1, 0, high, low]),
                 ranges: [net(&format!("10.{}.{low}.0/24", 16 + high)), net(&format!("fd00:10:{n:x}::/64"))]
                     .into(),
+                beside: None,
+                addresses: Vec::new(),
             };
             table.remotes.insert(name(&format!("node-{n}")), remote);
         }

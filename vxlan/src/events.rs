@@ -66,7 +66,8 @@ impl Filter {
     }
 
     fn concerns_route(&self, route: &Route) -> bool {
-        route.kind == Kind::Unreachable || route.link.is_none_or(|link| self.is_ours(link))
+        // Straight routes are on the underlay device, whichever that is.
+        route.kind == Kind::Unreachable || route.link.is_none_or(|link| !self.pods.contains(&link))
     }
 }
 

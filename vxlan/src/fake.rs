@@ -126,7 +126,7 @@ fn clear(state: &mut KernelState) {
     state.addresses.clear();
     state.neighbours.clear();
     state.fdb.clear();
-    state.routes.retain(|_, route| *route == Route::Unreachable);
+    state.routes.retain(|_, route| !matches!(route, Route::Via { .. }));
 }
 
 /// Waits until the namespace is as `done` wants it, from event to event.
@@ -172,7 +172,14 @@ pub fn mac(last: u8) -> Mac {
 }
 
 pub fn settings() -> Settings {
-    Settings { node: name("n1"), vni: 1, service_ranges: Vec::new(), port: 8472, mtu: None }
+    Settings {
+        node: name("n1"),
+        vni: 1,
+        service_ranges: Vec::new(),
+        port: 8472,
+        mtu: None,
+        direct_routing: false,
+    }
 }
 
 pub fn underlay() -> Underlay {
@@ -182,6 +189,8 @@ pub fn underlay() -> Underlay {
         mtu: 1500,
         local: ip("192.168.77.1"),
         network: net("192.168.77.1/24"),
+        networks: vec![net("192.168.77.1/24"), net("fd77::1/64")],
+        connected: vec![(net("192.168.77.0/24"), "eth0".into()), (net("fd77::/64"), "eth0".into())],
     }
 }
 
@@ -191,12 +200,15 @@ pub fn remote(host: u8, last: u8, range: u8) -> RemoteNode {
         underlay: ip(&format!("192.168.77.{host}")),
         mac: mac(last),
         ranges: [net(&format!("10.244.{range}.0/24")), net(&format!("fd00:10:244:{range}::/64"))].into(),
+        beside: None,
+        addresses: vec![ip(&format!("192.168.77.{host}")), ip(&format!("fd77::{host}"))],
     }
 }
 
 pub fn table(remotes: impl IntoIterator<Item = (&'static str, RemoteNode)>) -> OverlayTable {
     OverlayTable {
         underlay: Some(ip("192.168.77.1")),
+        addresses: vec![ip("192.168.77.1"), ip("fd77::1")],
         local: [net("10.244.1.0/24"), net("fd00:10:244:1::/64")].into(),
         remotes: remotes.into_iter().map(|(node, remote)| (name(node), remote)).collect(),
     }

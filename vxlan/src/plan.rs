@@ -226,12 +226,12 @@ fn survivors(observed: &KernelState, step: Option<&Step>) -> Option<KernelState>
             addresses: BTreeSet::new(),
             neighbours: BTreeMap::new(),
             fdb: BTreeSet::new(),
-            // Routes to nowhere are not on the device.
+            // Routes to nowhere, and those past the overlay, are not on the device.
             routes: observed
                 .routes
                 .clone()
                 .into_iter()
-                .filter(|(_, route)| *route == Route::Unreachable)
+                .filter(|(_, route)| !matches!(route, Route::Via { .. }))
                 .collect(),
             ..observed.clone()
         }),
@@ -376,6 +376,7 @@ mod tests {
                 .collect();
             OverlayTable {
                 underlay: Some(ip("192.168.77.1")),
+                addresses: Vec::new(),
                 local: [net(&format!("10.244.{own}.0/24")), net(&format!("fd00:10:244:{own}::/64"))].into(),
                 remotes,
             }

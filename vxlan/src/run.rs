@@ -35,6 +35,7 @@ pub fn run(cli: &Cli) -> Result<(), Failure> {
             service_ranges: cli.service_range.clone(),
             port: cli.port,
             mtu: cli.mtu,
+            direct_routing: cli.direct_routing,
         },
         underlay: cli.underlay.clone(),
         cni_conf_dir: cli.cni_conf_dir.clone(),
@@ -68,7 +69,8 @@ async fn serve(cli: &Cli, options: Options, instance: Instance) -> Result<(), Fa
     tracing::info!(node = %options.settings.node, vni = options.settings.vni, "started");
     let overlay = Overlay::new(options)?;
     let mut unsupported = overlay.unsupported();
-    let runner = Runner::new(overlay, Pace::default(), u64::from(std::process::id()));
+    let pace = Pace { removal_delay: Duration::from_secs(cli.removal_delay.into()), ..Pace::default() };
+    let runner = Runner::new(overlay, pace, u64::from(std::process::id()));
     let mut status = runner.status();
     let announced = tokio::spawn(async move {
         if status.wait_for(|status| status.ready).await.is_ok() {

@@ -77,6 +77,8 @@ pub struct RouteKey {
 pub enum Route {
     /// Through the VXLAN device to another node's address in the overlay.
     Via { gateway: Option<IpAddr>, source: Option<IpAddr>, onlink: bool },
+    /// Straight to another node on the underlay's link, by the device with this index.
+    Direct { gateway: Option<IpAddr>, source: Option<IpAddr>, link: u32 },
     /// Nowhere: refused with ICMP instead of leaking into the underlay by the default route.
     Unreachable,
 }

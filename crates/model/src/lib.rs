@@ -26,7 +26,7 @@ pub use cluster::{
 };
 pub use diff::{Effect, Part, Plan, Step, diff};
 pub use host_port::HostPort;
-pub use node::{Mac, Node, NodeName, OverlayTable, RemoteNode};
+pub use node::{Announced, Beside, Mac, Node, NodeName, OverlayTable, RemoteNode, Vtep};
 pub use problem::{Object, Problem, What};
 pub use service::{Backend, BackendState, Frontend, Outside, Refusal, ServiceNode, ServiceTable};
 pub use shared_map::SharedMap;

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
@@ -24,6 +25,30 @@ impl fmt::Display for NodeName {
 /// An Ethernet address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Mac(pub [u8; 6]);
+
+impl FromStr for Mac {
+    type Err = &'static str;
+
+    /// Six bytes in hexadecimal, with colons between them.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let mut bytes = [0; 6];
+        let mut parts = text.split(':');
+        for byte in &mut bytes {
+            let part = parts.next().filter(|part| part.len() == 2).ok_or("not six bytes")?;
+            *byte = u8::from_str_radix(part, 16).map_err(|_| "not hexadecimal")?;
+        }
+        if parts.next().is_some() { Err("not six bytes") } else { Ok(Self(bytes)) }
+    }
+}
+
+impl Mac {
+    /// Whether a device can have it: not a group's, and not zero.
+    pub const fn is_unicast(self) -> bool {
+        self.0[0] & 1 == 0
+            && u64::from_be_bytes([0, 0, self.0[0], self.0[1], self.0[2], self.0[3], self.0[4], self.0[5]])
+                != 0
+    }
+}
 
 impl fmt::Display for Mac {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -47,6 +72,37 @@ pub struct Node {
     pub down: bool,
     /// The cluster is about to remove it: load balancers are to send it nothing new.
     pub leaving: bool,
+    /// What it announces of its end of the tunnels, where it announces anything.
+    pub announced: Option<Box<Announced>>,
+}
+
+/// What a node announces of its end of the tunnels to it. A node that announces nothing has what follows from its
+/// name and its addresses ([`vtep_mac`]).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Announced {
+    /// For pods with IPv4 and with IPv6 addresses.
+    pub v4: Option<Vtep>,
+    pub v6: Option<Vtep>,
+    /// It does not have VXLAN but this.
+    pub other: Option<Arc<str>>,
+    /// What it says and nothing can be made of, in words for people.
+    pub refused: Vec<String>,
+}
+
+impl Announced {
+    /// For pods of one family.
+    pub const fn of(&self, v4: bool) -> Option<&Vtep> {
+        if v4 { self.v4.as_ref() } else { self.v6.as_ref() }
+    }
+}
+
+/// A node's end of the tunnels for pods of one family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Vtep {
+    pub vni: u32,
+    pub mac: Mac,
+    /// Where VXLAN packets for it are to be sent, if it says so; of the family of the pods.
+    pub underlay: Option<IpAddr>,
 }
 
 impl Node {
@@ -84,6 +140,21 @@ pub struct RemoteNode {
     pub mac: Mac,
     /// Its pod ranges; each is a route, and the first address of each is its address in the overlay.
     pub ranges: BTreeSet<IpNetwork>,
+    /// Its pod range of the other family, where that has tunnels of its own.
+    #[serde(default)]
+    pub beside: Option<Beside>,
+    /// All addresses of its own.
+    #[serde(default)]
+    pub addresses: Vec<IpAddr>,
+}
+
+/// A pod range that has tunnels of its own, whose outer packets are of its own family: flannel's way for the second
+/// family of a node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Beside {
+    pub underlay: IpAddr,
+    pub mac: Mac,
+    pub range: IpNetwork,
 }
 
 /// What the overlay of this node must be: a pure function of the nodes and this node's name.
@@ -93,6 +164,9 @@ pub struct OverlayTable {
     /// its VXLAN packets and what the other nodes send theirs to. `None`: the cluster does not know this
     /// node (yet), and nothing may be done.
     pub underlay: Option<IpAddr>,
+    /// All addresses of this node.
+    #[serde(default)]
+    pub addresses: Vec<IpAddr>,
     /// This node's own pod ranges.
     pub local: BTreeSet<IpNetwork>,
     pub remotes: BTreeMap<NodeName, RemoteNode>,

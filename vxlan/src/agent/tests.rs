@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use heddle_model::store::{Slice, Store};
-use heddle_model::{Created, Node, NodeName};
+use heddle_model::{Created, Node};
 use heddle_netlink::link::{self, VethEnd};
 use heddle_netlink::monitor::Monitor;
 use heddle_netlink::{NetNs, addr};
@@ -35,8 +35,7 @@ fn slice(nodes: impl IntoIterator<Item = Node>) -> Slice {
 fn options(root: &std::path::Path) -> Options {
     let (run_dir, cni_conf_dir) = (root.join("run"), root.join("net.d"));
     std::fs::create_dir_all(&run_dir).unwrap();
-    let settings =
-        Settings { node: NodeName("n1".into()), vni: 1, service_ranges: Vec::new(), port: 8472, mtu: None };
+    let settings = crate::fake::settings();
     Options { settings, underlay: None, cni_conf_dir, run_dir }
 }
 

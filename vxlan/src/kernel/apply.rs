@@ -162,6 +162,10 @@ impl<'a> Applier<'a> {
             Route::Via { gateway, source, onlink } => {
                 route::Route { link: Some(self.index()?), gateway, src: source, onlink, ..plain }
             }
+            Route::Direct { gateway, source, link } => {
+                // Not `onlink`: the kernel is to refuse a next hop that is not on the link.
+                route::Route { link: Some(link), gateway, src: source, ..plain }
+            }
             Route::Unreachable => route::Route { kind: Kind::Unreachable, ..plain },
         })
     }

@@ -1,15 +1,19 @@
 //! Reading the kernel. Only what is vxland's is seen: the device by its name with all that is on it, and
 //! the routes by protocol number and device (or kind).
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use heddle_model::Mac;
+use heddle_model::subnet::canonical;
 use heddle_netlink::addr::{self, Scope};
 use heddle_netlink::link::{self, Link};
 use heddle_netlink::route::{self, Filter, Kind};
 use heddle_netlink::{Error, Result, Socket, fdb, neigh};
+use ipnetwork::IpNetwork;
 
 use crate::desired::Underlay;
+use crate::events::POD_PREFIX;
 use crate::state::{
     Address, Device, Family, FdbEntry, KernelState, Route, RouteKey, UNREACHABLE_METRIC, remote_metric,
 };
@@ -27,6 +31,10 @@ pub fn observe(socket: &mut Socket, name: &str) -> Result<KernelState> {
                 Route::Via { gateway: found.gateway, source: found.src, onlink: found.onlink }
             }
             Kind::Unreachable if metric == UNREACHABLE_METRIC => Route::Unreachable,
+            Kind::Unicast => match found.link {
+                Some(link) => Route::Direct { gateway: found.gateway, source: found.src, link },
+                None => continue,
+            },
             _ => continue,
         };
         state.routes.insert(RouteKey { range: found.dst, metric }, route);
@@ -108,7 +116,8 @@ pub fn underlay(
     local: IpAddr,
     named: Option<&str>,
 ) -> std::result::Result<Underlay, UnderlayError> {
-    let holder = addr::list(socket, None)?.into_iter().find(|addr| addr.ip.ip() == local);
+    let all = addr::list(socket, None)?;
+    let holder = all.iter().find(|addr| addr.ip.ip() == local);
     // Packets with a source that the node does not have would be sent, but never answered.
     let holder = holder.ok_or(UnderlayError::NoDevice(local))?;
     let device = match named {
@@ -118,5 +127,28 @@ pub fn underlay(
     if device.loopback {
         return Err(UnderlayError::Loopback(local, device.name));
     }
-    Ok(Underlay { device: device.name, index: device.index, mtu: device.mtu, local, network: holder.ip })
+    let network = holder.ip;
+    let networks = all.iter().filter(|addr| addr.link == device.index && !is_link_local(addr.ip.ip()));
+    let networks = networks.map(|addr| addr.ip).collect();
+    let names: BTreeMap<u32, String> = link::list(socket)?
+        .into_iter()
+        .filter(|link| !link.loopback && !is_device_name(&link.name) && !link.name.starts_with(POD_PREFIX))
+        .map(|link| (link.index, link.name))
+        .collect();
+    let connected = all
+        .iter()
+        .filter(|addr| {
+            !is_link_local(addr.ip.ip()) && addr.ip.prefix() < IpNetwork::from(addr.ip.ip()).prefix()
+        })
+        .filter_map(|addr| Some((canonical(addr.ip), names.get(&addr.link)?.clone())))
+        .collect();
+    Ok(Underlay {
+        device: device.name,
+        index: device.index,
+        mtu: device.mtu,
+        local,
+        network,
+        networks,
+        connected,
+    })
 }

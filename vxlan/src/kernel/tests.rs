@@ -35,6 +35,7 @@ impl Node {
     fn table(&self, remotes: impl IntoIterator<Item = RemoteNode>) -> OverlayTable {
         OverlayTable {
             underlay: Some(Self::underlay(self.number, self.six)),
+            addresses: Vec::new(),
             local: ranges(self.number),
             remotes: remotes
                 .into_iter()
@@ -46,7 +47,13 @@ impl Node {
 
     fn remote(&self) -> RemoteNode {
         let mac = heddle_model::node::vtep_mac(&name(&format!("n{}", self.number)), 1);
-        RemoteNode { underlay: Self::underlay(self.number, self.six), mac, ranges: ranges(self.number) }
+        RemoteNode {
+            underlay: Self::underlay(self.number, self.six),
+            mac,
+            ranges: ranges(self.number),
+            beside: None,
+            addresses: vec![Self::underlay(self.number, false), Self::underlay(self.number, true)],
+        }
     }
 
     fn settings(&self) -> Settings {
@@ -56,6 +63,7 @@ impl Node {
             service_ranges: Vec::new(),
             port: 8472,
             mtu: None,
+            direct_routing: false,
         }
     }
 
@@ -252,11 +260,15 @@ fn planted_entries_go_and_foreign_routes_stay() {
 fn a_peer_changes_its_mac_address_and_range_in_one_plan() {
     let (one, two) = nodes(false);
     one.reach(&one.desired([two.remote()]));
-    let renewed =
-        RemoteNode { mac: Mac([2, 1, 1, 1, 1, 1]), underlay: ip("192.168.77.9"), ranges: ranges(9) };
+    let renewed = RemoteNode {
+        mac: Mac([2, 1, 1, 1, 1, 1]),
+        underlay: ip("192.168.77.9"),
+        ranges: ranges(9),
+        ..two.remote()
+    };
     one.reach(&one.desired([renewed]));
     // The address goes to yet another node, with the first one's range.
-    let heir = RemoteNode { mac: Mac([2, 1, 1, 1, 1, 2]), ranges: ranges(2), underlay: ip("192.168.77.9") };
+    let heir = RemoteNode { mac: Mac([2, 1, 1, 1, 1, 2]), underlay: ip("192.168.77.9"), ..two.remote() };
     one.reach(&one.desired([heir]));
     let steps = one.reach(&one.desired([two.remote()]));
     assert!(
@@ -368,6 +380,8 @@ fn five_thousand_nodes_are_in_the_kernel_within_seconds() {
             mac: Mac([2, 0, 1, 0, high, low]),
             ranges: [net(&format!("10.{}.{low}.0/24", 16 + high)), net(&format!("fd00:10:{n:x}::/64"))]
                 .into(),
+            beside: None,
+            addresses: Vec::new(),
         }
     });
     let desired = one.desired(remotes);

@@ -4,6 +4,7 @@
 mod cursor;
 mod endpoints;
 mod external;
+pub mod flannel;
 mod node;
 mod ports;
 mod service;

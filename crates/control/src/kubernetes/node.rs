@@ -6,6 +6,7 @@ use heddle_model::{Node, NodeName};
 use ipnetwork::IpNetwork;
 
 use super::cursor::Cursor;
+use super::flannel;
 use super::{Key, Meta, Value};
 use crate::tree::Error;
 
@@ -30,10 +31,11 @@ pub fn node(object: &Cursor<'_>) -> Result<(Key, Value), Error> {
             down |= ready && condition.text_at("status")? != Some("True");
         }
     }
-    let mut leaving = match object.get("metadata")? {
-        Some(metadata) => metadata.text_at("deletionTimestamp")?.is_some(),
-        None => false,
-    };
+    let (mut leaving, mut announced) = (false, None);
+    if let Some(metadata) = object.get("metadata")? {
+        leaving = metadata.text_at("deletionTimestamp")?.is_some();
+        announced = metadata.get("annotations")?.map(|all| flannel::announced(&all)).transpose()?.flatten();
+    }
     let mut pod_ranges = Vec::new();
     if let Some(spec) = object.get("spec")? {
         for taint in spec.list("taints")? {
@@ -47,7 +49,8 @@ pub fn node(object: &Cursor<'_>) -> Result<(Key, Value), Error> {
     }
     let zone = meta.label(ZONE)?.filter(|zone| !zone.is_empty()).map(Into::into);
     let name = NodeName(meta.name.clone());
-    let node = Node { name, created: meta.created, addresses, pod_ranges, zone, down, leaving };
+    let created = meta.created;
+    let node = Node { name, created, addresses, pod_ranges, zone, down, leaving, announced };
     Ok((Key::Node(meta.name), Value::Node(Arc::new(node))))
 }
 

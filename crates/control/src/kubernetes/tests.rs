@@ -1,3 +1,5 @@
+use heddle_model::{Announced, Vtep};
+
 use super::*;
 use crate::tree;
 
@@ -261,4 +263,55 @@ fn errors_name_line_column_and_field() {
     assert_eq!(fails("[]"), "1:1: expected a map, found a list");
     let range = fails("{apiVersion: v1, kind: Node, metadata: {name: n}, spec: {podCIDR: 10.0.0.0}}");
     assert_eq!(range, "1:67: spec.podCIDR: not a range of addresses: the prefix length is missing");
+}
+
+/// What flannel writes, and what of it counts.
+#[test]
+fn annotations_of_flannel() {
+    let announced = |annotations: &[(&str, &str)]| {
+        let lines: String = annotations
+            .iter()
+            .map(|(key, text)| format!("    flannel.alpha.coreos.com/{key}: '{text}'\n"))
+            .collect();
+        let text = format!(
+            "apiVersion: v1\nkind: Node\nmetadata:\n  name: n1\n  annotations:\n    other: x\n{lines}"
+        );
+        let Value::Node(node) = one(&text) else { panic!() };
+        node.announced.as_deref().cloned()
+    };
+    let managed = [("kube-subnet-manager", "true"), ("backend-type", "vxlan")];
+    let with = |more: &[(&str, &str)]| announced(&[&managed[..], more].concat()).unwrap();
+    let mac = |text: &str| text.parse().unwrap();
+    assert_eq!(announced(&[]), None);
+    assert_eq!(announced(&managed[1..]), None, "flannel passes over it as well");
+    let both = with(&[
+        ("backend-data", r#"{"VNI":1,"VtepMAC":"0a:1b:2c:3d:4e:5f"}"#),
+        ("backend-v6-data", r#"{"VNI":7,"VtepMAC":"0a:1b:2c:3d:4e:60"}"#),
+        ("public-ip", "192.168.77.1"),
+        ("public-ipv6", "fd77::1"),
+    ]);
+    let underlay = Some("192.168.77.1".parse().unwrap());
+    assert_eq!(both.v4, Some(Vtep { vni: 1, mac: mac("0a:1b:2c:3d:4e:5f"), underlay }));
+    let underlay = Some("fd77::1".parse().unwrap());
+    assert_eq!(both.v6, Some(Vtep { vni: 7, mac: mac("0a:1b:2c:3d:4e:60"), underlay }));
+    assert_eq!((both.other, both.refused), (None, vec![]));
+    assert_eq!(with(&[("backend-data", "null"), ("backend-v6-data", "null")]), Announced::default());
+    let other = announced(&[("kube-subnet-manager", "true"), ("backend-type", "host-gw")]).unwrap();
+    assert_eq!(other.other.as_deref(), Some("host-gw"));
+    for bad in [
+        "no json",
+        "[1]",
+        "{}",
+        r#"{"VNI":1,"VtepMAC":"0a:1b:2c:3d:4e"}"#,
+        r#"{"VNI":-1,"VtepMAC":"0a:1b:2c:3d:4e:5f"}"#,
+        r#"{"VNI":1,"VtepMAC":"01:00:5e:00:00:01"}"#,
+        r#"{"VNI":1,"VtepMAC":"00:00:00:00:00:00"}"#,
+        r#"{"VNI":1,"VtepMAC":"ff:ff:ff:ff:ff:ff"}"#,
+    ] {
+        let announced = with(&[("backend-data", bad)]);
+        assert_eq!((announced.v4, announced.refused.len()), (None, 1), "{bad}");
+    }
+    let strange =
+        with(&[("backend-data", r#"{"VNI":1,"VtepMAC":"0a:1b:2c:3d:4e:5f"}"#), ("public-ip", "fd77::1")]);
+    assert_eq!((strange.v4.unwrap().underlay, strange.refused.len()), (None, 1));
 }

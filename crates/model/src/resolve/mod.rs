@@ -18,6 +18,7 @@ mod services;
 #[cfg(test)]
 mod tests;
 mod topology;
+mod tunnels;
 
 use crate::cluster::{Endpoints, EndpointsName, ServiceName};
 use crate::node::NodeName;
@@ -29,6 +30,7 @@ pub use nodes::{AcceptedNode, Nodes};
 pub use overlay::overlay;
 pub use rules::{NodePorts, Rules, range};
 pub use services::{Resolver, services};
+pub use tunnels::Tunnels;
 
 /// What a service's frontends depend on beside the service and its endpoints.
 #[derive(Debug)]

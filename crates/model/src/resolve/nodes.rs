@@ -17,6 +17,7 @@ use crate::store::Snapshot;
 use crate::subnet::{Ranges, canonical, ends, hostile, hostile_part, overlap as overlap_each_other};
 
 use super::rules::Rules;
+use super::tunnels::Tunnels;
 
 /// What counts of a node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -27,12 +28,19 @@ pub struct AcceptedNode {
     pub ranges: BTreeSet<IpNetwork>,
     /// The zone that it is in.
     pub zone: Option<Arc<str>>,
+    /// How tunnels to it are made.
+    pub tunnels: Tunnels,
 }
 
 impl AcceptedNode {
     /// The first address of a family.
     pub fn address(&self, v4: bool) -> Option<IpAddr> {
         self.addresses.iter().copied().find(|ip| ip.is_ipv4() == v4)
+    }
+
+    /// Where VXLAN packets of a family are sent: the address that it announces, or the first.
+    pub fn underlay(&self, v4: bool) -> Option<IpAddr> {
+        self.tunnels.underlay(v4).or_else(|| self.address(v4))
     }
 }
 
@@ -73,6 +81,13 @@ impl Nodes {
             }
             for range in &node.pod_ranges {
                 nodes.take_range(node, canonical(*range), &mut accepted, rules);
+            }
+            // Of itself a node knows better than what an earlier program announced.
+            if Some(&node.name) != first {
+                let (tunnels, wrong) = Tunnels::of(node, &accepted.addresses, rules.vni);
+                accepted.tunnels = tunnels;
+                let object = || Object::Node(node.name.clone());
+                nodes.problems.extend(wrong.into_iter().map(|what| Problem::new(object(), What::Said(what))));
             }
             nodes.accepted.insert(node.name.clone(), accepted);
         }

@@ -250,8 +250,9 @@ fn node_table(
             addresses: node.addresses.iter().copied().collect(),
             // `vxland` gives its device the first address of each range.
             overlay: node.ranges.iter().map(ipnetwork::IpNetwork::network).collect(),
-            underlay: node.address(v4),
-            mac: (!node.ranges.is_empty()).then(|| vtep_mac(name, rules.vni)),
+            underlay: node.underlay(v4),
+            // A node of flannel's takes what comes from pods, and knows nothing of a service's packets.
+            mac: (!node.ranges.is_empty() && node.tunnels.are_ours()).then(|| vtep_mac(name, rules.vni)),
             ranges: node.ranges.clone(),
             node_ports: rules.node_ports(&node.addresses).collect(),
             down: believed && is_down(name),

@@ -15,6 +15,7 @@ mod naive;
 mod near;
 mod policies;
 mod properties;
+mod tunnels;
 
 const VNI: u32 = 1;
 

@@ -7,6 +7,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -120,9 +121,9 @@ impl Cgroup {
             .context(|| format!("put a thread into {}", file.display()))
     }
 
-    /// For a child between fork and exec: puts the calling process into the group.
-    pub(crate) fn join_process(&self) -> io::Result<()> {
-        (&*self.procs).write_all(b"0")
+    /// Its list of processes, open for [`join_process`].
+    pub(crate) fn procs(&self) -> RawFd {
+        self.procs.as_raw_fd()
     }
 
     /// Whether threads can be put into it one by one.
@@ -134,6 +135,12 @@ impl Cgroup {
     pub(crate) fn remove(&self) {
         kill_and_remove(&self.path, Duration::from_secs(10));
     }
+}
+
+/// For a child between fork and exec: puts the calling process into the group whose list of processes this is.
+pub(crate) fn join_process(procs: &OwnedFd) -> io::Result<()> {
+    nix::unistd::write(procs, b"0")?;
+    Ok(())
 }
 
 /// The tasks of a group and all below it.

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -86,6 +86,16 @@ impl MountNs {
         Ok(new)
     }
 
+    /// What it is held by: the namespace, its root directory.
+    pub(crate) fn fds(&self) -> [RawFd; 2] {
+        [self.ns.as_raw_fd(), self.root.as_raw_fd()]
+    }
+
+    /// The same, from copies of its descriptors.
+    pub(crate) fn from_fds(ns: OwnedFd, root: OwnedFd) -> Self {
+        Self { ns: Arc::new(ns), root: Arc::new(root) }
+    }
+
     fn go_to_root(&self) -> Result<(), Errno> {
         fchdir(&*self.root)?;
         chroot(".")
@@ -110,7 +120,6 @@ impl MountNs {
 }
 
 fn proc_path(fd: &OwnedFd) -> String {
-    use std::os::fd::AsRawFd;
     format!("/proc/{}/fd/{}", std::process::id(), fd.as_raw_fd())
 }
 

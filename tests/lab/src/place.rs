@@ -1,5 +1,6 @@
 //! A place where things run: a node, a pod, a client. A network namespace, a mount namespace and a cgroup.
 
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -7,7 +8,7 @@ use std::time::Duration;
 
 use nix::sched::{CloneFlags, setns};
 
-use crate::cgroup::Cgroup;
+use crate::cgroup::{self, Cgroup};
 use crate::cmd::Cmd;
 use crate::error::{Context, Error, Result};
 use crate::namespace::{MountNs, NetNs, on_thread};
@@ -69,11 +70,20 @@ impl Place {
     }
 
     fn start(&self, cmd: impl Into<Cmd>, streams: Streams) -> Result<Process> {
-        let (net, mounts, cgroup) = (self.net.clone(), self.mounts.clone(), self.cgroup.clone());
-        self.spawner.spawn(&self.name.replace('/', "-"), cmd, streams, move || {
-            cgroup.join_process()?;
-            setns(net.fd(), CloneFlags::CLONE_NEWNET)?;
-            mounts.as_ref().map_or(Ok(()), MountNs::enter)
+        // `self` keeps open what is fetched, until the child is there.
+        let (net, cgroup) = (self.net.fd().as_raw_fd(), self.cgroup.procs());
+        let mounts = self.mounts.as_ref().map(MountNs::fds);
+        self.spawner.spawn(&self.name.replace('/', "-"), cmd, streams, move |table| {
+            let (net, cgroup) = (table.fetch(net)?, table.fetch(cgroup)?);
+            let mounts = match mounts {
+                Some([ns, root]) => Some(MountNs::from_fds(table.fetch(ns)?, table.fetch(root)?)),
+                None => None,
+            };
+            Ok(move || {
+                cgroup::join_process(&cgroup)?;
+                setns(&net, CloneFlags::CLONE_NEWNET)?;
+                mounts.as_ref().map_or(Ok(()), MountNs::enter)
+            })
         })
     }
 

@@ -139,3 +139,20 @@ fn curl_is_answered() -> Result<()> {
     assert_eq!(size, "3000000");
     Ok(())
 }
+
+/// A child that is being started has no copy of it: what is closed is closed at once.
+#[test]
+fn a_port_is_free_again_while_programs_are_started() -> Result<()> {
+    let lab = Lab::builder().nodes(1).build()?;
+    let node = lab.node(1);
+    std::thread::scope(|scope| {
+        let programs = scope.spawn(|| (0..300).try_for_each(|_| node.run("true").map(drop)));
+        let mut servers = 0;
+        while !programs.is_finished() {
+            drop(node.serve("again", 80)?);
+            servers += 1;
+        }
+        assert!(servers > 10, "{servers}");
+        programs.join().expect("it does not panic")
+    })
+}

@@ -2,7 +2,7 @@
 
 use std::io::Read;
 use std::net::{IpAddr, TcpListener, TcpStream, UdpSocket};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use heddle_netlink::link;
 use heddle_netlink::neigh::{self, Neigh};
@@ -58,6 +58,35 @@ fn the_owners_configuration_works_word_for_word() {
     let names: Vec<_> = link::list(&mut socket).unwrap().into_iter().map(|link| link.name).collect();
     assert!(names.contains(&"br0".to_owned()), "the bridge stays, as with the reference plugin");
     assert!(!names.iter().any(|name| name.starts_with("hdl")));
+}
+
+/// A packet that the node passes on, or sends from an address of another device, leads to a question from the bridge's
+/// link-local address.
+#[test]
+fn the_first_packet_from_elsewhere_reaches_the_first_pod_of_a_bridge_at_once() {
+    let mut best = Duration::MAX;
+    for n in 0..3 {
+        let (host, pod) = (Host::new(), Pod::new(&format!("pod-{n}")));
+        let mut socket = host.socket();
+        let lo = link::by_name(&mut socket, "lo").unwrap().unwrap().index;
+        let elsewhere = addr::Addr { nodad: true, ..addr::Addr::new(lo, "fd77::77/128".parse().unwrap()) };
+        addr::add(&mut socket, &elsewhere).unwrap();
+        let conf = json!({
+            "cniVersion": "1.0.0", "name": "lan", "type": "heddle", "mode": "bridge", "bridge": "br0",
+            "isDefaultGateway": true,
+            "ipam": { "type": "host-local", "dataDir": host.data_dir(), "ranges": [[{"subnet": "fd09::/64"}]] }
+        });
+        host.add(&pod, &conf);
+        let server = pod.ns.run(|| UdpSocket::bind("[fd09::2]:0")).unwrap().unwrap();
+        server.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        let to = server.local_addr().unwrap();
+        let start = Instant::now();
+        host.ns.run(|| UdpSocket::bind("[fd77::77]:0").unwrap().send_to(b"first", to).unwrap()).unwrap();
+        server.recv(&mut [0; 16]).unwrap();
+        best = best.min(start.elapsed());
+    }
+    // Duplicate address detection takes a second at the least.
+    assert!(best < heddle_lab::patient(Duration::from_millis(500)), "{best:?}");
 }
 
 #[test]

@@ -5,13 +5,22 @@
 #![forbid(unsafe_code)]
 
 pub mod api;
+pub mod checks;
+pub mod cluster;
 pub mod control_plane;
+pub mod deploy;
+pub mod dns;
 mod error;
+pub mod heddle;
 pub mod kubeconfig;
+pub mod node;
 pub mod pki;
+pub mod pods;
 pub mod programs;
 
 pub use api::Api;
+pub use cluster::Cluster;
 pub use control_plane::{ControlPlane, Options};
 pub use error::{Error, Result};
+pub use node::KubeNode;
 pub use programs::program;

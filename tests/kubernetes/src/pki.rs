@@ -80,12 +80,13 @@ impl Authority {
     }
 }
 
-/// The key with which tokens of service accounts are signed. It verifies them, too.
+/// The key with which tokens of service accounts are signed, `service-accounts.key`, and the one with which they are
+/// verified, `service-accounts.pub`.
 ///
 /// # Errors
-/// When the file cannot be written.
-pub fn service_account_key(dir: &Path) -> Result<PathBuf> {
-    let file = dir.join("service-accounts.key");
-    write(&file, KeyPair::generate().map_err(failed)?.serialize_pem())?;
-    Ok(file)
+/// When the files cannot be written.
+pub fn service_account_key(dir: &Path) -> Result<()> {
+    let key = KeyPair::generate().map_err(failed)?;
+    write(&dir.join("service-accounts.key"), key.serialize_pem())?;
+    write(&dir.join("service-accounts.pub"), key.public_key_pem())
 }

@@ -4,6 +4,8 @@
 //!   and each datagram with `NAME CLIENT` and what it was sent;
 //! - `inmate ask tcp|udp ADDRESS COUNT` asks so often, over a connection each, and prints a line for each answer:
 //!   `NAME CLIENT`, or `-` and what the kernel says;
+//! - `inmate load tcp|udp ADDRESS RATE` asks so often a second, for ever: a line `-` and what the kernel says for each
+//!   question without an answer, now and then a line `= COUNT` of all that were answered;
 //! - `inmate resolve NAME` prints its addresses, as the container's resolv.conf has them found.
 //!
 //! The standard library alone, because build.rs compiles it by itself. As the first process of its pid namespace
@@ -14,7 +16,7 @@ use std::env;
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs, UdpSocket};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long an answer may take.
 const LIMIT: Duration = Duration::from_secs(2);
@@ -26,12 +28,16 @@ fn main() -> io::Result<()> {
         ["ask", proto, to, count] => {
             let to = to.parse().map_err(io::Error::other)?;
             for _ in 0..count.parse().map_err(io::Error::other)? {
-                match if proto == "udp" { ask_udp(to) } else { ask_tcp(to) } {
-                    Ok(answer) => println!("{}", answer.trim_end()),
+                match ask(proto, to) {
+                    Ok(answer) => println!("{answer}"),
                     Err(e) => println!("- {e}"),
                 }
             }
             Ok(())
+        }
+        ["load", proto, to, rate] => {
+            let to = to.parse().map_err(io::Error::other)?;
+            load(proto, to, Duration::from_secs(1) / rate.parse().map_err(io::Error::other)?)
         }
         ["resolve", name] => {
             for found in (name, 0).to_socket_addrs()? {
@@ -43,6 +49,27 @@ fn main() -> io::Result<()> {
         _ => loop {
             thread::park();
         },
+    }
+}
+
+fn ask(proto: &str, to: SocketAddr) -> io::Result<String> {
+    let answer = if proto == "udp" { ask_udp(to) } else { ask_tcp(to) }?;
+    let answer = answer.trim_end();
+    if answer.is_empty() { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(answer.to_owned()) }
+}
+
+fn load(proto: &str, to: SocketAddr, pause: Duration) -> io::Result<()> {
+    let mut answered = 0u64;
+    loop {
+        let next = Instant::now() + pause;
+        match ask(proto, to) {
+            Ok(_) => answered += 1,
+            Err(e) => println!("- {e}"),
+        }
+        if answered % 20 == 0 {
+            println!("= {answered}");
+        }
+        thread::sleep(next.saturating_duration_since(Instant::now()));
     }
 }
 

@@ -57,7 +57,7 @@ fn api_server(plane: &ControlPlane) -> Vec<String> {
         format!("--kubelet-client-key={}", file(plane, "kubelet-client.key")),
         "--kubelet-preferred-address-types=InternalIP".into(),
         "--service-account-issuer=https://kubernetes.default.svc.cluster.local".into(),
-        format!("--service-account-key-file={}", file(plane, "service-accounts.key")),
+        format!("--service-account-key-file={}", file(plane, "service-accounts.pub")),
         format!("--service-account-signing-key-file={}", file(plane, "service-accounts.key")),
         format!("--service-cluster-ip-range={SERVICE_RANGES}"),
         "--authorization-mode=Node,RBAC".into(),

@@ -1,0 +1,93 @@
+//! Clients that ask on and on, from outside, as packets of a pod and as sockets of a pod.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use heddle_lab::{Cmd, Load, Place, Process, Running};
+
+use super::ensure;
+use super::stage::Stage;
+use crate::error::Result;
+
+/// Questions a second, of each client.
+const RATE: u32 = 50;
+
+/// Clients that ask. Dropped, they stop.
+#[derive(Debug)]
+pub struct Clients {
+    threads: Vec<(String, Running)>,
+    processes: Vec<(String, Process)>,
+}
+
+impl Clients {
+    pub fn new() -> Self {
+        Self { threads: Vec::new(), processes: Vec::new() }
+    }
+
+    /// A connection for each question, by a thread: in a pod's network its packets are what is translated.
+    pub fn connects(&mut self, place: &Place, to: SocketAddr) -> Result<()> {
+        self.thread(place, to, Load::connects(to))
+    }
+
+    /// Connections that stay.
+    pub fn streams(&mut self, place: &Place, to: SocketAddr) -> Result<()> {
+        self.thread(place, to, Load::streams(to, 3))
+    }
+
+    /// Datagrams from one socket.
+    pub fn datagrams(&mut self, place: &Place, to: SocketAddr) -> Result<()> {
+        self.thread(place, to, Load::datagrams(to))
+    }
+
+    fn thread(&mut self, place: &Place, to: SocketAddr, load: Load) -> Result<()> {
+        let name = format!("{} to {to}", place.name());
+        self.threads.push((name, load.rate(RATE).start(place)?));
+        Ok(())
+    }
+
+    /// A connection for each question, by a process: the node's socket programs see it.
+    pub fn process(&mut self, stage: &Stage, place: &Place, to: SocketAddr) -> Result<()> {
+        let args = ["load", "tcp", &to.to_string(), &RATE.to_string()];
+        let cmd = Cmd::new(stage.cluster.inmate()).args(args);
+        self.processes.push((format!("a process of {} to {to}", place.name()), place.spawn(cmd)?));
+        Ok(())
+    }
+
+    /// Lets them ask for so long, by what they count.
+    ///
+    /// # Errors
+    /// When there are not that many answers in twice the time.
+    pub fn go_on(&self, time: Duration) -> Result<()> {
+        let count = u64::from(RATE) * time.as_secs().max(1);
+        if let Some((_, running)) = self.threads.first() {
+            running.wait_for(count, time * 2 + Duration::from_secs(5))?;
+        }
+        Ok(())
+    }
+
+    /// Stops them. An error tells what went wrong with each.
+    ///
+    /// # Errors
+    /// When a question stayed without its answer.
+    pub fn assert_clean(self) -> Result<()> {
+        let mut wrong = Vec::new();
+        for (name, running) in self.threads {
+            let report = running.stop();
+            if !report.is_clean() {
+                wrong.push(format!("{name}: {report}"));
+            }
+        }
+        for (name, process) in self.processes {
+            process.kill();
+            let log = process.log();
+            let failures: Vec<_> = log.lines().filter(|line| line.starts_with('-')).collect();
+            if !failures.is_empty() || !log.lines().any(|line| line.starts_with("= ") && line != "= 0") {
+                wrong.push(format!(
+                    "{name}: {}",
+                    if failures.is_empty() { "no answer".into() } else { failures.join(", ") }
+                ));
+            }
+        }
+        ensure(wrong.is_empty(), || wrong.join("\n    "))
+    }
+}

@@ -24,9 +24,14 @@ pub struct Cli {
     /// The mechanism of the kernel that services are made with
     #[arg(long, default_value = "ebpf", global = true)]
     pub mode: Mode,
-    /// Where services, endpoints and nodes are read from: manifests:DIR; may be given several times
-    #[arg(long, value_name = "KIND:WHERE")]
+    /// Where services, endpoints and nodes are read from: manifests:DIR, kubernetes (in a pod), kubernetes:KUBECONFIG;
+    /// may be given several times
+    #[arg(long, value_name = "KIND[:WHERE]")]
     pub source: Vec<Spec>,
+    /// Where the Kubernetes API server is, in place of the address in the kubeconfig or in the pod's environment; may be
+    /// given several times (as in https://10.0.0.1:6443)
+    #[arg(long, value_name = "URL")]
+    pub kube_api: Vec<heddle_control::kubernetes::api::Url>,
     /// This node's name, as the sources spell it
     #[arg(long, value_name = "NAME")]
     pub node_name: Option<String>,
@@ -167,6 +172,7 @@ mod tests {
             ("run-dir", "/x"),
             ("mode", "ipvs"),
             ("source", "manifests:/x"),
+            ("kube-api", "https://10.0.0.1:6443"),
             ("node-name", "n1"),
             ("underlay", "eth7"),
             ("cgroup-root", "/c"),

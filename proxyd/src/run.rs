@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use heddle_control::HostPorts;
+use heddle_control::source::Settings;
 use heddle_daemon::Failure;
 use heddle_daemon::run_dir::Instance;
 use heddle_daemon::signal::Stop;
@@ -76,8 +77,9 @@ async fn serve<D: Dataplane + Debug>(
 ) -> Result<(), Failure> {
     let mut stop = Stop::listen()?;
     let store = Store::new();
+    let settings = Settings { kube_api: cli.kube_api.clone(), ..Settings::default() };
     for source in &cli.source {
-        source.start(&store);
+        source.start(&store, &settings);
     }
     // What is published here and may be used here: a record of another network namespace is none of ours.
     let netns = NetNs::current().and_then(|netns| netns.cookie()).ok();

@@ -17,9 +17,14 @@ use ipnetwork::IpNetwork;
 pub struct Cli {
     #[command(flatten)]
     pub common: Common,
-    /// Where nodes are read from: manifests:DIR; may be given several times
-    #[arg(long, value_name = "KIND:WHERE")]
+    /// Where nodes are read from: manifests:DIR, kubernetes (in a pod), kubernetes:KUBECONFIG;
+    /// may be given several times
+    #[arg(long, value_name = "KIND[:WHERE]")]
     pub source: Vec<Spec>,
+    /// Where the Kubernetes API server is, in place of the address in the kubeconfig or in the pod's environment; may be
+    /// given several times (as in https://10.0.0.1:6443)
+    #[arg(long, value_name = "URL")]
+    pub kube_api: Vec<heddle_control::kubernetes::api::Url>,
     /// This node's name, as the sources spell it
     #[arg(long, value_name = "NAME")]
     pub node_name: Option<String>,
@@ -73,6 +78,7 @@ mod tests {
             ("log-level", "debug"),
             ("run-dir", "/x"),
             ("source", "manifests:/x"),
+            ("kube-api", "https://10.0.0.1:6443"),
             ("node-name", "n1"),
             ("underlay", "eth7"),
             ("vni", "7"),

@@ -56,8 +56,10 @@ pub fn run(cli: &Cli) -> Result<(), Failure> {
 async fn serve(cli: &Cli, options: Options, instance: Instance) -> Result<(), Failure> {
     let mut stop = Stop::listen()?;
     let store = Store::new();
+    // Nothing else is needed here, and nobody need give rights to more.
+    let settings = heddle_control::source::Settings { kube_api: cli.kube_api.clone(), nodes_only: true };
     for source in &cli.source {
-        source.start(&store);
+        source.start(&store, &settings);
     }
     let wake = Arc::new(Notify::new());
     let device = kernel::device_name(options.settings.vni);

@@ -75,7 +75,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let mut watch = store.watch();
         println!("{services} services with {ENDPOINTS} endpoints each; resident: {} MiB", resident());
         let began = Instant::now();
-        Spec::Manifests(dir.path().into()).start(&store);
+        Spec::Manifests(dir.path().into()).start(&store, &heddle_control::source::Settings::default());
         let mut snapshot = watch.changed().await;
         while !snapshot.synced {
             snapshot = watch.changed().await;

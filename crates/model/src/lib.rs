@@ -9,6 +9,7 @@
 
 pub mod addr;
 pub mod cluster;
+pub mod contact;
 pub mod diff;
 pub mod host_port;
 pub mod node;

@@ -12,6 +12,7 @@ use std::task::{Poll, Waker};
 
 use crate::addr::FrontendAddr;
 use crate::cluster::{Endpoints, EndpointsName, Service, ServiceName};
+use crate::contact::Contact;
 use crate::host_port::HostPort;
 use crate::node::{Node, NodeName};
 use crate::problem::{Object, Problem, What};
@@ -65,6 +66,7 @@ struct Registered {
     name: String,
     slice: Slice,
     synced: bool,
+    contact: Option<Contact>,
 }
 
 impl Store {
@@ -76,7 +78,12 @@ impl Store {
     /// describe one object, the one that was made first counts.
     pub fn source(&self, name: impl Into<String>) -> Source {
         let mut state = lock(&self.state);
-        state.sources.push(Registered { name: name.into(), slice: Slice::default(), synced: false });
+        state.sources.push(Registered {
+            name: name.into(),
+            slice: Slice::default(),
+            synced: false,
+            contact: None,
+        });
         let index = state.sources.len() - 1;
         state.publish();
         Source { state: Arc::clone(&self.state), index }
@@ -84,6 +91,11 @@ impl Store {
 
     pub fn snapshot(&self) -> Arc<Snapshot> {
         Arc::clone(&lock(&self.state).current)
+    }
+
+    /// How the sources that ask somebody else are in touch with him.
+    pub fn contacts(&self) -> Vec<Contact> {
+        lock(&self.state).sources.iter().filter_map(|source| source.contact.clone()).collect()
     }
 
     /// A watch that has seen nothing yet: its first [`changed`](Watch::changed) returns at once.
@@ -114,6 +126,15 @@ impl Source {
     /// Everything that existed when the source began has been told.
     pub fn synced(&self) {
         self.update(|source| !std::mem::replace(&mut source.synced, true));
+    }
+
+    /// How it is in touch: no part of what it says, and nobody is woken for it.
+    pub fn contact(&self, change: impl FnOnce(&mut Contact)) {
+        let mut state = lock(&self.state);
+        if let Some(source) = state.sources.get_mut(self.index) {
+            let name = &source.name;
+            change(source.contact.get_or_insert_with(|| Contact::new(name.clone())));
+        }
     }
 
     fn update(&self, change: impl FnOnce(&mut Registered) -> bool) {

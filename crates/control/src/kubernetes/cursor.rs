@@ -1,5 +1,6 @@
 //! Walking through an object, with the name of the place for whoever wrote it.
 
+use std::cell::RefCell;
 use std::fmt::Display;
 use std::rc::Rc;
 use std::str::FromStr;
@@ -12,11 +13,27 @@ pub struct Cursor<'a> {
     tree: &'a Tree,
     /// `spec.ports[0].port`
     path: String,
+    /// Where is told what is not known here; `None`: it is an error.
+    notes: Option<&'a RefCell<Vec<String>>>,
 }
 
 impl<'a> Cursor<'a> {
     pub fn new(tree: &'a Tree) -> Self {
-        Self { tree, path: String::new() }
+        Self { tree, path: String::new(), notes: None }
+    }
+
+    /// Values that are not known here are no errors, as new ones come with every release of Kubernetes: they are noted,
+    /// and something else counts.
+    pub fn lenient(tree: &'a Tree, notes: &'a RefCell<Vec<String>>) -> Self {
+        Self { tree, path: String::new(), notes: Some(notes) }
+    }
+
+    /// The value is none of those that are known here. `instead` counts, where that may be.
+    pub fn unknown<T>(&self, message: impl Display, instead: T) -> Result<T, Error> {
+        let error = self.error(message);
+        let Some(notes) = self.notes else { return Err(error) };
+        notes.borrow_mut().push(error.message);
+        Ok(instead)
     }
 
     pub fn error(&self, message: impl Display) -> Error {
@@ -39,10 +56,11 @@ impl<'a> Cursor<'a> {
     pub fn get(&self, key: &str) -> Result<Option<Self>, Error> {
         let Value::Map(map) = &self.tree.value else { return Err(self.expected("a map")) };
         let dot = if self.path.is_empty() { "" } else { "." };
-        Ok(map
-            .get(key)
-            .filter(|tree| tree.value != Value::Null)
-            .map(|tree| Self { tree, path: format!("{}{dot}{key}", self.path) }))
+        Ok(map.get(key).filter(|tree| tree.value != Value::Null).map(|tree| Self {
+            tree,
+            path: format!("{}{dot}{key}", self.path),
+            notes: self.notes,
+        }))
     }
 
     /// A field that must be there.
@@ -54,8 +72,11 @@ impl<'a> Cursor<'a> {
     pub fn list(&self, key: &str) -> Result<Vec<Self>, Error> {
         let Some(field) = self.get(key)? else { return Ok(Vec::new()) };
         let Value::List(list) = &field.tree.value else { return Err(field.expected("a list")) };
-        let element =
-            |(index, tree): (usize, &'a Rc<Tree>)| Self { tree, path: format!("{}[{index}]", field.path) };
+        let element = |(index, tree): (usize, &'a Rc<Tree>)| Self {
+            tree,
+            path: format!("{}[{index}]", field.path),
+            notes: self.notes,
+        };
         Ok(list.iter().enumerate().map(element).collect())
     }
 

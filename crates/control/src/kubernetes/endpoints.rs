@@ -21,7 +21,10 @@ pub fn slice(object: &Cursor<'_>) -> Result<(Key, Value), Error> {
         ("IPv4", Some(_)) => true,
         ("IPv6", Some(_)) => false,
         ("IPv4" | "IPv6" | "FQDN", _) => return Ok((key, Value::NotOurs)),
-        (other, _) => return Err(family.error(format!("{other:?} is no address type (IPv4, IPv6, FQDN)"))),
+        (other, _) => {
+            let message = format!("{other:?} is no address type (IPv4, IPv6, FQDN)");
+            return family.unknown(message, (key, Value::NotOurs));
+        }
     };
     if meta.is_left_alone()? {
         return Ok((key, Value::NotOurs));

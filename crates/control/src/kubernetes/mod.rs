@@ -1,6 +1,7 @@
 //! What Kubernetes objects mean in the words of the model. Fields that are not read are ignored: they are
 //! Kubernetes' business, and new ones come with every release.
 
+pub mod api;
 mod cursor;
 mod endpoints;
 mod external;
@@ -11,7 +12,9 @@ mod service;
 #[cfg(test)]
 mod tests;
 mod time;
+mod words;
 
+use std::cell::RefCell;
 use std::fmt;
 use std::sync::Arc;
 
@@ -19,6 +22,7 @@ use heddle_model::{Created, Endpoints, Node, Service, ServiceName};
 
 use crate::tree::{Error, Tree};
 use cursor::Cursor;
+pub use words::Words;
 
 /// What an object is called among all objects.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -154,4 +158,42 @@ fn object(at: &Cursor<'_>, version: &str, kind: &str, line: usize) -> Result<Opt
         }
     };
     Ok(Some(Object { key, line, value }))
+}
+
+/// An object from the API: the API server has looked it over, and may be newer than we are.
+#[derive(Debug)]
+pub struct Lenient {
+    pub key: Key,
+    pub value: Result<Value, Error>,
+    /// Values that are not known here, and that count as something else or not at all.
+    pub notes: Vec<String>,
+}
+
+/// What an object of this kind means, whatever new values it has.
+///
+/// # Errors
+/// What has no name is no object.
+pub fn lenient(tree: &Tree, version: &str, kind: &str) -> Result<Lenient, Error> {
+    let notes = RefCell::default();
+    let at = Cursor::lenient(tree, &notes);
+    let meta = at.need("metadata")?;
+    let name = name(&meta.need("name")?)?;
+    let namespace = meta.get("namespace")?.map_or_else(|| Ok("default".into()), |at| self::name(&at))?;
+    let value = object(&at, version, kind, 0);
+    let key = match (&value, kind) {
+        (Ok(Some(object)), _) => object.key.clone(),
+        (_, "Node") => Key::Node(name),
+        (_, "Service") => Key::Service(ServiceName { namespace, name }),
+        (_, "Endpoints") => Key::Endpoints(ServiceName { namespace, name }),
+        _ => Key::EndpointSlice { namespace, name },
+    };
+    let value = value.map(|object| object.map_or(Value::NotOurs, |object| object.value));
+    drop(at);
+    drop(meta);
+    Ok(Lenient { key, value, notes: notes.into_inner() })
+}
+
+/// `metadata.resourceVersion` of an object, or of a list.
+pub fn resource_version(tree: &Tree) -> Option<&str> {
+    Cursor::new(tree).get("metadata").ok()??.text_at("resourceVersion").ok()?
 }

@@ -9,17 +9,13 @@ use crate::tree::Error;
 pub fn of_service(spec: &Cursor<'_>, has_node_ports: bool) -> Result<Vec<ServicePort>, Error> {
     let mut ports = Vec::new();
     for port in spec.list("ports")? {
+        let Some(proto) = protocol(&port)? else { continue };
         let number = port.need("port")?;
         let node_port = match port.get("nodePort")? {
             Some(field) if has_node_ports => Some(field.port()?).filter(|number| *number != 0),
             _ => None,
         };
-        ports.push(ServicePort {
-            name: name(&port)?,
-            port: not_zero(&number)?,
-            proto: protocol(&port)?,
-            node_port,
-        });
+        ports.push(ServicePort { name: name(&port)?, port: not_zero(&number)?, proto, node_port });
     }
     Ok(ports)
 }
@@ -42,13 +38,14 @@ fn not_zero(at: &Cursor<'_>) -> Result<u16, Error> {
     }
 }
 
-fn protocol(port: &Cursor<'_>) -> Result<Protocol, Error> {
-    let Some(field) = port.get("protocol")? else { return Ok(Protocol::Tcp) };
+/// `None`: one that is not known here, and the port is left out.
+fn protocol(port: &Cursor<'_>) -> Result<Option<Protocol>, Error> {
+    let Some(field) = port.get("protocol")? else { return Ok(Some(Protocol::Tcp)) };
     match field.text()? {
-        "TCP" => Ok(Protocol::Tcp),
-        "UDP" => Ok(Protocol::Udp),
-        "SCTP" => Ok(Protocol::Sctp),
-        other => Err(field.error(format!("{other:?} is no protocol (TCP, UDP, SCTP)"))),
+        "TCP" => Ok(Some(Protocol::Tcp)),
+        "UDP" => Ok(Some(Protocol::Udp)),
+        "SCTP" => Ok(Some(Protocol::Sctp)),
+        other => field.unknown(format!("{other:?} is no protocol (TCP, UDP, SCTP)"), None),
     }
 }
 
@@ -58,11 +55,9 @@ pub fn of_endpoints(object: &Cursor<'_>) -> Result<Vec<EndpointPort>, Error> {
     for at in object.list("ports")? {
         // Without a number it stands for all ports, which no Service can name.
         let Some(port) = at.get("port")? else { continue };
-        ports.push(EndpointPort {
-            name: at.text_at("name")?.unwrap_or_default().to_owned(),
-            port: not_zero(&port)?,
-            proto: protocol(&at)?,
-        });
+        let Some(proto) = protocol(&at)? else { continue };
+        let name = at.text_at("name")?.unwrap_or_default().to_owned();
+        ports.push(EndpointPort { name, port: not_zero(&port)?, proto });
     }
     Ok(ports)
 }

@@ -88,7 +88,7 @@ fn families(spec: &Cursor<'_>, addresses: &BTreeSet<IpAddr>) -> Result<Families,
         match family.text()? {
             "IPv4" => families.v4 = true,
             "IPv6" => families.v6 = true,
-            other => return Err(family.error(format!("{other:?} is no address family (IPv4, IPv6)"))),
+            other => family.unknown(format!("{other:?} is no address family (IPv4, IPv6)"), ())?,
         }
     }
     if families == Families::default() {
@@ -103,7 +103,10 @@ fn policy(spec: &Cursor<'_>, key: &str) -> Result<TrafficPolicy, Error> {
     match field.text()? {
         "Cluster" => Ok(TrafficPolicy::Cluster),
         "Local" => Ok(TrafficPolicy::Local),
-        other => Err(field.error(format!("{other:?} is no traffic policy (Cluster, Local)"))),
+        // As kube-proxy has it.
+        other => {
+            field.unknown(format!("{other:?} is no traffic policy (Cluster, Local)"), TrafficPolicy::Cluster)
+        }
     }
 }
 
@@ -112,7 +115,9 @@ fn affinity(spec: &Cursor<'_>) -> Result<Option<u32>, Error> {
     match field.text()? {
         "None" => return Ok(None),
         "ClientIP" => {}
-        other => return Err(field.error(format!("{other:?} is no session affinity (None, ClientIP)"))),
+        other => {
+            return field.unknown(format!("{other:?} is no session affinity (None, ClientIP)"), None);
+        }
     }
     let Some(config) = spec.get("sessionAffinityConfig")? else { return Ok(Some(AFFINITY)) };
     let Some(client) = config.get("clientIP")? else { return Ok(Some(AFFINITY)) };

@@ -28,6 +28,22 @@ pub fn parse(text: &str) -> Option<Created> {
     valid.then(|| Created(((days(year, month, day) * 24 + hour) * 60 + minute - offset) * 60 + second))
 }
 
+/// As Kubernetes writes it: `2026-11-20T08:00:00Z`.
+pub fn text(at: Created) -> String {
+    let (day, second) = (at.0.div_euclid(86_400), at.0.rem_euclid(86_400));
+    // As in `days`: eras of 400 years that begin in March.
+    let day = day.saturating_add(719_468);
+    let (era, day) = (day.div_euclid(146_097), day.rem_euclid(146_097));
+    let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
+    let of_year = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * of_year + 2) / 153;
+    let date = of_year - (153 * month + 2) / 5 + 1;
+    let (year, month) =
+        (year + era * 400 + i64::from(month > 9), if month > 9 { month - 9 } else { month + 3 });
+    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
+    format!("{year:04}-{month:02}-{date:02}T{hour:02}:{minute:02}:{second:02}Z")
+}
+
 fn number(text: &str, digits: usize) -> Option<i64> {
     (text.len() == digits && text.bytes().all(|c| c.is_ascii_digit())).then(|| text.parse().ok())?
 }
@@ -57,6 +73,10 @@ mod tests {
         ] {
             assert_eq!(parse(text), Some(Created(seconds)), "{text}");
         }
+        for seconds in [0, 951_827_696, 1_795_161_600, -1, 951_868_800, 1_709_164_800, 4_107_542_400] {
+            assert_eq!(parse(&text(Created(seconds))), Some(Created(seconds)), "{}", text(Created(seconds)));
+        }
+        assert_eq!(text(Created(951_827_696)), "2000-02-29T12:34:56Z");
         for bad in [
             "",
             "2026-11-20",

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use heddle_model::{Endpoints, EndpointsName, Object as About, Problem, ServiceName, Slice, What};
 
-use crate::kubernetes::{Key, Object, Value};
+use crate::kubernetes::{Key, Object, Value, Words};
 
 /// A place: the hash of the key of what is there, the file, and the number of the object in it. Keys themselves, which
 /// are long, stand in the objects.
@@ -28,15 +28,14 @@ pub struct Objects {
     slice: Slice,
     /// Of Endpoints objects that count, whether or not there are slices of the service.
     mirrored: BTreeMap<ServiceName, Vec<Arc<Endpoints>>>,
-    /// What endpoints call nodes and zones: a cluster of 100,000 endpoints has few such words.
-    words: BTreeSet<Arc<str>>,
+    words: Words,
 }
 
 impl Objects {
     /// The whole of what a file says now.
     pub fn replace(&mut self, file: &Arc<str>, mut objects: Vec<Object>) {
         let before = self.files.remove(file).unwrap_or_default();
-        objects.iter_mut().for_each(|object| self.share_words(&mut object.value));
+        objects.iter_mut().for_each(|object| self.words.share(&mut object.value));
         keep(&before, &mut objects);
         let keys: BTreeSet<&Key> = before.iter().chain(&objects).map(|object| &object.key).collect();
         // Who counts is found among all places, so these still (and already) need the objects of the file.
@@ -87,27 +86,6 @@ impl Objects {
             }
         }
         slice
-    }
-
-    /// Makes equal words one.
-    fn share_words(&mut self, value: &mut Value) {
-        let lists = match value {
-            Value::Slice(list) => std::slice::from_mut(list),
-            Value::Endpoints(parts) => parts.as_mut_slice(),
-            _ => return,
-        };
-        // Nobody else has what was just read.
-        for list in lists.iter_mut().filter_map(Arc::get_mut) {
-            for endpoint in &mut list.endpoints {
-                let node = endpoint.node.as_mut().map(|node| &mut node.0);
-                for word in node.into_iter().chain(&mut endpoint.zone) {
-                    match self.words.get(word) {
-                        Some(known) => *word = Arc::clone(known),
-                        None => drop(self.words.insert(Arc::clone(word))),
-                    }
-                }
-            }
-        }
     }
 
     fn winner(&self, key: &Key) -> Option<Value> {

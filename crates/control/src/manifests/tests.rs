@@ -333,7 +333,7 @@ async fn the_manifests_of_the_demo_are_read_without_a_complaint() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/demo");
     let store = Store::new();
     let mut watch = store.watch();
-    crate::Spec::Manifests(path).start(&store);
+    crate::Spec::Manifests(path).start(&store, &crate::source::Settings::default());
     let read = async {
         loop {
             let snapshot = watch.changed().await;

@@ -18,7 +18,12 @@ const HEADER: usize = 4;
 
 const CTA_TUPLE_ORIG: u16 = 1;
 const CTA_TUPLE_REPLY: u16 = 2;
+const CTA_STATUS: u16 = 3;
+const CTA_PROTOINFO: u16 = 4;
+const CTA_PROTOINFO_TCP: u16 = 1;
+const CTA_PROTOINFO_TCP_STATE: u16 = 1;
 const CTA_ZONE: u16 = 18;
+const CTA_STATUS_MASK: u16 = 26;
 const CTA_FILTER: u16 = 25;
 const CTA_FILTER_ORIG_FLAGS: u16 = 1;
 const CTA_TUPLE_IP: u16 = 1;
@@ -32,6 +37,12 @@ const NLA_F_NESTED: u16 = 0x8000;
 const COMPARE_PROTO: u32 = 1 << 3;
 const COMPARE_DST_PORT: u32 = 1 << 5;
 
+/// `IPS_DST_NAT` (include/uapi/linux/netfilter/nf_conntrack_common.h).
+const DST_NAT: u32 = 1 << 5;
+/// `TCP_CONNTRACK_LAST_ACK`: from here on both sides have said all.
+const TCP_LAST_ACK: u8 = 6;
+const TCP: u8 = 6;
+
 /// A flow as the kernel tracks it, as far as anybody here asks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Flow {
@@ -39,8 +50,13 @@ pub struct Flow {
     pub destination: IpAddr,
     /// The port that it was opened to.
     pub port: u16,
+    /// IANA number.
+    pub protocol: u8,
+    /// Something may still be said: no TCP connection that both sides have closed.
+    pub alive: bool,
     /// Who answers: another than `destination` if that was translated.
     pub replies_from: IpAddr,
+    dst_nat: bool,
     ipv4: bool,
     /// The attributes by which the kernel knows it.
     identity: Vec<u8>,
@@ -80,9 +96,24 @@ impl Conntrack {
         let mut payload = header(ipv4);
         put_attribute(&mut payload, CTA_TUPLE_ORIG | NLA_F_NESTED, &tuple);
         put_attribute(&mut payload, CTA_FILTER | NLA_F_NESTED, &filter);
+        self.dump(ipv4, &payload)
+    }
+
+    /// The flows of a family whose destination the kernel translates. Since Linux 5.15 it looks for them itself; an older
+    /// one tells of all, and they are sorted out here.
+    pub fn translated(&mut self, ipv4: bool) -> Result<Vec<Flow>> {
+        let mut payload = header(ipv4);
+        put_attribute(&mut payload, CTA_STATUS, &DST_NAT.to_be_bytes());
+        put_attribute(&mut payload, CTA_STATUS_MASK, &DST_NAT.to_be_bytes());
+        let mut found = self.dump(ipv4, &payload)?;
+        found.retain(|flow| flow.dst_nat);
+        Ok(found)
+    }
+
+    fn dump(&mut self, ipv4: bool, payload: &[u8]) -> Result<Vec<Flow>> {
         let object = format_args!("tracked flows");
         self.socket.consistent("list", object, |socket| {
-            let sequence = socket.send("list", object, GET, NLM_F_REQUEST | NLM_F_DUMP, &payload)?;
+            let sequence = socket.send("list", object, GET, NLM_F_REQUEST | NLM_F_DUMP, payload)?;
             let mut found = Vec::new();
             let whole = socket.receive_dump("list", object, sequence, |frame| {
                 let rest =
@@ -124,8 +155,17 @@ fn parse(ipv4: bool, message: &[u8]) -> Option<Flow> {
     if let Some(zone) = find(message, CTA_ZONE) {
         put_attribute(&mut identity, CTA_ZONE, zone);
     }
-    let port = find(find(original, CTA_TUPLE_PROTO)?, CTA_PROTO_DST_PORT)?;
+    let layer4 = find(original, CTA_TUPLE_PROTO)?;
+    let port = find(layer4, CTA_PROTO_DST_PORT)?;
+    let protocol = *find(layer4, CTA_PROTO_NUM)?.first()?;
+    let state = find(message, CTA_PROTOINFO)
+        .and_then(|info| find(info, CTA_PROTOINFO_TCP))
+        .and_then(|tcp| find(tcp, CTA_PROTOINFO_TCP_STATE)?.first());
+    let status = find(message, CTA_STATUS).and_then(|status| status.try_into().ok());
     Some(Flow {
+        protocol,
+        alive: protocol != TCP || state.is_none_or(|state| *state < TCP_LAST_ACK),
+        dst_nat: status.is_some_and(|status| u32::from_be_bytes(status) & DST_NAT != 0),
         destination: address(original, CTA_IP_DST)?,
         port: u16::from_be_bytes(port.try_into().ok()?),
         replies_from: address(find(message, CTA_TUPLE_REPLY)?, CTA_IP_SRC)?,

@@ -13,13 +13,16 @@ pub mod bridge;
 pub mod conntrack;
 mod error;
 pub mod fdb;
+pub mod ipset;
 pub mod ipvlan;
+pub mod ipvs;
 pub mod link;
 #[cfg(feature = "monitor")]
 pub mod monitor;
 pub mod neigh;
 pub mod netns;
 pub mod nft;
+pub mod offload;
 pub mod packet;
 pub mod route;
 pub mod sock_diag;
@@ -29,6 +32,7 @@ pub mod tc;
 pub mod vxlan;
 mod watch;
 mod wire;
+pub mod xtables;
 
 pub use error::{Absent, Error, Result};
 pub use netns::NetNs;

@@ -106,6 +106,16 @@ impl Batch {
         });
     }
 
+    /// Deletes one rule, whoever made it.
+    pub fn delete_rule(&mut self, family: Family, table: &str, chain: &str, handle: u64) {
+        let object = format!("rule {handle} of chain {family} {table} {chain}");
+        self.push((msg::DELRULE, 0, "delete"), family, object, |a| {
+            a.text(1, table);
+            a.text(2, chain);
+            a.bytes(3, &handle.to_be_bytes());
+        });
+    }
+
     /// Appends a rule to a chain.
     pub fn add_rule(&mut self, family: Family, table: &str, chain: &str, rule: &Rule) {
         let object = format!("rule {:?} to chain {family} {table} {chain}", rule.comment);

@@ -16,6 +16,7 @@ pub mod batch;
 mod carry;
 mod describe;
 mod error;
+mod kept;
 mod layout1;
 mod load;
 mod maps;

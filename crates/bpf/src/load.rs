@@ -16,7 +16,8 @@ use heddle_ebpf_common::{
 };
 
 use crate::pins::{entries, inspect, remove_any};
-use crate::raw::{Entries, Kind, RawMap, Shape, maps_of, program_name};
+use crate::kept::{Reach, keep};
+use crate::raw::{Entries, Kind, RawMap, Shape, program_name};
 use crate::succession::pinned_maps;
 use crate::{Error, Maps, Pins, Result, SocketHook, TcHook, XdpMode, describe, object, sys};
 
@@ -298,6 +299,7 @@ impl Datapath {
     /// The same with another object than the embedded one: an older or newer version, or one that a test has
     /// broken.
     pub fn open_object(pins: Pins, sizes: &Sizes, object: &[u8]) -> Result<Self> {
+        keep(&pins)?;
         let refused = pins.create()?;
         let found = Found::look(&pins, sizes, refused)?;
         let build = describe::build(object);
@@ -308,7 +310,9 @@ impl Datapath {
             && let Some(programs) = pinned(&pins)?
         {
             let (maps, sizes) = (Maps::open(&pins)?, sizes.held_by(&found.specs));
-            return Ok(Self { pins, maps, opened: Opened::Adopted, sizes, programs, build });
+            let datapath = Self { pins, maps, opened: Opened::Adopted, sizes, programs, build };
+            datapath.release()?;
+            return Ok(datapath);
         }
         let fail = |source| Error::Pin { operation: "create", path: next.clone(), source };
         fs::DirBuilder::new().mode(0o700).create(&next).map_err(fail)?;
@@ -399,7 +403,20 @@ fn load_all(pins: &Pins, found: &Found, object: &[u8]) -> Result<BTreeMap<&'stat
         let fd = load(program).map_err(|source| Error::Program { name, source: Box::new(source) })?;
         Ok((name, fd))
     };
-    names().map(load).collect()
+    let programs = names().map(load).collect::<Result<_>>()?;
+    // Without a pin nobody could tell later what the programs work with.
+    for (name, map) in ebpf.maps().filter(|(name, _)| found.specs.iter().all(|spec| spec.name != *name)) {
+        // The file system takes no dots.
+        let path = pins.scratch().join(name.trim_start_matches('.').replace('.', ":"));
+        remove_any(&path)?;
+        let fail = |error: aya::pin::PinError| Error::Pin {
+            operation: "pin",
+            path: path.clone(),
+            source: std::io::Error::other(error),
+        };
+        map.pin(&path).map_err(fail)?;
+    }
+    Ok(programs)
 }
 
 /// The programs of the object.
@@ -412,13 +429,14 @@ fn names() -> impl Iterator<Item = &'static str> {
 /// seen them, and takes a second for all of them.
 fn pinned(pins: &Pins) -> Result<Option<BTreeMap<&'static str, OwnedFd>>> {
     let own = pinned_maps(pins)?;
+    let reach = Reach::of(pins)?;
     let adopt = |name| {
         let program = inspect(&pins.program(name), Kind::Program).ok()??;
-        let (id, called) = program_name(program.as_fd()).ok()?;
-        let maps = maps_of(id).ok()?;
+        let (_, called) = program_name(program.as_fd()).ok()?;
+        let used = reach.used(program.as_fd()).ok()?;
         let is_own =
             |map: &RawMap| own.get(&map.name).is_none_or(|own| own.iter().any(|own| own.id == map.id));
-        (called == name && maps.iter().all(is_own)).then_some((name, program))
+        (called == name && !used.more && used.maps.iter().all(is_own)).then_some((name, program))
     };
     Ok(names().map(adopt).collect())
 }

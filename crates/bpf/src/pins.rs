@@ -41,7 +41,7 @@ impl Pins {
         Ok(layouts.collect())
     }
 
-    fn ours(&self) -> PathBuf {
+    pub(crate) fn ours(&self) -> PathBuf {
         self.bpf_root.join("heddle")
     }
 
@@ -62,6 +62,16 @@ impl Pins {
     /// Where new maps wait until all of them are filled and the programs over them are loaded.
     pub(crate) fn next(&self) -> PathBuf {
         self.dir().join("next")
+    }
+
+    /// What attached programs need (`kept`), of whichever layout.
+    pub(crate) fn kept(&self) -> PathBuf {
+        self.ours().join("kept")
+    }
+
+    /// Maps in which programs only work, and remember nothing: no daemon looks into them.
+    pub(crate) fn scratch(&self) -> PathBuf {
+        self.dir().join("scratch")
     }
 
     /// The description of the layout (`describe`).
@@ -114,7 +124,7 @@ impl Pins {
         let (maps, programs) = (self.dir().join("maps"), self.dir().join("progs"));
         // One that was open to others makes doubtful what is below it.
         let mut open = false;
-        for dir in [self.ours(), self.dir(), maps, programs, self.links()] {
+        for dir in [self.ours(), self.dir(), maps, programs, self.scratch(), self.links()] {
             let fail = |operation, source| Error::Pin { operation, path: dir.clone(), source };
             match fs::symlink_metadata(&dir) {
                 Ok(meta) if is_ours(&meta) => {
@@ -152,6 +162,8 @@ impl Pins {
             }
         }
         remove_any(&self.dir())?;
+        // Of no use to another layout: what that has attached is pinned there.
+        remove_any(&self.kept())?;
         // Another layout's directory may be beside ours.
         match fs::remove_dir(self.ours()) {
             Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
@@ -163,7 +175,7 @@ impl Pins {
 }
 
 /// One that nobody else can write to.
-fn is_private(meta: &fs::Metadata) -> bool {
+pub(crate) fn is_private(meta: &fs::Metadata) -> bool {
     is_ours(meta) && meta.mode() & 0o022 == 0
 }
 

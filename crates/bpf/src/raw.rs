@@ -115,6 +115,10 @@ impl RawMap {
         self.fd.as_fd()
     }
 
+    pub fn into_fd(self) -> OwnedFd {
+        self.fd
+    }
+
     /// The value under `key`.
     pub fn get(&self, key: &[u8]) -> io::Result<Option<Vec<u8>>> {
         let mut value = vec![0u8; self.shape.value as usize];
@@ -217,21 +221,31 @@ fn text(words: &[u32]) -> String {
     String::from_utf8_lossy(bytes.split(|byte| *byte == 0).next().unwrap_or_default()).into_owned()
 }
 
-/// The maps that a program uses.
-pub(crate) fn maps_of(program: u32) -> io::Result<Vec<RawMap>> {
-    let program = by_id(BPF_PROG_GET_FD_BY_ID, program)?;
+/// The numbers of the maps that a program uses.
+pub(crate) fn map_ids(program: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
     // struct bpf_prog_info: nr_map_ids stands at byte 52, map_ids at 56.
     let mut ids = vec![0u32; 64];
     let mut info = [0u64; 8];
     info[6] = low_high(0, ids.len() as u32);
     info[7] = address(ids.as_mut_ptr());
     let mut attr = Attr([0; 16]);
-    attr.0[0] = low_high(raw(program.as_fd()), size_of_val(&info) as u32);
+    attr.0[0] = low_high(raw(program), size_of_val(&info) as u32);
     attr.0[1] = address(info.as_mut_ptr());
     // SAFETY: `info` is as long as said, `ids` has room for as many as it says; both outlive the call.
     unsafe { sys::bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr) }?;
     let count = ((info[6] >> 32) as usize).min(ids.len());
-    ids[..count].iter().map(|id| RawMap::new(by_id(BPF_MAP_GET_FD_BY_ID, *id)?)).collect()
+    ids.truncate(count);
+    Ok(ids)
+}
+
+/// The program of this number; needs CAP_SYS_ADMIN.
+pub(crate) fn program(id: u32) -> io::Result<OwnedFd> {
+    by_id(BPF_PROG_GET_FD_BY_ID, id)
+}
+
+/// The map of this number; needs CAP_SYS_ADMIN.
+pub(crate) fn map(id: u32) -> io::Result<OwnedFd> {
+    by_id(BPF_MAP_GET_FD_BY_ID, id)
 }
 
 fn by_id(command: u32, id: u32) -> io::Result<OwnedFd> {

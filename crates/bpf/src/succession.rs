@@ -16,7 +16,8 @@ use nix::time::{ClockId, clock_gettime};
 use crate::carry::{ByName, Carried, Carry, FLOWS, OTHERS, Source};
 use crate::describe::Layout;
 use crate::pins::{entries, inspect, remove_any};
-use crate::raw::{Kind, RawMap, maps_of};
+use crate::kept::Reach;
+use crate::raw::{Kind, RawMap};
 use crate::{Datapath, Error, PinnedLink, Pins, Result, SocketHook, TcHook, XdpMode, sys};
 
 /// The order in which links are swapped: what lets replies out before what lets requests in.
@@ -84,6 +85,7 @@ impl Datapath {
         for other in self.pins.others()? {
             other.remove()?;
         }
+        self.release()?;
         Ok(carried)
     }
 
@@ -103,6 +105,7 @@ impl Datapath {
         let own = self.own()?.maps;
         let ours =
             |map: &RawMap| own.get(&map.name).is_some_and(|own| own.iter().any(|own| own.id == map.id));
+        let reach = Reach::of(&self.pins)?;
         let mut looked = BTreeSet::new();
         // Numbers are those of a map of backends.
         let mut sets: BTreeMap<(u32, u32), (Pins, ByName)> = BTreeMap::new();
@@ -111,7 +114,9 @@ impl Datapath {
                 continue;
             }
             // It may have been swapped in this very moment.
-            let Ok(maps) = maps_of(link.info.program_id) else { continue };
+            let program = reach.program(link.info.program_id);
+            let Ok(used) = program.and_then(|program| reach.used(program.as_fd())) else { continue };
+            let maps = used.maps;
             if maps.iter().all(|map| ours(map) || !own.contains_key(&map.name)) {
                 continue;
             }

@@ -14,6 +14,7 @@ mod map;
 pub mod port;
 mod read;
 mod ruleset;
+pub mod tunnel;
 pub mod verdict;
 mod write;
 
@@ -196,8 +197,8 @@ impl Rule {
     }
 
     /// What the rule's user data says: the comment, and a fingerprint of what the rule does, so that a
-    /// rule of an older version with the same comment is not taken for this one.
-    fn tag(&self) -> String {
+    /// rule of an older version with the same comment is not taken for this one. Listed rules have it as comment.
+    pub fn tag(&self) -> String {
         let mut bytes = write::Attributes::default();
         self.exprs.iter().for_each(|expr| expr.write(&mut bytes));
         // FNV-1a.

@@ -4,7 +4,7 @@ use super::{Base, Batch, Family, MapData, Nft, Rule, SetKey};
 use crate::Result;
 
 /// Chains of one table, with the sets that their rules look into. Elements are not part of it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ruleset {
     pub family: Family,
     pub table: &'static str,
@@ -14,7 +14,7 @@ pub struct Ruleset {
 }
 
 /// A set or verdict map of a rule set.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Set {
     pub name: &'static str,
     pub key: SetKey,
@@ -22,7 +22,7 @@ pub struct Set {
 }
 
 /// A chain and exactly what is in it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Chain {
     pub name: String,
     /// Set if packets enter it from a hook.

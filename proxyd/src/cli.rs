@@ -63,6 +63,11 @@ pub struct Cli {
     /// be mistaken; 0: not at all
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     pub removal_delay: u32,
+    /// Take away the rules that kube-proxy has left on this node, as soon as it does not run any more and services are
+    /// served
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_value_t = false, default_missing_value = "true",
+        require_equals = true)]
+    pub remove_kube_proxy_rules: bool,
     #[command(flatten)]
     pub sizes: MapSizes,
     /// Where Prometheus finds metrics: an address and port, or off
@@ -155,6 +160,17 @@ pub enum Command {
     },
     /// Look at this node, and say what is missing and the way out (ends with 1 if something does not work)
     Doctor(Output),
+    /// Show what kube-proxy has left on this node, or take it away
+    KubeProxy {
+        /// Take it away; refused while kube-proxy runs
+        #[arg(long)]
+        remove: bool,
+        /// With --remove: also end the connections that still go through kube-proxy's address translation
+        #[arg(long, requires = "remove")]
+        end_connections: bool,
+        #[command(flatten)]
+        output: Output,
+    },
     /// Remove everything of proxyd from this node
     Cleanup(Output),
 }
@@ -185,6 +201,7 @@ mod tests {
             ("external-range", "203.0.113.0/24"),
             ("nodeport-addresses", "primary"),
             ("removal-delay", "0"),
+            ("remove-kube-proxy-rules", "true"),
             ("max-frontends", "100"),
             ("max-backends", "1000"),
             ("max-flows", "1000000"),
@@ -203,6 +220,9 @@ mod tests {
             "proxyd status default/web",
             "proxyd explain 10.244.1.5 10.96.0.10:53/udp",
             "proxyd doctor -o json",
+            "proxyd kube-proxy",
+            "proxyd kube-proxy --remove --end-connections -o json",
+            "proxyd --source manifests:/m --node-name n1 --remove-kube-proxy-rules",
             "proxyd monitor default/web --only drop --only reject --reason ttl --count 3 -o json",
             "proxyd explain host [fd00::1]:80 -o json",
             "proxyd status 10.96.0.1 -o json",
@@ -217,6 +237,7 @@ mod tests {
             "proxyd --source etcd:x",
             "proxyd status -o xml",
             "proxyd status web",
+            "proxyd kube-proxy --end-connections",
         ] {
             assert!(Cli::try_parse_from(bad.split(' ')).is_err(), "{bad}");
         }

@@ -15,6 +15,7 @@ mod events;
 mod fake;
 pub mod health;
 pub mod http;
+pub mod leftovers;
 #[cfg(test)]
 mod loop_tests;
 pub mod metrics;

@@ -7,7 +7,7 @@ use heddle_daemon::run_dir::Instance;
 use heddle_daemon::{Failure, Output};
 use proxyd::cli::{Cli, Command};
 use proxyd::report::Report;
-use proxyd::{ctl, run};
+use proxyd::{ctl, leftovers, run};
 
 fn main() -> ExitCode {
     let cli = heddle_daemon::config::parse::<Cli>();
@@ -41,8 +41,35 @@ fn act(cli: &Cli) -> Result<(), Failure> {
                 _ => Ok(()),
             }
         }
+        Some(Command::KubeProxy { remove, end_connections, output }) => {
+            kube_proxy(cli, *remove, *end_connections, *output)
+        }
         Some(Command::Cleanup(output)) => cleanup(cli, *output),
     }
+}
+
+fn kube_proxy(cli: &Cli, remove: bool, connections: bool, output: Output) -> Result<(), Failure> {
+    let found = leftovers::look(&cli.bpf_root, true).map_err(failure)?;
+    if !remove {
+        return Ok(output.print(&found, leftovers::Found::text)?);
+    }
+    if let Some(by) = &found.running {
+        return Err(Failure::usage(format!(
+            "kube-proxy runs on this node ({by}) and would make it all again: stop it first (kubectl -n kube-system \
+             delete daemonset kube-proxy)"
+        )));
+    }
+    leftovers::remove(&found, leftovers::Options { connections })?;
+    let left = leftovers::look(&cli.bpf_root, true).map_err(failure)?;
+    output.print(&left, |left| match found.has_rules() {
+        true => format!("removed: {}\n{}", found.summary(), left.text()),
+        false => left.text(),
+    })?;
+    Ok(())
+}
+
+fn failure(error: proxyd::dataplane::Error) -> Failure {
+    Failure::runtime(heddle_daemon::exit::chain(error.as_ref()))
 }
 
 fn cleanup(cli: &Cli, output: Output) -> Result<(), Failure> {

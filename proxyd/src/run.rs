@@ -23,6 +23,7 @@ use crate::dataplane::Dataplane;
 use crate::devices::Wanted;
 use crate::ebpf::{self, Ebpf};
 use crate::events;
+use crate::leftovers::{Following, OtherProxy};
 use crate::notices::Notices;
 use crate::seeing::Seeing;
 use crate::sockets::{self, Helper};
@@ -38,7 +39,9 @@ pub fn run(cli: &Cli) -> Result<(), Failure> {
         return Err(Failure::usage("--node-name is missing: this node's name, as the sources spell it"));
     };
     if cli.source.is_empty() {
-        return Err(Failure::usage("--source is missing: where services are read from, as in manifests:DIR"));
+        return Err(Failure::usage(
+            "--source is missing: where services are read from, as in kubernetes or manifests:DIR",
+        ));
     }
     if cli.mode == Mode::Ipvs {
         return Err(Failure::unsupported(
@@ -54,6 +57,13 @@ pub fn run(cli: &Cli) -> Result<(), Failure> {
         tracing::info!("another proxyd runs on this node: waiting for it to end");
     })?;
     let notices = Notices::default();
+    let following = Following {
+        bpf_root: cli.bpf_root.clone(),
+        notices: notices.clone(),
+        other: OtherProxy::default(),
+        remove: cli.remove_kube_proxy_rules,
+    };
+    following.begin();
     let dataplane = Ebpf::open(&ebpf::Options {
         bpf_root: cli.bpf_root.clone(),
         cgroup_root: cli.cgroup_root.clone(),
@@ -63,18 +73,20 @@ pub fn run(cli: &Cli) -> Result<(), Failure> {
         vxlan_port: cli.port,
         sizes: cli.sizes,
         first: ebpf::Options::default().first,
+        other: following.other.clone(),
         helper: Some(Helper { path: sockets::socket(&cli.common.run_dir), notices: notices.clone() }),
     })?;
-    runtime.block_on(serve(cli, node, dataplane, notices, instance))
+    runtime.block_on(serve(cli, node, dataplane, following, instance))
 }
 
 async fn serve<D: Dataplane + Debug>(
     cli: &Cli,
     node: NodeName,
     dataplane: D,
-    notices: Notices,
+    following: Following,
     instance: Instance,
 ) -> Result<(), Failure> {
+    let notices = following.notices.clone();
     let mut stop = Stop::listen()?;
     let store = Store::new();
     let settings = Settings { kube_api: cli.kube_api.clone(), ..Settings::default() };
@@ -96,7 +108,9 @@ async fn serve<D: Dataplane + Debug>(
     let services = Services::new(dataplane, finder(wanted, Socket::open()?), node.clone(), cli.rules());
     let pace = Pace { removal_delay: Duration::from_secs(cli.removal_delay.into()), ..Pace::default() };
     let runner = Runner::new(services, pace, u64::from(std::process::id()));
-    let seeing = Seeing::start(cli.seeing(&node), &store, &runner.status(), &notices);
+    let seeing =
+        Seeing::start(cli.seeing(&node), &store, &runner.status(), &notices, following.other.clone());
+    let followed = following.start(runner.status())?;
     let announced = tokio::spawn(announce(runner.status(), notices, instance));
     let end = async {
         let signal = stop.wait().await;
@@ -104,7 +118,7 @@ async fn serve<D: Dataplane + Debug>(
     };
     runner.run(store.watch(), &wake, end).await;
     events.abort();
-    drop(seeing);
+    drop((seeing, followed));
     // Takes the ready file with it.
     announced.abort();
     let _ = announced.await;

@@ -14,6 +14,7 @@ use tokio::task::JoinHandle;
 
 use crate::health::{Checks, Health, Probes};
 use crate::http::{Listen, Server, can_ipv6};
+use crate::leftovers::OtherProxy;
 use crate::metrics::{Changes, Metrics, Pass, Record};
 use crate::notices::Notices;
 
@@ -42,12 +43,18 @@ impl Seeing {
         store: &Store,
         status: &watch::Receiver<Arc<Status>>,
         notices: &Notices,
+        other: OtherProxy,
     ) -> Self {
         let (record, health) = (Record::default(), Health::default());
         let mut servers = Vec::new();
         if let Some(at) = options.metrics.0 {
-            let site =
-                Metrics::new(record.clone(), options.bpf_root.clone(), status.clone(), notices.watch());
+            let site = Metrics::new(
+                record.clone(),
+                options.bpf_root.clone(),
+                status.clone(),
+                notices.watch(),
+                other,
+            );
             let hint = "name another address by --metrics-address, or off";
             servers.push(Server::start("metrics".into(), at, hint, site, notices));
         }

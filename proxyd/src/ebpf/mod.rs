@@ -41,7 +41,7 @@ pub use collect::Sizes as FlowCounts;
 use grow::Succession;
 use heddle_bpf::{Datapath, Pins, TcHook, XdpMode};
 use heddle_daemon::exit::Failure;
-use heddle_ebpf_common::{Config, Counter};
+use heddle_ebpf_common::{CONFIG_OTHER_PROXY, Config, Counter};
 use heddle_model::{Effect, Plan, ServiceTable};
 use heddle_netlink::{NetNs, Socket, link, sysctl};
 use kernel::Kernel;
@@ -53,6 +53,7 @@ use state::State;
 pub use view::{Load, View};
 
 use crate::dataplane::{Counters, Dataplane, Devices, Error, Outcome, Unsupported};
+use crate::leftovers::OtherProxy;
 use crate::sockets::{Helper, Sweeper};
 
 /// Names of the host sides of pods' veths begin so; `heddle` gives them.
@@ -74,6 +75,8 @@ pub struct Options {
     pub sizes: MapSizes,
     /// What they begin with.
     pub first: MapSizes,
+    /// Is there another proxy beside this one?
+    pub other: OtherProxy,
     /// Ends sockets of removed backends; `None`: nobody looks for them.
     pub helper: Option<Helper>,
 }
@@ -89,6 +92,7 @@ impl Default for Options {
             vxlan_port: 8472,
             sizes: MapSizes::by_memory(),
             first: grow::FIRST,
+            other: OtherProxy::default(),
             helper: None,
         }
     }
@@ -240,6 +244,7 @@ impl Ebpf {
             fixed_time: found.fixed_time,
             fixed_random: found.fixed_random,
             host_netns: self.netns,
+            flags: self.flags(),
             ..wanted
         };
         if found == wanted {
@@ -252,6 +257,23 @@ impl Ebpf {
         self.take_ports(if before.1 == 0 { after } else { both })?;
         self.kernel.maps.config.set(0, wanted, 0).map_err(fail)?;
         Ok(self.take_ports(after)?)
+    }
+
+    /// What the programs are told of another proxy.
+    fn flags(&self) -> u16 {
+        if self.options.other.is_there() { CONFIG_OTHER_PROXY } else { 0 }
+    }
+
+    /// Another proxy has come or gone.
+    fn write_flags(&mut self) -> Result<(), Error> {
+        let fail = |source| heddle_bpf::Error::Map { name: "config", source: Box::new(source) };
+        let found: Config = self.kernel.maps.config.get(&0, 0).map_err(fail)?;
+        let wanted = Config { flags: self.flags(), ..found };
+        // Before the first one is written there is nothing to be changed.
+        if found != wanted && found.snat_port_max != 0 {
+            self.kernel.maps.config.set(0, wanted, 0).map_err(fail)?;
+        }
+        Ok(())
     }
 
     /// Packets from outside to these ports are looked at, and to none but these for the sake of `snat`.
@@ -451,6 +473,7 @@ impl Dataplane for Ebpf {
                 state.settle(&mut self.kernel)?;
             }
         }
+        let pods = pods.and(self.write_flags());
         match self.collector.error() {
             Some(error) => pods.and(Err(format!("cannot collect flows: {error}").into())),
             None => pods,

@@ -13,6 +13,7 @@ use super::gauge::Gauges;
 use super::text::{CONTENT_TYPE, Page};
 use super::{Record, kernel};
 use crate::http::{Answer, Site};
+use crate::leftovers::OtherProxy;
 
 /// A page is good for this long: reading the maps costs the kernel something, whoever asks.
 const FRESH: Duration = Duration::from_secs(1);
@@ -24,6 +25,7 @@ pub struct Metrics {
     bpf_root: PathBuf,
     status: watch::Receiver<Arc<Status>>,
     notices: watch::Receiver<BTreeMap<String, Trouble>>,
+    other: OtherProxy,
     last: Mutex<Option<(Instant, Answer)>>,
 }
 
@@ -33,8 +35,9 @@ impl Metrics {
         bpf_root: PathBuf,
         status: watch::Receiver<Arc<Status>>,
         notices: watch::Receiver<BTreeMap<String, Trouble>>,
+        other: OtherProxy,
     ) -> Arc<Self> {
-        Arc::new(Self { record, bpf_root, status, notices, last: Mutex::default() })
+        Arc::new(Self { record, bpf_root, status, notices, other, last: Mutex::default() })
     }
 
     /// One page at a time: who asks meanwhile gets the same one.
@@ -76,6 +79,19 @@ impl Metrics {
         .is(status.done);
         page.counter("heddle_sync_failed_steps_total", "Changes that failed and are tried again")
             .is(status.failed);
+        let other = self.other.counts();
+        page.gauge("heddle_kube_proxy_running", "1 while kube-proxy runs on this node")
+            .is(u8::from(other.running));
+        page.gauge(
+            "heddle_kube_proxy_leftovers",
+            "Chains, tables, devices and sets that kube-proxy has left",
+        )
+        .is(other.rules);
+        page.gauge(
+            "heddle_kube_proxy_connections",
+            "Living connections to services through the kernel's address translation, not ours",
+        )
+        .is(other.connections);
         page.gauge("heddle_build_info", "1; the version in its label")
             .of(&[("version", env!("CARGO_PKG_VERSION")), ("mode", "ebpf")], 1);
     }

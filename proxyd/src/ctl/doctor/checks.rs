@@ -11,7 +11,7 @@ use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 use super::{Check, Seen, listeners};
 use crate::ebpf::place::{cgroup_root, check_release, is_cgroup2};
-use crate::{sockets, wall_clock};
+use crate::{leftovers, sockets, wall_clock};
 
 fn read(path: &str) -> String {
     fs::read_to_string(path).unwrap_or_default()
@@ -76,6 +76,22 @@ fn clock() -> Check {
             "set it: certificates and logs need it",
         ),
         false => Check::ok("clock", "it is set; flows and affinity do not depend on it"),
+    }
+}
+
+/// Another proxy beside this one, or what is left of it.
+pub fn kube_proxy(bpf_root: &Path) -> Check {
+    match leftovers::look(bpf_root, true) {
+        Ok(found) if found.is_empty() => Check::ok("kube-proxy", "it does not run, and has left nothing"),
+        Ok(found) => {
+            let what = match (&found.running, found.summary()) {
+                (Some(by), summary) if summary.is_empty() => format!("it runs ({by})"),
+                (Some(by), summary) => format!("it runs ({by}): {summary}"),
+                (None, summary) => format!("it has left {summary}"),
+            };
+            Check::warn("kube-proxy", what, found.advice())
+        }
+        Err(error) => Check::warn("kube-proxy", format!("cannot look for it: {error}"), "run as root"),
     }
 }
 

@@ -70,6 +70,7 @@ struct Seen {
 /// Looks at everything. Changes nothing.
 pub fn examine(bpf_root: &Path, run_dir: &Path) -> Result<Diagnosis, Error> {
     let mut checks = checks::surroundings(bpf_root);
+    checks.push(checks::kube_proxy(bpf_root));
     let told = match run_dir::is_running(run_dir, "proxyd")? {
         true => Some(run_dir::published(run_dir, "proxyd")?.unwrap_or_default()),
         false => None,

@@ -1,0 +1,113 @@
+//! Taking away what kube-proxy has left.
+
+use heddle_netlink::conntrack::Conntrack;
+use heddle_netlink::ipset::Sets;
+use heddle_netlink::ipvs::Ipvs;
+use heddle_netlink::nft::{Base, Batch, Family, Hook, Nft, Verdict, priority};
+use heddle_netlink::{Error, Socket, link};
+
+use super::{Found, names};
+use heddle_netlink::nft::Action;
+
+/// A table with nothing in it but a chain for address translation. The kernel goes on translating what it has begun to
+/// translate only as long as there is one of those, whoever has it.
+const KEEPER: &str = "heddle-kept";
+
+/// How to take it away.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options {
+    /// The connections too: they end.
+    pub connections: bool,
+}
+
+/// Takes away what was found, all of nf_tables in one transaction. Connections that go through it go on (but for those of
+/// IPVS, which has no other memory of them).
+///
+/// # Errors
+/// The kernel's; what was done before stays done.
+pub fn remove(found: &Found, options: Options) -> heddle_netlink::Result<()> {
+    let mut nft = Nft::open()?;
+    let mut batch = Batch::new();
+    if found.connections > 0 && !options.connections {
+        batch.add_table(Family::Inet, KEEPER);
+        let base = Base::nat(Hook::Prerouting, priority::DSTNAT);
+        batch.add_chain(Family::Inet, KEEPER, "connections", Some(&base));
+    }
+    let chains: Vec<_> = nft
+        .chains()?
+        .into_iter()
+        .filter(|chain| matches!(chain.family, Family::Ip | Family::Ip6) && names::is_chain(&chain.name))
+        .collect();
+    let mut tables: Vec<(Family, String)> =
+        chains.iter().map(|chain| (chain.family, chain.table.clone())).collect();
+    tables.sort();
+    tables.dedup();
+    for (family, table) in &tables {
+        // Rules in chains that stay.
+        for rule in nft.rules(*family, table, None)? {
+            let leads = |action: &Action| match action {
+                Action::Verdict(Verdict::Jump(chain) | Verdict::Goto(chain)) => names::is_chain(chain),
+                _ => false,
+            };
+            if !names::is_chain(&rule.chain) && rule.actions.iter().any(leads) {
+                batch.delete_rule(*family, table, &rule.chain, rule.handle);
+            }
+        }
+    }
+    for chain in &chains {
+        batch.flush_chain(chain.family, &chain.table, &chain.name);
+    }
+    for chain in &chains {
+        batch.delete_chain(chain.family, &chain.table, &chain.name);
+    }
+    for table in &found.nft {
+        let family = if table.starts_with("ip6 ") { Family::Ip6 } else { Family::Ip };
+        batch.delete_table(family, names::TABLE);
+    }
+    if !batch.is_empty() {
+        nft.commit(&batch)?;
+    }
+    if found.ipvs_device {
+        if found.ipvs_services > 0
+            && let Some(mut ipvs) = Ipvs::open()?
+        {
+            for service in ipvs.services()? {
+                ipvs.delete(&service).or_else(absent)?;
+            }
+        }
+        link::delete_by_name(&mut Socket::open()?, names::IPVS_DEVICE).or_else(absent)?;
+    }
+    if !found.ipsets.is_empty() {
+        let mut sets = Sets::open()?;
+        for name in &found.ipsets {
+            sets.destroy(name).or_else(absent)?;
+        }
+    }
+    if options.connections {
+        let mut conntrack = Conntrack::open()?;
+        for ipv4 in [true, false] {
+            for flow in conntrack.translated(ipv4)? {
+                conntrack.forget(&flow).or_else(absent)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn absent(error: Error) -> heddle_netlink::Result<()> {
+    if error.not_found() { Ok(()) } else { Err(error) }
+}
+
+/// Nothing is translated any more that it would have to be kept for.
+///
+/// # Errors
+/// The kernel's.
+pub fn end_keeping() -> heddle_netlink::Result<()> {
+    let mut nft = Nft::open()?;
+    if nft.tables()?.iter().any(|table| table.family == Family::Inet && table.name == KEEPER) {
+        let mut batch = Batch::new();
+        batch.delete_table(Family::Inet, KEEPER);
+        nft.commit(&batch)?;
+    }
+    Ok(())
+}

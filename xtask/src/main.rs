@@ -10,6 +10,7 @@ mod cargo;
 mod demo;
 mod ebpf;
 mod fuzz;
+mod kubernetes;
 mod libtest;
 mod linker;
 mod lint;

@@ -3,6 +3,9 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
+/// How many seconds a suite may take on two idle processors; those that grow with each feature have one.
+const BUDGETS: [(&str, u64); 2] = [("programs", 600), ("kubernetes", 420)];
+
 /// One suite's result.
 #[derive(Debug)]
 pub struct Suite {
@@ -72,6 +75,11 @@ impl Suite {
         }
     }
 
+    fn budget(&self) -> Option<Duration> {
+        let (_, seconds) = BUDGETS.iter().find(|(name, _)| *name == self.name)?;
+        Some(Duration::from_secs(*seconds))
+    }
+
     fn verdict(&self) -> String {
         let failed = self.failed.len();
         format!("{} passed, {failed} failed, {} skipped", self.passed, self.skipped.len())
@@ -83,19 +91,23 @@ impl Suite {
 pub fn report(suites: &[Suite], strict: bool) -> bool {
     let total: Duration = suites.iter().map(|suite| suite.took).sum();
     println!(
-        "\n{:<10} {:>7} {:>7} {:>8} {:>9} {:>6}",
-        "suite", "passed", "failed", "skipped", "seconds", "share"
+        "\n{:<10} {:>7} {:>7} {:>8} {:>9} {:>6} {:>7}",
+        "suite", "passed", "failed", "skipped", "seconds", "share", "budget"
     );
     for suite in suites {
         let share = 100.0 * suite.took.as_secs_f64() / total.as_secs_f64().max(0.001);
         println!(
-            "{:<10} {:>7} {:>7} {:>8} {:>9.1} {share:>5.0}%",
+            "{:<10} {:>7} {:>7} {:>8} {:>9.1} {share:>5.0}% {:>7}",
             suite.name,
             suite.passed,
             suite.failed.len(),
             suite.skipped.len(),
             suite.took.as_secs_f64(),
+            suite.budget().map(|budget| budget.as_secs().to_string()).unwrap_or_default(),
         );
+    }
+    for suite in suites.iter().filter(|suite| suite.budget().is_some_and(|budget| suite.took > budget)) {
+        println!("over budget: {} took {:.0} s", suite.name, suite.took.as_secs_f64());
     }
     let mut slow: Vec<_> = suites.iter().flat_map(|suite| &suite.slow).collect();
     slow.sort_by_key(|(_, took)| std::cmp::Reverse(*took));

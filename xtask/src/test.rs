@@ -7,6 +7,7 @@ use anyhow::{Result, bail};
 
 use crate::build::{self, Profile};
 use crate::demo;
+use crate::kubernetes;
 use crate::libtest::{self, TestBinary};
 use crate::lint;
 use crate::rules;
@@ -15,20 +16,25 @@ use crate::vm;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// A suite (rules, lint, unit, packets, lab, runtime, kernels, demo), or a part of the names of tests; all if none is given
+    /// A suite (rules, lint, unit, packets, lab, runtime, kubernetes, kernels, demo), or a part of the names of tests; all if none is given
     #[arg(value_name = "NAME")]
     names: Vec<String>,
+    /// The suite `kubernetes`: a real cluster, whose programs are built first (it wants Go)
+    #[arg(long)]
+    kubernetes: bool,
 }
 
 /// In the order in which they are run: what fails fastest comes first.
-const SUITES: [&str; 8] = ["rules", "lint", "unit", "packets", "lab", "runtime", "kernels", "demo"];
+const SUITES: [&str; 9] =
+    ["rules", "lint", "unit", "packets", "lab", "runtime", "kubernetes", "kernels", "demo"];
 /// Those that consist of test binaries.
-const OF_BINARIES: [&str; 4] = ["unit", "packets", "lab", "runtime"];
+const OF_BINARIES: [&str; 5] = ["unit", "packets", "lab", "runtime", "kubernetes"];
 
 /// The command `test`. Returns whether nothing failed.
 pub fn run(args: &Args) -> Result<bool> {
-    let (chosen, filters): (Vec<String>, Vec<String>) =
+    let (mut chosen, filters): (Vec<String>, Vec<String>) =
         args.names.iter().cloned().partition(|name| SUITES.contains(&name.as_str()));
+    chosen.extend(args.kubernetes.then(|| "kubernetes".to_owned()));
     // A part of a test's name: look for it in all binaries, leave the other suites out.
     let wanted = |suite: &str| match (chosen.is_empty(), filters.is_empty()) {
         (true, true) => true,
@@ -36,6 +42,12 @@ pub fn run(args: &Args) -> Result<bool> {
         (false, _) => chosen.iter().any(|name| name == suite),
     };
     let mut suites = Vec::new();
+    // Beside what nobody takes the time of. Somebody who looks for a test by name need not wait for it.
+    let whole = chosen.is_empty() && filters.is_empty();
+    let mut programs = match whole || chosen.iter().any(|name| name == "kubernetes") {
+        true => Some(kubernetes::Programs::begin()?),
+        false => None,
+    };
     if wanted("rules") {
         suites.push(Suite::run("rules", rules::check));
     }
@@ -49,16 +61,30 @@ pub fn run(args: &Args) -> Result<bool> {
             Ok(())
         }));
     }
-    if let Some((programs, binaries)) = &built {
+    if let Some((heddle, binaries)) = &built {
         for name in OF_BINARIES.into_iter().filter(|name| wanted(name)) {
-            suites.push(Suite::run(name, |suite| binaries_of(suite, binaries, &filters, programs)));
+            if name != "unit"
+                && let Some(programs) = programs.as_mut().filter(|programs| programs.is_running())
+            {
+                suites.push(Suite::run("programs", |_| programs.finish()));
+            }
+            suites.push(Suite::run(name, |suite| match &programs {
+                Some(programs)
+                    if name == "kubernetes"
+                        && let Some(reason) = programs.missing() =>
+                {
+                    suite.skip(name.to_owned(), reason.to_owned());
+                    Ok(())
+                }
+                _ => binaries_of(suite, binaries, &filters, heddle),
+            }));
         }
         if wanted("kernels") {
-            let on_kernels = vm::suites(&suites, binaries, programs);
+            let on_kernels = vm::suites(&suites, binaries, heddle);
             suites.extend(on_kernels);
         }
         if wanted("demo") {
-            suites.push(Suite::run("demo", |suite| demo::suite(suite, programs)));
+            suites.push(Suite::run("demo", |suite| demo::suite(suite, heddle)));
         }
     }
     let clean = suite::report(&suites, env::var("CI").is_ok_and(|ci| ci == "true"));
@@ -79,8 +105,8 @@ fn binaries_of(suite: &mut Suite, all: &[TestBinary], filters: &[String], progra
     Ok(())
 }
 
-/// By name: what runs the real programs in the Lab, what has container runtimes call them, what runs packets through
-/// loaded programs, the rest.
+/// By name: what runs the real programs in the Lab, what has container runtimes call them, what has Kubernetes do so,
+/// what runs packets through loaded programs, the rest.
 fn suite_of(binary: &TestBinary) -> &'static str {
     if binary.target.contains("packets") {
         "packets"
@@ -88,6 +114,8 @@ fn suite_of(binary: &TestBinary) -> &'static str {
         "lab"
     } else if binary.package == "heddle-runtime" {
         "runtime"
+    } else if binary.package == "heddle-kubernetes" {
+        "kubernetes"
     } else {
         "unit"
     }

@@ -10,6 +10,7 @@ mod cargo;
 mod demo;
 mod ebpf;
 mod fuzz;
+mod image;
 mod kubernetes;
 mod libtest;
 mod linker;
@@ -44,6 +45,8 @@ enum Command {
     Test(test::Args),
     /// The programs, with the eBPF object inside
     Build(build::Args),
+    /// The container image of deploy/kubernetes, without a container engine
+    Image(image::Args),
     /// Figures, each next to a reference measured in the same run
     Bench(bench::Args),
     /// Random packets over random services: the eBPF programs against a model
@@ -77,6 +80,7 @@ fn run() -> Result<bool> {
         Command::Demo(args) => demo::run("demo", &args)?,
         Command::Test(args) => return test::run(&args),
         Command::Build(args) => build::run(&args)?,
+        Command::Image(args) => image::run(&args)?,
         Command::Bench(args) => bench::run(&args)?,
         Command::Fuzz(args) => fuzz::run(&args)?,
         Command::Vm(args) => return vm::run(&args),

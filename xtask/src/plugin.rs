@@ -25,16 +25,21 @@ const DYNAMIC: [(u32, &str); 2] = [(2, "a dynamic section"), (3, "an interpreter
 
 /// Builds the plugins into `dir`.
 pub fn build(dir: &Path) -> Result<()> {
+    statically(dir, PROFILE, &PLUGINS, &PLUGINS)
+}
+
+/// Builds `programs`, which are of `packages`, into `dir`, each as one file that needs nothing of the machine.
+pub fn statically(dir: &Path, profile: &str, packages: &[&str], programs: &[&str]) -> Result<()> {
     let target = target()?;
     let mut cargo = cargo::cargo();
     // With a target that is named, the flags are for the programs and not for procedural macros.
-    cargo.args(["build", "--profile", PROFILE, "--target", &target, "--bins"]);
+    cargo.args(["build", "--profile", profile, "--target", &target, "--bins"]);
     cargo.args(["--config", &format!("target.{target}.rustflags={FLAGS}")]);
-    PLUGINS.iter().for_each(|name| _ = cargo.args(["--package", name]));
+    packages.iter().for_each(|name| _ = cargo.args(["--package", name]));
     process::run(&mut cargo)?;
     fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
-    for name in PLUGINS {
-        let built = root::target().join(&target).join(PROFILE).join(name);
+    for name in programs {
+        let built = root::target().join(&target).join(profile).join(name);
         let program = fs::read(&built).with_context(|| format!("cannot read {}", built.display()))?;
         check_static(&program).with_context(|| format!("{} is not one static file", built.display()))?;
         // Not written over: somebody may be running it.
@@ -60,7 +65,7 @@ fn target() -> Result<String> {
         return Ok(musl);
     }
     println!(
-        "no standard library for {musl} (rustup target add {musl}): the plugins start slower in virtual machines"
+        "no standard library for {musl} (rustup target add {musl}): static programs start slower in virtual machines"
     );
     Ok(host.to_owned())
 }

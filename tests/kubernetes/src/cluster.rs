@@ -42,7 +42,7 @@ impl Cluster {
     /// # Errors
     /// When a program does not start.
     pub fn raise(nodes: usize) -> Result<Self> {
-        Self::raise_with(nodes, dns::archives)
+        Self::raise_with(nodes, |_| Ok(Vec::new()))
     }
 
     /// The same with further images, archives that `archives` writes into the directory of the lab.
@@ -56,6 +56,7 @@ impl Cluster {
         let plane = ControlPlane::raise(&lab, &lab.clients()[1], options)?;
         let images = lab.dir().join("inmate");
         let mut list = vec![image::write_named(lab.client(), &images, &[PAUSE, image::IMAGE])?];
+        list.extend(dns::archives(&lab)?);
         list.extend(archives(&lab)?);
         let begun = Instant::now();
         let start = |node| KubeNode::start(node, &plane, lab.dir(), &list);

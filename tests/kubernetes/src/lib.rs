@@ -11,12 +11,13 @@ pub mod control_plane;
 pub mod deploy;
 pub mod dns;
 mod error;
-pub mod heddle;
+pub mod fault_proxy;
 pub mod kubeconfig;
 pub mod node;
 pub mod pki;
 pub mod pods;
 pub mod programs;
+pub mod reference;
 
 pub use api::Api;
 pub use cluster::Cluster;

@@ -1,7 +1,7 @@
-//! A real cluster on Heddle alone: raised once, looked at in many ways.
+//! A real cluster on Heddle alone, as it is shipped: raised once, looked at in many ways.
 
 use heddle_kubernetes::checks::{self, Stage, Subject};
-use heddle_kubernetes::{Cluster, Result, heddle};
+use heddle_kubernetes::{Cluster, Result, deploy};
 use heddle_lab::skip;
 
 /// Nodes of the cluster.
@@ -13,9 +13,8 @@ fn a_cluster_on_heddle_alone() -> Result<()> {
         skip(&why);
         return Ok(());
     }
-    let cluster = Cluster::raise(NODES)?;
-    let daemons = heddle::install(&cluster)?;
-    let stage = Stage::new(cluster, Subject::Heddle, daemons);
-    let all = [checks::smoke(), checks::heddle()].concat();
-    checks::run(&stage, &all)
+    let cluster = Cluster::raise_with(NODES, |lab| Ok(vec![deploy::image(lab)?]))?;
+    deploy::apply(&cluster)?;
+    let stage = Stage::new(cluster, Subject::Heddle);
+    checks::run(&stage, &[checks::smoke(), checks::heddle()].concat())
 }

@@ -31,7 +31,9 @@ pub fn write(place: &Place, dir: &Path) -> Result<PathBuf> {
 pub fn write_named(place: &Place, dir: &Path, names: &[&str]) -> Result<PathBuf> {
     let program = dir.join("inmate");
     fs::create_dir_all(dir).map_err(|e| Error::new(format!("create {}", dir.display()), e))?;
-    fs::write(&program, INMATE).map_err(|e| Error::new(format!("write {}", program.display()), e))?;
+    fs::write(&program, INMATE)
+        .and_then(|()| fs::set_permissions(&program, fs::Permissions::from_mode(0o755)))
+        .map_err(|e| Error::new(format!("write {}", program.display()), e))?;
     write_of(place, dir, names, &[(&program, "inmate")], &["/inmate"])
 }
 

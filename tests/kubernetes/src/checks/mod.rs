@@ -60,7 +60,8 @@ pub fn heddle() -> Vec<Check> {
 
 /// Carries `checks` out on one cluster, tells how long each took, and gives all failures.
 ///
-/// `HEDDLE_CHECK`: only those whose name contains it.
+/// `HEDDLE_CHECK`: only those whose name contains it. `HEDDLE_LOGS`: a directory where what all programs have printed is
+/// kept.
 ///
 /// # Errors
 /// When one failed.
@@ -76,6 +77,9 @@ pub fn run(stage: &Stage, checks: &[Check]) -> Result<()> {
             println!("    {e}");
             failed.push(format!("{}: {e}", check.name));
         }
+    }
+    if let Some(dir) = std::env::var_os("HEDDLE_LOGS") {
+        stage.keep_logs(dir.as_ref())?;
     }
     if failed.is_empty() { Ok(()) } else { Err(Error::new("pass all checks", failed.join("\n"))) }
 }

@@ -13,7 +13,6 @@ use super::life::{clients, open};
 use super::stage::{FAMILIES, Stage};
 use crate::cluster::LIMIT;
 use crate::error::{Error, Result};
-use crate::heddle;
 use crate::pods::{self, PORT};
 
 /// How long nodes may take from their start until they are ready.
@@ -144,7 +143,6 @@ pub fn fault_127_a_node_that_comes_back_under_its_name(stage: &Stage) -> Result<
     }
     let node = stage.cluster.node(3);
     node.boot()?;
-    heddle::on_node(stage, 3)?;
     stage.cluster.await_ready(READY)?;
     overlay_is_right(stage, &[1, 2, 3], SOON)?;
     let pod = pods::pod("web-3", "web", "n3");

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Mutex;
+use std::path::Path;
 use std::time::Duration;
 
 use heddle_lab::{Ask, Place, eventually};
@@ -10,8 +10,7 @@ use serde_json::Value;
 
 use super::ensure;
 use crate::cluster::{Cluster, LIMIT, condition};
-use crate::error::{Error, Result};
-use crate::heddle::Daemons;
+use crate::error::{Error, Result, mkdir, write};
 use crate::pods;
 
 /// IPv4, IPv6.
@@ -29,8 +28,6 @@ pub enum Subject {
 #[derive(Debug)]
 pub struct Stage {
     pub subject: Subject,
-    /// Heddle's, while they run as processes.
-    pub daemons: Mutex<Vec<Daemons>>,
     pub cluster: Cluster,
 }
 
@@ -58,8 +55,17 @@ impl Standing {
 
 impl Stage {
     /// A stage on a cluster whose network is being installed.
-    pub fn new(cluster: Cluster, subject: Subject, daemons: Vec<Daemons>) -> Self {
-        Self { subject, daemons: Mutex::new(daemons), cluster }
+    pub fn new(cluster: Cluster, subject: Subject) -> Self {
+        Self { subject, cluster }
+    }
+
+    /// Writes what all programs have printed into `dir`.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn keep_logs(&self, dir: &Path) -> Result<()> {
+        mkdir(dir)?;
+        self.cluster.lab().logs().iter().try_for_each(|(name, text)| write(&dir.join(name), text))
     }
 
     /// The pods with the label `app`, once there are so many and all are ready.

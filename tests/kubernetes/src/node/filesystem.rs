@@ -58,10 +58,11 @@ pub(super) fn forget(node: &Node) -> Result<()> {
         node.run(Cmd::new("umount").args(["--lazy", point]))?;
     }
     let mut remove = Cmd::new("rm").arg("-rf").args(dirs.iter().filter(|dir| **dir != "/run/netns"));
-    for dir in ["/run/netns", "/sys/fs/bpf", "/etc/cni/net.d", "/opt/cni/bin"] {
+    for dir in ["/run/netns", "/etc/cni/net.d", "/opt/cni/bin"] {
         let entries = std::fs::read_dir(node.path(dir)).into_iter().flatten().flatten();
         remove = remove.args(entries.map(|entry| Path::new(dir).join(entry.file_name())));
     }
+    remove = remove.arg("/sys/fs/bpf/heddle");
     node.run(remove)?;
     node.run("nft flush ruleset")?;
     for device in node.run("ip -br link")?.lines().filter_map(|line| line.split_whitespace().next()) {

@@ -136,12 +136,13 @@ impl KubeNode {
         Ok(containerd.pod(&Plan::new(pod), &found.id)?.place)
     }
 
-    /// How many pods containerd has, also those that have ended.
+    /// How many pods run, as containerd sees it.
     ///
     /// # Errors
     /// containerd's.
     pub fn sandboxes(&self) -> Result<usize> {
-        Ok(lock(&self.containerd).as_ref().map_or(Ok(0), |c| c.sandboxes().map(|list| list.len()))?)
+        let Some(containerd) = &*lock(&self.containerd) else { return Ok(0) };
+        Ok(containerd.sandboxes()?.iter().filter(|sandbox| sandbox.state == READY).count())
     }
 }
 

@@ -15,8 +15,8 @@ use heddle_ebpf_common::{
     SockKey, SockPeer, SourceKey, Tuple,
 };
 
-use crate::pins::{entries, inspect, remove_any};
 use crate::kept::{Reach, keep};
+use crate::pins::{entries, inspect, remove_any};
 use crate::raw::{Entries, Kind, RawMap, Shape, program_name};
 use crate::succession::pinned_maps;
 use crate::{Error, Maps, Pins, Result, SocketHook, TcHook, XdpMode, describe, object, sys};

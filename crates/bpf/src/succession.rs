@@ -15,8 +15,8 @@ use nix::time::{ClockId, clock_gettime};
 
 use crate::carry::{ByName, Carried, Carry, FLOWS, OTHERS, Source};
 use crate::describe::Layout;
-use crate::pins::{entries, inspect, remove_any};
 use crate::kept::Reach;
+use crate::pins::{entries, inspect, remove_any};
 use crate::raw::{Kind, RawMap};
 use crate::{Datapath, Error, PinnedLink, Pins, Result, SocketHook, TcHook, XdpMode, sys};
 

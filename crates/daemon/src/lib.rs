@@ -2,6 +2,7 @@
 //!
 //! - [`config`]: flag, then `HEDDLE_*` in the environment, then the TOML file, then the default. Every
 //!   option of the command line is known to all three, because the layers are made from it.
+//! - [`http`]: small servers for probes and metrics.
 //! - [`log`]: tracing, for people or as JSON.
 //! - [`signal`]: SIGTERM and SIGINT end the program, and leave the kernel as it is.
 //! - [`run_dir`]: one instance at a time; the file that says "ready".
@@ -11,6 +12,7 @@
 
 pub mod config;
 pub mod exit;
+pub mod http;
 pub mod log;
 pub mod output;
 pub mod run_dir;

@@ -2,12 +2,17 @@
 //!
 //! /proc/sys/net shows the parameters of the namespace of the thread that looks, not of the process
 //! that mounted it: [`write_in`] and [`read_in`] look from a thread inside.
+//!
+//! In a container /proc/sys is read-only. Where the machine's is mounted as well, below [`MACHINE`], writing goes there.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::path::PathBuf;
 
 use crate::{Error, NetNs, Result};
+
+/// Where containers of ours find what of the machine's /proc/sys they may write to (deploy/kubernetes).
+pub const MACHINE: &str = "/host/proc/sys";
 
 /// A parameter by the components of its path below /proc/sys: a device name may hold dots.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -30,7 +35,11 @@ impl Key {
     }
 
     fn path(&self, operation: &'static str) -> Result<PathBuf> {
-        let mut path = PathBuf::from("/proc/sys");
+        self.below("/proc/sys", operation)
+    }
+
+    fn below(&self, root: &str, operation: &'static str) -> Result<PathBuf> {
+        let mut path = PathBuf::from(root);
         for component in &self.0 {
             if component.is_empty()
                 || component == "."
@@ -66,22 +75,31 @@ pub fn read(key: &Key) -> Result<String> {
 
 /// Writes a parameter of the calling thread's namespace.
 pub fn write(key: &Key, value: &str) -> Result<()> {
-    let path = key.path("write")?;
-    // No O_CREAT and no O_TRUNC: /proc knows neither, and says so in odd words.
-    let mut file = fs::OpenOptions::new()
-        .write(true)
-        .open(path)
-        .map_err(|source| Error::io("write", format_args!("sysctl {key}"), source))?;
+    let mut file = open(key)?;
     std::io::Write::write_all(&mut file, value.as_bytes())
         .map_err(|source| Error::io("write", format_args!("sysctl {key} = {value}"), source))
 }
 
 /// Whether [`write`] would be allowed to, without writing: /proc/sys may be read-only, as in many containers.
 pub fn check_writable(key: &Key) -> Result<()> {
-    match fs::OpenOptions::new().write(true).open(key.path("write")?) {
-        Ok(_) => Ok(()),
-        Err(source) => Err(Error::io("write", format_args!("sysctl {key}"), source)),
-    }
+    open(key).map(drop)
+}
+
+/// Opens it to be written to.
+fn open(key: &Key) -> Result<File> {
+    // No O_CREAT and no O_TRUNC: /proc knows neither, and says so in odd words.
+    let open = |path| fs::OpenOptions::new().write(true).open(path);
+    let opened = match open(key.path("write")?) {
+        // The other word is that of AppArmor.
+        Err(error) if matches!(error.kind(), ErrorKind::ReadOnlyFilesystem | ErrorKind::PermissionDenied) => {
+            match open(key.below(MACHINE, "write")?) {
+                Err(other) if other.kind() == ErrorKind::NotFound => Err(error),
+                other => other,
+            }
+        }
+        other => other,
+    };
+    opened.map_err(|source| Error::io("write", format_args!("sysctl {key}"), source))
 }
 
 /// Reads a parameter of `ns`.

@@ -25,7 +25,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 
-pub use listen::{Listen, Server, can_ipv6};
+pub use listen::{Listen, can_ipv6, listen};
 
 /// Connections of one server at one time.
 const MOST: usize = 64;

@@ -5,7 +5,6 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::*;
-use crate::notices::Notices;
 
 struct Hello;
 
@@ -83,16 +82,16 @@ fn a_port_in_use_is_told_and_taken_when_it_is_free() {
     runtime().block_on(async {
         let holder = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let at = holder.local_addr().unwrap();
-        let notices = Notices::default();
-        let mut told = notices.watch();
-        let server = Server::start("metrics".into(), at, "name another", Arc::new(Hello), &notices);
-        told.wait_for(|troubles| troubles.contains_key("metrics")).await.unwrap();
-        let what = told.borrow()["metrics"].what.clone();
-        assert_eq!(what, format!("cannot listen on {at}: another program does (name another)"));
+        let (tell, mut told) = tokio::sync::watch::channel(None);
+        let server = tokio::spawn(async move {
+            listen(at, "name another", Arc::new(Hello), |trouble| drop(tell.send_replace(trouble))).await;
+        });
+        let what = told.wait_for(Option::is_some).await.unwrap().clone();
+        assert_eq!(what, Some(format!("cannot listen on {at}: another program does (name another)")));
         drop(holder);
-        told.wait_for(|troubles| troubles.is_empty()).await.unwrap();
+        told.wait_for(Option::is_none).await.unwrap();
         assert!(say(at, "GET /hello HTTP/1.1\r\nHost: x\r\n\r\n").await.starts_with("HTTP/1.1 200"));
-        drop(server);
+        server.abort();
         let closed = async { while TcpStream::connect(at).await.is_ok() {} };
         timeout(LIMIT, closed).await.unwrap();
     });

@@ -3,11 +3,10 @@
 use heddle_netlink::conntrack::Conntrack;
 use heddle_netlink::ipset::Sets;
 use heddle_netlink::ipvs::Ipvs;
-use heddle_netlink::nft::{Base, Batch, Family, Hook, Nft, Verdict, priority};
+use heddle_netlink::nft::{Base, Batch, Family, Hook, Nft, priority};
 use heddle_netlink::{Error, Socket, link};
 
 use super::{Found, names};
-use heddle_netlink::nft::Action;
 
 /// A table with nothing in it but a chain for address translation. The kernel goes on translating what it has begun to
 /// translate only as long as there is one of those, whoever has it.
@@ -33,33 +32,9 @@ pub fn remove(found: &Found, options: Options) -> heddle_netlink::Result<()> {
         let base = Base::nat(Hook::Prerouting, priority::DSTNAT);
         batch.add_chain(Family::Inet, KEEPER, "connections", Some(&base));
     }
-    let chains: Vec<_> = nft
-        .chains()?
-        .into_iter()
-        .filter(|chain| matches!(chain.family, Family::Ip | Family::Ip6) && names::is_chain(&chain.name))
-        .collect();
-    let mut tables: Vec<(Family, String)> =
-        chains.iter().map(|chain| (chain.family, chain.table.clone())).collect();
-    tables.sort();
-    tables.dedup();
-    for (family, table) in &tables {
-        // Rules in chains that stay.
-        for rule in nft.rules(*family, table, None)? {
-            let leads = |action: &Action| match action {
-                Action::Verdict(Verdict::Jump(chain) | Verdict::Goto(chain)) => names::is_chain(chain),
-                _ => false,
-            };
-            if !names::is_chain(&rule.chain) && rule.actions.iter().any(leads) {
-                batch.delete_rule(*family, table, &rule.chain, rule.handle);
-            }
-        }
-    }
-    for chain in &chains {
-        batch.flush_chain(chain.family, &chain.table, &chain.name);
-    }
-    for chain in &chains {
-        batch.delete_chain(chain.family, &chain.table, &chain.name);
-    }
+    nft.remove_chains(&mut batch, |chain| {
+        matches!(chain.family, Family::Ip | Family::Ip6) && names::is_chain(&chain.name)
+    })?;
     for table in &found.nft {
         let family = if table.starts_with("ip6 ") { Family::Ip6 } else { Family::Ip };
         batch.delete_table(family, names::TABLE);

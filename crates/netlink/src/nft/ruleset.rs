@@ -1,6 +1,8 @@
 //! A static rule set: what it is to be, whether it is there, and how it comes there.
 
-use super::{Base, Batch, Family, MapData, Nft, Rule, SetKey};
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{Action, Base, Batch, Family, ListedChain, MapData, Nft, Rule, SetKey, Verdict};
 use crate::Result;
 
 /// Chains of one table, with the sets that their rules look into. Elements are not part of it.
@@ -31,6 +33,32 @@ pub struct Chain {
 }
 
 impl Nft {
+    /// Adds to `batch` what takes away these chains of anybody's, with their rules and with those of other chains of
+    /// their tables that lead to them.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn remove_chains(&mut self, batch: &mut Batch, is_one: impl Fn(&ListedChain) -> bool) -> Result<()> {
+        let mut tables: BTreeMap<(Family, String), BTreeSet<String>> = BTreeMap::new();
+        for chain in self.chains()?.into_iter().filter(is_one) {
+            tables.entry((chain.family, chain.table)).or_default().insert(chain.name);
+        }
+        for ((family, table), chains) in &tables {
+            for rule in self.rules(*family, table, None)? {
+                let leads = |action: &Action| match action {
+                    Action::Verdict(Verdict::Jump(chain) | Verdict::Goto(chain)) => chains.contains(chain),
+                    _ => false,
+                };
+                if !chains.contains(&rule.chain) && rule.actions.iter().any(leads) {
+                    batch.delete_rule(*family, table, &rule.chain, rule.handle);
+                }
+            }
+            chains.iter().for_each(|chain| batch.flush_chain(*family, table, chain));
+            chains.iter().for_each(|chain| batch.delete_chain(*family, table, chain));
+        }
+        Ok(())
+    }
+
     /// The chains that do not hold what they should, by one look at the table's rules. A chain that holds our
     /// rules was made with them, and a hook cannot be changed afterwards: it need not be looked at.
     pub fn missing<'a>(&mut self, ruleset: &'a Ruleset) -> Result<Vec<&'a Chain>> {

@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use heddle_model::subnet::{canonical, overlap};
-use heddle_model::{NodeName, Object, OverlayTable, Problem, What};
+use heddle_model::{Beside, NodeName, Object, OverlayTable, Problem, RemoteNode, What};
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
 use crate::mtu::{self, MtuError};
 use crate::state::{
-    Address, Device, Family, FdbEntry, KernelState, Route, RouteKey, UNREACHABLE_METRIC, remote_metric,
+    Address, Device, Family, FdbEntry, KernelState, Neighbour, Route, RouteKey, UNREACHABLE_METRIC,
+    remote_metric,
 };
 
 /// What the administrator chose.
@@ -27,6 +28,16 @@ pub struct Settings {
     /// Packets to nodes on the underlay's link go there without a tunnel.
     #[serde(default)]
     pub direct_routing: bool,
+    /// What the network of the pods is called: under this name their leases are kept.
+    #[serde(default = "usual_network")]
+    pub network: String,
+    /// Flannel's device makes room for ours.
+    #[serde(default)]
+    pub replace_flannel: bool,
+}
+
+fn usual_network() -> String {
+    "heddle".into()
 }
 
 /// The underlay as this node sees it.
@@ -121,9 +132,17 @@ pub fn desired(
             mac,
             mtu,
             up: true,
+            beside: false,
         }),
         ..KernelState::default()
     };
+    // Where tunnels of the other family begin.
+    let v4 = underlay.local.is_ipv4();
+    let other = table
+        .addresses
+        .iter()
+        .copied()
+        .find(|ip| ip.is_ipv4() != v4 && underlay.networks.iter().any(|network| network.ip() == *ip));
     // The source of this node's own packets into the overlay.
     let mut source = BTreeMap::new();
     for range in &table.local {
@@ -136,6 +155,7 @@ pub fn desired(
 
     let mut problems = Vec::new();
     let mut owners = BTreeMap::from([(mac, &settings.node)]);
+    let mut beside_owners = owners.clone();
     for (name, remote) in &table.remotes {
         if let Some(owner) = owners.insert(remote.mac, name) {
             owners.insert(remote.mac, owner);
@@ -159,21 +179,61 @@ pub fn desired(
             let gateway = range.network();
             let family = Family::of(gateway);
             // The tunnel stays, whichever way plain packets go: services use it.
-            state.neighbours.insert(gateway, remote.mac);
-            let direct =
-                settings.direct_routing.then(|| underlay.neighbour(&remote.addresses, range.is_ipv4()));
-            let route = match direct.flatten() {
-                Some((node, source)) => {
-                    Route::Direct { gateway: Some(node), source: Some(source), link: underlay.index }
-                }
-                None => {
-                    Route::Via { gateway: Some(gateway), source: source.get(&family).copied(), onlink: true }
-                }
-            };
+            state.neighbours.insert(Neighbour::new(gateway), remote.mac);
+            let source = source.get(&family).copied();
+            let tunnel = Route::Via { gateway: Some(gateway), source, onlink: true, beside: false };
+            let route = straight(remote, *range, underlay, settings).unwrap_or(tunnel);
             state.routes.insert(RouteKey { range: *range, metric: remote_metric(family) }, route);
         }
+        let Some(Beside { underlay: to, mac: at, range }) = remote.beside.clone() else { continue };
+        let mut refuse = |what: String| {
+            let what = What::Said(format!("pod range {range} not reached: {what}"));
+            problems.push(Problem::new(Object::Node(name.clone()), what));
+        };
+        let Some(from) = other else {
+            refuse(format!("{} of this node has no address of that family", underlay.device));
+            continue;
+        };
+        if let Some(owner) = beside_owners.insert(at, name) {
+            beside_owners.insert(at, owner);
+            refuse(format!("its VXLAN device has the MAC {at} of node {owner}"));
+            continue;
+        }
+        if let Some((network, device)) = underlay.occupied(range) {
+            refuse(format!("it overlaps {network} on {device} of this node"));
+            continue;
+        }
+        let device = || beside(state.device.as_ref(), from, underlay);
+        state.beside = state.beside.take().or_else(device);
+        let gateway = range.network();
+        let family = Family::of(gateway);
+        state.fdb.insert(FdbEntry { beside: true, ..FdbEntry::new(at, to) });
+        state.neighbours.insert(Neighbour { ip: gateway, beside: true }, at);
+        let source = source.get(&family).copied();
+        let tunnel = Route::Via { gateway: Some(gateway), source, onlink: true, beside: true };
+        let route = straight(remote, range, underlay, settings).unwrap_or(tunnel);
+        state.routes.insert(RouteKey { range, metric: remote_metric(family) }, route);
     }
     Ok(Desired { state, problems, mtu })
+}
+
+/// The route to a pod range past the tunnels, where that is wanted and the node is on the link.
+fn straight(
+    remote: &RemoteNode,
+    range: IpNetwork,
+    underlay: &Underlay,
+    settings: &Settings,
+) -> Option<Route> {
+    let wanted = || underlay.neighbour(&remote.addresses, range.is_ipv4());
+    let (node, source) = settings.direct_routing.then(wanted).flatten()?;
+    Some(Route::Direct { gateway: Some(node), source: Some(source), link: underlay.index })
+}
+
+/// The second device: like the first, but for its outer packets.
+fn beside(first: Option<&Device>, from: IpAddr, underlay: &Underlay) -> Option<Device> {
+    let first = first?;
+    let most = mtu::overlay_mtu(&underlay.device, underlay.mtu, from, false, None).ok()?;
+    Some(Device { local: Some(from), mtu: first.mtu.min(most), beside: true, ..first.clone() })
 }
 
 /// Whether packets to the address would go to every machine of the network (the all-ones address, and the
@@ -187,7 +247,7 @@ fn is_for_everybody(ip: IpAddr, network: IpNetwork) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use heddle_model::{Mac, RemoteNode};
+    use heddle_model::Mac;
 
     use super::*;
     use crate::fake::{ip, mac, name, net, remote, settings, table, underlay};
@@ -199,11 +259,13 @@ mod tests {
         assert_eq!(desired.mtu, 1450);
         let state = desired.state;
         assert_eq!(state.fdb, [FdbEntry::new(mac(2), ip("192.168.77.2"))].into());
-        assert_eq!(state.neighbours, [(ip("10.244.2.0"), mac(2)), (ip("fd00:10:244:2::"), mac(2))].into());
+        let neighbour = |text| (Neighbour::new(ip(text)), mac(2));
+        assert_eq!(state.neighbours, [neighbour("10.244.2.0"), neighbour("fd00:10:244:2::")].into());
         let via = |gateway, source| Route::Via {
             gateway: Some(ip(gateway)),
             source: Some(ip(source)),
             onlink: true,
+            beside: false,
         };
         let key = |range, metric| RouteKey { range: net(range), metric };
         assert_eq!(

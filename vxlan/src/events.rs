@@ -6,6 +6,8 @@ use heddle_netlink::link::Link;
 use heddle_netlink::monitor::{Event, Turn};
 use heddle_netlink::route::{self, Kind, Route};
 
+use crate::kernel::beside_name;
+
 /// How the names of pods' devices on the host begin.
 pub const POD_PREFIX: &str = "hdl";
 
@@ -13,9 +15,10 @@ pub const POD_PREFIX: &str = "hdl";
 /// go there are many, and a look at the kernel takes 0.2 s where there are 5,000 nodes.
 #[derive(Debug)]
 pub struct Filter {
-    /// The VXLAN device, and its index as it was last told.
-    device: String,
-    index: Option<u32>,
+    /// The VXLAN devices.
+    devices: [String; 2],
+    /// Their indexes, as they were last told.
+    indexes: BTreeSet<u32>,
     /// Indexes of pods' devices.
     pods: BTreeSet<u32>,
 }
@@ -23,7 +26,8 @@ pub struct Filter {
 impl Filter {
     /// `links`: the devices that there are.
     pub fn new(device: String, links: &[Link]) -> Self {
-        let mut filter = Self { device, index: None, pods: BTreeSet::new() };
+        let devices = [beside_name(&device), device];
+        let mut filter = Self { devices, indexes: BTreeSet::new(), pods: BTreeSet::new() };
         for link in links {
             filter.link(Turn::New, link);
         }
@@ -55,14 +59,16 @@ impl Filter {
             };
             return false;
         }
-        if link.name == self.device {
-            self.index = (turn == Turn::New).then_some(link.index);
+        if turn == Turn::New && self.devices.contains(&link.name) {
+            self.indexes.insert(link.index);
+        } else {
+            self.indexes.remove(&link.index);
         }
         true
     }
 
     fn is_ours(&self, link: u32) -> bool {
-        self.index == Some(link)
+        self.indexes.contains(&link)
     }
 
     fn concerns_route(&self, route: &Route) -> bool {

@@ -13,34 +13,46 @@ use ipnetwork::IpNetwork;
 
 use crate::desired::{Settings, Underlay};
 use crate::plan::{Part, Step};
-use crate::state::{KernelState, Route};
+use crate::state::{Device, FdbEntry, KernelState, Neighbour, Route};
 
 /// Takes one step, or says which rule it breaks.
 pub fn take(state: &mut KernelState, step: &Step) -> Result<(), String> {
     let refuse = |why: &str| Err(format!("{step:?}: {why}"));
     let anywhere = matches!(
         step.part(),
-        Part::Device | Part::Leftover(_) | Part::Route(_) | Part::Conflist | Part::Forwarding(_)
+        Part::Device
+            | Part::Beside
+            | Part::Leftover(_)
+            | Part::Route(_)
+            | Part::Conflist
+            | Part::Forwarding(_)
     );
     if !anywhere && state.device.is_none() {
         return refuse("no device");
     }
     match step {
-        Step::RemoveDevice => clear(state),
+        Step::RemoveDevice => clear(state, false),
+        Step::RemoveBeside => {
+            if state.routes.values().any(|route| matches!(route, Route::Via { beside: true, .. })) {
+                return refuse("a route still leads there");
+            }
+            clear(state, true);
+        }
         Step::RecreateDevice(device) => {
-            clear(state);
-            state.device = Some(device.clone());
+            clear(state, device.beside);
+            *place(state, device.beside) = Some(device.clone());
         }
         Step::CreateDevice(device) => {
-            if state.device.replace(device.clone()).is_some() {
+            if place(state, device.beside).replace(device.clone()).is_some() {
                 return refuse("file exists");
             }
         }
         Step::ChangeDevice { from, to } => {
             if from.mac != to.mac {
-                state.neighbours.clear();
+                state.neighbours.retain(|neighbour, _| neighbour.beside != to.beside);
             }
-            if state.device.replace(to.clone()).as_ref() != Some(from) || !from.can_become(to) {
+            let old = place(state, to.beside).replace(to.clone());
+            if old.as_ref() != Some(from) || !from.can_become(to) {
                 return refuse("this device is another");
             }
         }
@@ -69,38 +81,46 @@ pub fn take(state: &mut KernelState, step: &Step) -> Result<(), String> {
             state.forwarding.insert(*family);
         }
         Step::PutFdb { entry, moved } => {
-            if *moved != state.fdb.iter().any(|old| old.mac == entry.mac) {
+            let same = |old: &FdbEntry| (old.mac, old.beside) == (entry.mac, entry.beside);
+            if *moved != state.fdb.iter().any(same) {
                 return refuse("moved from nowhere, or not from somewhere");
             }
-            state.fdb.retain(|old| old.mac != entry.mac);
+            if place(state, entry.beside).is_none() {
+                return refuse("there is no such device");
+            }
+            state.fdb.retain(|old| !same(old));
             state.fdb.insert(*entry);
         }
         Step::RemoveFdb(entry) => {
-            if state.neighbours.values().any(|mac| *mac == entry.mac) {
+            let uses = |(old, mac): (&Neighbour, &Mac)| old.beside == entry.beside && *mac == entry.mac;
+            if state.neighbours.iter().any(uses) {
                 return refuse("a neighbour still uses it");
             }
             state.fdb.remove(entry);
         }
-        Step::PutNeighbour { ip, mac, .. } => {
-            if !state.fdb.iter().any(|entry| entry.mac == *mac) {
+        Step::PutNeighbour { neighbour, mac, .. } => {
+            if !state.fdb.iter().any(|entry| entry.mac == *mac && entry.beside == neighbour.beside) {
                 return refuse("nothing in the FDB for it");
             }
-            state.neighbours.insert(*ip, *mac);
+            state.neighbours.insert(*neighbour, *mac);
         }
-        Step::RemoveNeighbour(ip) => {
-            let used =
-                |route: &Route| matches!(route, Route::Via { gateway: Some(gateway), .. } if gateway == ip);
+        Step::RemoveNeighbour(old) => {
+            let used = |route: &Route| {
+                matches!(route, Route::Via { gateway: Some(gateway), beside, .. }
+                    if *gateway == old.ip && *beside == old.beside)
+            };
             if state.routes.values().any(used) {
                 return refuse("a route still uses it");
             }
-            state.neighbours.remove(ip);
+            state.neighbours.remove(old);
         }
         Step::AddRoute(key, route) | Step::ReplaceRoute(key, route) => {
-            if let Route::Via { gateway, source, .. } = route {
+            if let Route::Via { gateway, source, beside, .. } = route {
                 if source.is_some_and(|source| !state.addresses.iter().any(|address| address.ip == source)) {
                     return refuse("its source is no address of this node");
                 }
-                if gateway.is_none_or(|gateway| !state.neighbours.contains_key(&gateway)) {
+                let known = |ip| state.neighbours.contains_key(&Neighbour { ip, beside: *beside });
+                if gateway.is_none_or(|gateway| !known(gateway)) {
                     return refuse("its gateway is no neighbour");
                 }
             }
@@ -120,13 +140,19 @@ pub fn take(state: &mut KernelState, step: &Step) -> Result<(), String> {
     Ok(())
 }
 
-/// What is gone with the device.
-fn clear(state: &mut KernelState) {
-    state.device = None;
-    state.addresses.clear();
-    state.neighbours.clear();
-    state.fdb.clear();
-    state.routes.retain(|_, route| !matches!(route, Route::Via { .. }));
+fn place(state: &mut KernelState, beside: bool) -> &mut Option<Device> {
+    if beside { &mut state.beside } else { &mut state.device }
+}
+
+/// What is gone with a device.
+fn clear(state: &mut KernelState, beside: bool) {
+    *place(state, beside) = None;
+    if !beside {
+        state.addresses.clear();
+    }
+    state.neighbours.retain(|neighbour, _| neighbour.beside != beside);
+    state.fdb.retain(|entry| entry.beside != beside);
+    state.routes.retain(|_, route| !matches!(route, Route::Via { beside: on, .. } if *on == beside));
 }
 
 /// Waits until the namespace is as `done` wants it, from event to event.
@@ -179,6 +205,8 @@ pub fn settings() -> Settings {
         port: 8472,
         mtu: None,
         direct_routing: false,
+        network: "heddle".into(),
+        replace_flannel: false,
     }
 }
 

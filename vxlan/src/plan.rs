@@ -1,12 +1,12 @@
 //! From what is there to what should be, in an order that never points at something that is not there.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 
 use heddle_model::{Effect, Mac};
 
-use crate::state::{Address, Device, Family, FdbEntry, KernelState, Route, RouteKey};
+use crate::state::{Address, Device, Family, FdbEntry, KernelState, Neighbour, Route, RouteKey};
 
 /// One change of one part.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,6 +20,8 @@ pub enum Step {
         to: Device,
     },
     RemoveDevice,
+    /// Removes the second device.
+    RemoveBeside,
     /// Removes a device that an earlier vxland made for another VNI.
     RemoveLeftover(String),
     /// `from`: the same address with another scope, which the kernel cannot change; it goes first.
@@ -42,11 +44,11 @@ pub enum Step {
     },
     RemoveFdb(FdbEntry),
     PutNeighbour {
-        ip: IpAddr,
+        neighbour: Neighbour,
         mac: Mac,
         moved: bool,
     },
-    RemoveNeighbour(IpAddr),
+    RemoveNeighbour(Neighbour),
     /// A route that is not there: must not overwrite one that is not ours.
     AddRoute(RouteKey, Route),
     /// A route of ours that leads elsewhere: replaced in one step, so that there always is one.
@@ -65,12 +67,13 @@ pub enum Step {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Part {
     Device,
+    Beside,
     Leftover(String),
     Address(IpAddr, u8),
     Advertisements(String),
     Forwarding(Family),
     Fdb(FdbEntry),
-    Neighbour(IpAddr),
+    Neighbour(Neighbour),
     Route(RouteKey),
     Conflist,
     /// All of it.
@@ -81,12 +84,13 @@ impl fmt::Display for Part {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Device => f.write_str("device"),
+            Self::Beside => f.write_str("second device"),
             Self::Leftover(name) => write!(f, "device {name}"),
             Self::Address(ip, prefix) => write!(f, "address {ip}/{prefix}"),
             Self::Advertisements(device) => write!(f, "router advertisements on {device}"),
             Self::Forwarding(family) => write!(f, "{family} forwarding"),
             Self::Fdb(entry) => write!(f, "fdb entry {} to {}", entry.mac, entry.dst),
-            Self::Neighbour(ip) => write!(f, "neighbour {ip}"),
+            Self::Neighbour(neighbour) => write!(f, "neighbour {}", neighbour.ip),
             Self::Route(key) => write!(f, "route {}", key.range),
             Self::Conflist => f.write_str("cni configuration"),
             Self::Overlay => f.write_str("overlay"),
@@ -97,6 +101,14 @@ impl fmt::Display for Part {
 impl Step {
     pub fn part(&self) -> Part {
         match self {
+            Self::CreateDevice(device)
+            | Self::RecreateDevice(device)
+            | Self::ChangeDevice { to: device, .. }
+                if device.beside =>
+            {
+                Part::Beside
+            }
+            Self::RemoveBeside => Part::Beside,
             Self::CreateDevice(_)
             | Self::RecreateDevice(_)
             | Self::ChangeDevice { .. }
@@ -108,7 +120,9 @@ impl Step {
             Self::KeepAdvertisements(device) => Part::Advertisements(device.clone()),
             Self::SwitchForwarding { family, .. } => Part::Forwarding(*family),
             Self::PutFdb { entry, .. } | Self::RemoveFdb(entry) => Part::Fdb(*entry),
-            Self::PutNeighbour { ip, .. } | Self::RemoveNeighbour(ip) => Part::Neighbour(*ip),
+            Self::PutNeighbour { neighbour, .. } | Self::RemoveNeighbour(neighbour) => {
+                Part::Neighbour(*neighbour)
+            }
             Self::AddRoute(key, _) | Self::ReplaceRoute(key, _) | Self::RemoveRoute(key, _) => {
                 Part::Route(*key)
             }
@@ -136,6 +150,7 @@ impl Step {
             | Self::ReplaceRoute(..)
             | Self::WriteConflist { .. } => Effect::Change,
             Self::RemoveDevice
+            | Self::RemoveBeside
             | Self::RemoveLeftover(_)
             | Self::RemoveAddress(_)
             | Self::RemoveFdb(_)
@@ -147,11 +162,15 @@ impl Step {
 
 /// The steps that turn `observed` into `desired`, in the order in which they must be taken: device,
 /// addresses, forwarding, then FDB before neighbours before routes, then the hand-off; what goes, goes in
-/// reverse and last, so that a route that changes hands is never without an owner. Empty: nothing to do.
+/// reverse and last, the second device last of all, so that a route that changes hands is never without an owner.
+/// Empty: nothing to do.
 pub fn plan(observed: &KernelState, desired: &KernelState) -> Vec<Step> {
     let mut steps: Vec<Step> =
         device(observed.device.as_ref(), desired.device.as_ref()).into_iter().collect();
-    let survivors = survivors(observed, steps.first());
+    if desired.beside.is_some() {
+        steps.extend(device(observed.beside.as_ref(), desired.beside.as_ref()));
+    }
+    let survivors = survivors(observed, &steps);
     let observed = survivors.as_ref().unwrap_or(observed);
 
     // Before anything is made: of two devices with one VNI and port, or two routes to one range, there can be
@@ -169,14 +188,15 @@ pub fn plan(observed: &KernelState, desired: &KernelState) -> Vec<Step> {
         let deaf = desired.advertisements.difference(&observed.advertisements);
         steps.extend(deaf.cloned().map(Step::KeepAdvertisements));
     }
-    let known: BTreeSet<Mac> = observed.fdb.iter().map(|entry| entry.mac).collect();
+    let place = |entry: &FdbEntry| (entry.mac, entry.beside);
+    let known: BTreeSet<(Mac, bool)> = observed.fdb.iter().map(place).collect();
     for entry in desired.fdb.difference(&observed.fdb) {
-        steps.push(Step::PutFdb { entry: *entry, moved: known.contains(&entry.mac) });
+        steps.push(Step::PutFdb { entry: *entry, moved: known.contains(&place(entry)) });
     }
-    for (ip, mac) in &desired.neighbours {
-        let old = observed.neighbours.get(ip);
+    for (neighbour, mac) in &desired.neighbours {
+        let old = observed.neighbours.get(neighbour);
         if old != Some(mac) {
-            steps.push(Step::PutNeighbour { ip: *ip, mac: *mac, moved: old.is_some() });
+            steps.push(Step::PutNeighbour { neighbour: *neighbour, mac: *mac, moved: old.is_some() });
         }
     }
     for (key, route) in &desired.routes {
@@ -193,15 +213,20 @@ pub fn plan(observed: &KernelState, desired: &KernelState) -> Vec<Step> {
 
     let gone = observed.routes.iter().filter(|(key, _)| !desired.routes.contains_key(key));
     steps.extend(gone.map(|(key, route)| Step::RemoveRoute(*key, *route)));
-    let gone = observed.neighbours.keys().filter(|ip| !desired.neighbours.contains_key(ip));
-    steps.extend(gone.copied().map(Step::RemoveNeighbour));
+    // What is on the second device goes with it.
+    let alone = |beside: bool| !beside || desired.beside.is_some();
+    let gone = observed.neighbours.keys().filter(|neighbour| !desired.neighbours.contains_key(neighbour));
+    steps.extend(gone.filter(|neighbour| alone(neighbour.beside)).copied().map(Step::RemoveNeighbour));
     // A MAC with a new destination was moved above.
-    let kept: BTreeSet<Mac> = desired.fdb.iter().map(|entry| entry.mac).collect();
-    let gone = observed.fdb.iter().filter(|entry| !kept.contains(&entry.mac));
+    let kept: BTreeSet<(Mac, bool)> = desired.fdb.iter().map(place).collect();
+    let gone = observed.fdb.iter().filter(|entry| !kept.contains(&place(entry)) && alone(entry.beside));
     steps.extend(gone.copied().map(Step::RemoveFdb));
     let kept =
         |old: &&Address| desired.addresses.iter().any(|new| new.ip == old.ip && new.prefix == old.prefix);
     steps.extend(observed.addresses.iter().filter(|old| !kept(old)).copied().map(Step::RemoveAddress));
+    if observed.beside.is_some() && desired.beside.is_none() {
+        steps.push(Step::RemoveBeside);
+    }
     steps
 }
 
@@ -218,30 +243,36 @@ fn device(observed: Option<&Device>, desired: Option<&Device>) -> Option<Step> {
     }
 }
 
-/// What is left of `observed` once the device's step is done, where that is not all of it.
-fn survivors(observed: &KernelState, step: Option<&Step>) -> Option<KernelState> {
-    match step? {
-        Step::RemoveDevice | Step::RecreateDevice(_) => Some(KernelState {
-            device: None,
-            addresses: BTreeSet::new(),
-            neighbours: BTreeMap::new(),
-            fdb: BTreeSet::new(),
-            // Routes to nowhere, and those past the overlay, are not on the device.
-            routes: observed
-                .routes
-                .clone()
-                .into_iter()
-                .filter(|(_, route)| !matches!(route, Route::Via { .. }))
-                .collect(),
-            ..observed.clone()
-        }),
-        // The kernel forgets a device's neighbours, permanent ones too, when its MAC changes
-        // (neigh_changeaddr in net/core/neighbour.c).
-        Step::ChangeDevice { from, to } if from.mac != to.mac => {
-            Some(KernelState { neighbours: BTreeMap::new(), ..observed.clone() })
+/// What is left of `observed` once the devices' steps are done, where that is not all of it.
+fn survivors(observed: &KernelState, steps: &[Step]) -> Option<KernelState> {
+    let mut left = None;
+    for step in steps {
+        match step {
+            Step::RemoveDevice | Step::RecreateDevice(_) => {
+                let beside = matches!(step, Step::RecreateDevice(device) if device.beside);
+                let state = left.get_or_insert_with(|| observed.clone());
+                if beside {
+                    state.beside = None;
+                } else {
+                    state.device = None;
+                    state.addresses.clear();
+                }
+                state.neighbours.retain(|neighbour, _| neighbour.beside != beside);
+                state.fdb.retain(|entry| entry.beside != beside);
+                // Routes to nowhere, and those past the overlay, are not on the device.
+                let on_it = |route: &Route| matches!(route, Route::Via { beside: on, .. } if *on == beside);
+                state.routes.retain(|_, route| !on_it(route));
+            }
+            // The kernel forgets a device's neighbours, permanent ones too, when its MAC changes
+            // (neigh_changeaddr in net/core/neighbour.c).
+            Step::ChangeDevice { from, to } if from.mac != to.mac => {
+                let state = left.get_or_insert_with(|| observed.clone());
+                state.neighbours.retain(|neighbour, _| neighbour.beside != to.beside);
+            }
+            _ => {}
         }
-        _ => None,
     }
+    left
 }
 
 #[cfg(test)]
@@ -297,8 +328,12 @@ mod tests {
             steps,
             [
                 Step::PutFdb { entry: FdbEntry::new(mac(3), ip("192.168.77.3")), moved: false },
-                Step::PutNeighbour { ip: ip("10.244.2.0"), mac: mac(3), moved: true },
-                Step::PutNeighbour { ip: ip("fd00:10:244:2::"), mac: mac(3), moved: true },
+                Step::PutNeighbour { neighbour: Neighbour::new(ip("10.244.2.0")), mac: mac(3), moved: true },
+                Step::PutNeighbour {
+                    neighbour: Neighbour::new(ip("fd00:10:244:2::")),
+                    mac: mac(3),
+                    moved: true
+                },
                 Step::RemoveFdb(FdbEntry::new(mac(2), ip("192.168.77.2"))),
             ]
         );
@@ -352,9 +387,9 @@ mod tests {
         let mut observed = full.clone();
         observed.fdb.insert(FdbEntry::new(Mac([0; 6]), ip("192.168.77.66")));
         observed.fdb.insert(FdbEntry::new(Mac([0; 6]), ip("192.168.77.67")));
-        observed.neighbours.insert(ip("10.244.9.0"), mac(9));
+        observed.neighbours.insert(Neighbour::new(ip("10.244.9.0")), mac(9));
         let key = RouteKey { range: net("10.244.9.0/24"), metric: 0 };
-        let to_it = Route::Via { gateway: Some(ip("10.244.9.0")), source: None, onlink: true };
+        let to_it = Route::Via { gateway: Some(ip("10.244.9.0")), source: None, onlink: true, beside: false };
         observed.routes.insert(key, to_it);
         observed.addresses.insert(Address { ip: ip("10.244.7.0"), prefix: 32, hidden: false });
         assert_eq!(carry_out(&observed, &full).len(), 5);
@@ -365,18 +400,57 @@ mod tests {
         assert_eq!(carry_out(&observed, &full).len(), 1);
     }
 
+    /// A node of flannel's with pods of both families, and the same node moved to us.
+    #[test]
+    fn the_second_device_comes_and_goes_with_the_nodes_that_need_it() {
+        let range = net("fd00:10:244:2::/64");
+        let flannel = RemoteNode {
+            ranges: [net("10.244.2.0/24")].into(),
+            beside: Some(heddle_model::Beside { underlay: ip("fd77::2"), mac: mac(12), range }),
+            ..remote(2, 11, 2)
+        };
+        let (none, one, moved) = (
+            state_of(&table([])),
+            state_of(&table([("n2", flannel)])),
+            state_of(&table([("n2", remote(2, 2, 2))])),
+        );
+        let beside = one.beside.clone().unwrap();
+        assert_eq!((beside.local, beside.mtu, beside.beside), (Some(ip("fd77::1")), 1430, true));
+        let steps = carry_out(&none, &one);
+        assert_eq!(steps.len(), 1 + 2 + 2 + 2);
+        let steps = carry_out(&one, &moved);
+        let replaced = |step: &Step| matches!(step, Step::ReplaceRoute(key, _) if key.range == range);
+        assert!(steps.iter().any(replaced) && steps.last() == Some(&Step::RemoveBeside), "{steps:#?}");
+        carry_out(&moved, &one);
+        assert!(carry_out(&one, &none).contains(&Step::RemoveBeside));
+        carry_out(&KernelState::default(), &one);
+        // Of one whose attributes cannot change all that is on it is made anew, and nothing else.
+        let mut observed = one.clone();
+        observed.beside.as_mut().unwrap().port = 4789;
+        let steps = carry_out(&observed, &one);
+        assert_eq!((steps.len(), &steps[0]), (1 + 1 + 1 + 1, &Step::RecreateDevice(beside)));
+    }
+
     fn any_table() -> impl Strategy<Value = OverlayTable> {
-        let node = (0..6_u8, 2..6_u8, 2..6_u8, 3..9_u8);
+        let node = (0..6_u8, 2..6_u8, 2..6_u8, 3..9_u8, any::<bool>());
         (proptest::collection::vec(node, 0..5), 1..3_u8).prop_map(|(nodes, own)| {
             let mut taken = BTreeSet::new();
             let remotes: BTreeMap<NodeName, RemoteNode> = nodes
                 .into_iter()
-                .filter(|(.., range)| taken.insert(*range))
-                .map(|(number, host, last, range)| (name(&format!("r{number}")), remote(host, last, range)))
+                .filter(|(.., range, _)| taken.insert(*range))
+                .map(|(number, host, last, range, flannel)| {
+                    let mut remote = remote(host, last, range);
+                    if flannel {
+                        let range = remote.ranges.pop_last().expect("two");
+                        let underlay = ip(&format!("fd77::{host}"));
+                        remote.beside = Some(heddle_model::Beside { underlay, mac: mac(last), range });
+                    }
+                    (name(&format!("r{number}")), remote)
+                })
                 .collect();
             OverlayTable {
                 underlay: Some(ip("192.168.77.1")),
-                addresses: Vec::new(),
+                addresses: vec![ip("192.168.77.1"), ip("fd77::1")],
                 local: [net(&format!("10.244.{own}.0/24")), net(&format!("fd00:10:244:{own}::/64"))].into(),
                 remotes,
             }

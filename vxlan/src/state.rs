@@ -44,6 +44,8 @@ pub struct Device {
     /// Bytes of an inner IP packet.
     pub mtu: u32,
     pub up: bool,
+    /// The second device, for the tunnels of flannel's whose outer packets are of the other family.
+    pub beside: bool,
 }
 
 impl Device {
@@ -76,7 +78,8 @@ pub struct RouteKey {
 #[serde(rename_all = "lowercase")]
 pub enum Route {
     /// Through the VXLAN device to another node's address in the overlay.
-    Via { gateway: Option<IpAddr>, source: Option<IpAddr>, onlink: bool },
+    /// `beside`: through the second one.
+    Via { gateway: Option<IpAddr>, source: Option<IpAddr>, onlink: bool, beside: bool },
     /// Straight to another node on the underlay's link, by the device with this index.
     Direct { gateway: Option<IpAddr>, source: Option<IpAddr>, link: u32 },
     /// Nowhere: refused with ICMP instead of leaking into the underlay by the default route.
@@ -90,11 +93,19 @@ pub struct FdbEntry {
     pub dst: IpAddr,
     /// Does not age. Every entry of ours.
     pub permanent: bool,
+    /// On the second device.
+    pub beside: bool,
+}
+
+impl Neighbour {
+    pub const fn new(ip: IpAddr) -> Self {
+        Self { ip, beside: false }
+    }
 }
 
 impl FdbEntry {
     pub const fn new(mac: Mac, dst: IpAddr) -> Self {
-        Self { mac, dst, permanent: true }
+        Self { mac, dst, permanent: true, beside: false }
     }
 }
 
@@ -120,14 +131,24 @@ impl fmt::Display for Family {
     }
 }
 
+/// Another node's address in the overlay, as a neighbour on one of the devices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Neighbour {
+    pub ip: IpAddr,
+    /// On the second device.
+    pub beside: bool,
+}
+
 /// The whole of it. Where there is no device there are no addresses, neighbours and FDB entries.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct KernelState {
     pub device: Option<Device>,
+    /// The second device, while there are nodes that need it.
+    pub beside: Option<Device>,
     pub addresses: BTreeSet<Address>,
     pub routes: BTreeMap<RouteKey, Route>,
     /// Overlay address of another node to the MAC of its VXLAN device, permanent.
-    pub neighbours: BTreeMap<IpAddr, Mac>,
+    pub neighbours: BTreeMap<Neighbour, Mac>,
     /// A unicast MAC has one destination; the all-zero MAC (flooding) may have many and is never wanted.
     pub fdb: BTreeSet<FdbEntry>,
     /// Devices of another VNI that an earlier vxland left. Never desired: their routes are in the way.
@@ -145,6 +166,7 @@ impl KernelState {
     /// That some other node cannot be reached is no reason to have none.
     pub fn carries(&self, desired: &Self) -> bool {
         self.device == desired.device
+            && (desired.beside.is_none() || self.beside == desired.beside)
             && self.addresses.is_superset(&desired.addresses)
             && self.forwarding.is_superset(&desired.forwarding)
     }

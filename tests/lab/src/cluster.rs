@@ -142,6 +142,11 @@ impl Cluster {
         self.plan.proxyd = Some(args.iter().map(ToString::to_string).collect());
     }
 
+    /// `vxland` is started with these arguments from now on.
+    pub fn plan_vxland(&mut self, args: &[&str]) {
+        self.plan.vxland = Some(args.iter().map(ToString::to_string).collect());
+    }
+
     /// The daemon `program` (`vxland`, `proxyd`) of node `node` (1 is the first), while it runs.
     pub fn daemon(&self, node: usize, program: &str) -> Option<&Process> {
         let list = if program == "vxland" { &self.vxland } else { &self.proxyd };
@@ -246,6 +251,15 @@ pub struct Backend {
 }
 
 impl Backend {
+    /// A pod that has been wired, with a [`Server`] of its name on `port` in it.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn serving(pod: Pod, port: u16) -> Result<Self> {
+        let server = pod.serve(pod.name(), port)?;
+        Ok(Self { server: Some(server), pod })
+    }
+
     /// Its pod.
     pub fn pod(&self) -> &Pod {
         &self.pod

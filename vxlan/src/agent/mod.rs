@@ -1,17 +1,19 @@
 //! The overlay as a target of the reconcile loop: what must be, what is, and getting from one to the other.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use heddle_daemon::exit::chain;
 use heddle_model::resolve::{self, Rules};
 use heddle_model::store::Snapshot;
-use heddle_model::{Effect, Object, OverlayTable, Problem, What};
+use heddle_model::{Effect, NodeName, Object, OverlayTable, Problem, What};
 use heddle_netlink::Socket;
 use heddle_reconcile::{Error, Outcome, Target};
 use tokio::sync::watch;
 
+use crate::announce::Facts;
 use crate::desired::{Settings, desired};
 use crate::kernel::{self, Applier};
 use crate::plan::{Part, Step, plan};
@@ -65,6 +67,9 @@ pub struct Overlay {
     written: Option<Report>,
     /// Set for good if the kernel cannot have the overlay at all.
     unsupported: watch::Sender<Option<String>>,
+    /// What the other nodes are to know of this one, once the overlay stands as it is wanted.
+    facts: Option<Facts>,
+    announced: watch::Sender<Option<Facts>>,
 }
 
 impl Overlay {
@@ -85,6 +90,8 @@ impl Overlay {
             report,
             written: None,
             unsupported: watch::Sender::default(),
+            facts: None,
+            announced: watch::Sender::default(),
         })
     }
 
@@ -93,26 +100,64 @@ impl Overlay {
         self.unsupported.subscribe()
     }
 
+    /// This node's name.
+    pub const fn node(&self) -> &NodeName {
+        &self.options.settings.node
+    }
+
+    /// What the other nodes may know of this one: the overlay stands so.
+    pub fn announced(&self) -> watch::Receiver<Option<Facts>> {
+        self.announced.subscribe()
+    }
+
+    /// Lets the others know, if the overlay stands as it is wanted.
+    fn announce(&self, observed: &KernelState) {
+        let stands = |wanted: &KernelState| observed.carries(wanted) && observed.conflist == wanted.conflist;
+        if self.facts.is_some() && self.wanted.as_ref().is_some_and(stands) {
+            self.announced.send_if_modified(|known| {
+                let news = *known != self.facts;
+                known.clone_from(&self.facts);
+                news
+            });
+        }
+    }
+
     /// Everything that must be, with the underlay as it is at this moment.
-    fn wanted(&mut self, table: &OverlayTable, problems: &mut Vec<Problem>) -> Result<KernelState, Error> {
+    fn wanted(
+        &mut self,
+        table: &mut OverlayTable,
+        problems: &mut Vec<Problem>,
+    ) -> Result<KernelState, Error> {
         let name = &self.options.settings.node;
-        let Some(local) = table.underlay else {
+        let Some(first) = table.underlay else {
             return Err(
                 format!("no source tells of node {name} and its address (is --node-name right?)").into()
             );
         };
         if table.local.is_empty() {
-            return Err(format!("node {name} has no pod range").into());
+            let about = Object::Node(name.clone());
+            let hint = match problems.iter().any(|problem| problem.object == about) {
+                true => "none that can be used, see what is wrong with the node",
+                false => {
+                    "spec.podCIDRs is empty: does the controller manager run with --allocate-node-cidrs?"
+                }
+            };
+            return Err(format!("node {name} has no pod range ({hint})").into());
         }
-        let underlay = kernel::underlay(&mut self.socket, local, self.options.underlay.as_deref())?;
+        let candidates: Vec<IpAddr> =
+            table.addresses.iter().copied().filter(|ip| ip.is_ipv4() == first.is_ipv4()).collect();
+        let underlay = kernel::underlay(&mut self.socket, &candidates, self.options.underlay.as_deref())?;
+        table.underlay = Some(underlay.local);
         let desired = desired(table, &underlay, &self.options.settings)?;
+        self.facts = Some(Facts::new(table, &underlay, &self.options.settings));
         problems.extend(desired.problems);
         let mut state = desired.state;
         if state.forwarding.contains(&Family::V6) {
             state.advertisements =
                 forwarding::endangered(&mut self.socket, &underlay.device, &self.options.run_dir)?;
         }
-        state.conflist = Some(handoff::conflist(&self.device, &table.local, desired.mtu));
+        state.conflist =
+            Some(handoff::conflist(&self.options.settings.network, &self.device, &table.local, desired.mtu));
         Ok(state)
     }
 
@@ -137,7 +182,7 @@ impl Overlay {
         let mut outcome = Outcome::done();
         let run_dir = &self.options.run_dir;
         let mut applier = match Applier::new(&mut self.socket, &self.device) {
-            Ok(applier) => applier,
+            Ok(applier) => applier.replacing_flannel(self.options.settings.replace_flannel),
             Err(error) => {
                 steps.iter().for_each(|step| outcome.fail(step.part(), &error));
                 return outcome;
@@ -208,6 +253,7 @@ impl Overlay {
             let dir = self.options.cni_conf_dir.display();
             tracing::info!("wrote {dir}/{}: this node takes pods", handoff::CONFLIST);
         }
+        self.announce(&KernelState { conflist: Some(content.to_owned()), ..*observed });
         Ok(())
     }
 
@@ -232,8 +278,8 @@ impl Target for Overlay {
     fn desired(&mut self, snapshot: &Snapshot) -> (State, Vec<Problem>) {
         let Settings { node, vni, service_ranges, .. } = &self.options.settings;
         let rules = Rules { vni: *vni, service_ranges: service_ranges.clone(), ..Rules::default() };
-        let (table, mut problems) = resolve::overlay(snapshot, node, &rules);
-        let wanted = self.wanted(&table, &mut problems);
+        let (mut table, mut problems) = resolve::overlay(snapshot, node, &rules);
+        let wanted = self.wanted(&mut table, &mut problems);
         self.report.table = table;
         self.report.problems = problems.iter().map(ToString::to_string).collect();
         let state = match wanted {
@@ -259,6 +305,7 @@ impl Target for Overlay {
         let mut state = kernel::observe(&mut self.socket, &self.device)?;
         state.forwarding = forwarding::forwarded()?;
         state.conflist = handoff::read(&self.options.cni_conf_dir)?;
+        self.announce(&state);
         Ok(State::Known(Box::new(state)))
     }
 
@@ -267,6 +314,20 @@ impl Target for Overlay {
             (State::Known(observed), State::Known(desired)) => plan(observed, desired),
             (_, State::Hold(why)) | (State::Hold(why), _) => vec![Step::Hold(why.clone())],
         }
+    }
+
+    fn guarded(&self, observed: &State) -> usize {
+        match observed {
+            State::Known(state) => {
+                state.routes.values().filter(|route| **route != Route::Unreachable).count()
+            }
+            State::Hold(_) => 0,
+        }
+    }
+
+    /// A route to another node's pods.
+    fn takes_away(&self, _observed: &State, step: &Step) -> bool {
+        matches!(step, Step::RemoveRoute(_, Route::Via { .. } | Route::Direct { .. }))
     }
 
     fn part(step: &Step) -> Part {

@@ -12,3 +12,9 @@ pub use observe::{observe, underlay};
 pub fn device_name(vni: u32) -> String {
     format!("heddle.{vni}")
 }
+
+/// The name of the second device beside the one called `name`. No longer than the other: for the largest VNI that is as
+/// long as a name may be (IFNAMSIZ).
+pub fn beside_name(name: &str) -> String {
+    name.replacen('.', "-", 1)
+}

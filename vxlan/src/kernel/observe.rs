@@ -12,23 +12,28 @@ use heddle_netlink::route::{self, Filter, Kind};
 use heddle_netlink::{Error, Result, Socket, fdb, neigh};
 use ipnetwork::IpNetwork;
 
+use super::beside_name;
 use crate::desired::Underlay;
 use crate::events::POD_PREFIX;
 use crate::state::{
-    Address, Device, Family, FdbEntry, KernelState, Route, RouteKey, UNREACHABLE_METRIC, remote_metric,
+    Address, Device, Family, FdbEntry, KernelState, Neighbour, Route, RouteKey, UNREACHABLE_METRIC,
+    remote_metric,
 };
 
 /// Reads the state of the device called `name` and of the routes that go with it.
 pub fn observe(socket: &mut Socket, name: &str) -> Result<KernelState> {
     let mut state = KernelState::default();
     let device = link::by_name(socket, name)?;
+    let beside_name = beside_name(name);
+    let beside = link::by_name(socket, &beside_name)?;
     let filter =
         Filter { protocol: Some(route::PROTOCOL_HEDDLE), table: Some(route::TABLE_MAIN), link: None };
     for found in route::list(socket, &filter)? {
         let metric = found.priority.unwrap_or(remote_metric(Family::of(found.dst.ip())));
         let route = match found.kind {
-            Kind::Unicast if device.as_ref().is_some_and(|device| found.link == Some(device.index)) => {
-                Route::Via { gateway: found.gateway, source: found.src, onlink: found.onlink }
+            Kind::Unicast if is(&device, found.link) || is(&beside, found.link) => {
+                let (gateway, source, onlink) = (found.gateway, found.src, found.onlink);
+                Route::Via { gateway, source, onlink, beside: is(&beside, found.link) }
             }
             Kind::Unreachable if metric == UNREACHABLE_METRIC => Route::Unreachable,
             Kind::Unicast => match found.link {
@@ -39,8 +44,24 @@ pub fn observe(socket: &mut Socket, name: &str) -> Result<KernelState> {
         };
         state.routes.insert(RouteKey { range: found.dst, metric }, route);
     }
-    let is_leftover = |link: &Link| link.name != name && link.vxlan.is_some() && is_device_name(&link.name);
+    let is_leftover = |link: &Link| {
+        link.name != name && link.name != beside_name && link.vxlan.is_some() && is_device_name(&link.name)
+    };
     state.leftovers = link::list(socket)?.into_iter().filter(is_leftover).map(|link| link.name).collect();
+    for (link, is_beside) in [(&device, false), (&beside, true)] {
+        let Some(link) = link else { continue };
+        // What the kernel found out by itself is not permanent, and none of ours is not.
+        let neighbours = neigh::list(socket, Some(link.index))?.into_iter().filter(|neigh| neigh.permanent);
+        state.neighbours.extend(
+            neighbours
+                .filter_map(|neigh| Some((Neighbour { ip: neigh.ip, beside: is_beside }, Mac(neigh.mac?)))),
+        );
+        state.fdb.extend(fdb::list(socket, link.index)?.into_iter().filter_map(|entry| {
+            let (mac, permanent) = (Mac(entry.mac), entry.permanent);
+            Some(FdbEntry { mac, dst: entry.dst?, permanent, beside: is_beside })
+        }));
+    }
+    state.beside = beside.as_ref().map(|beside| describe(beside, true));
     let Some(device) = device else { return Ok(state) };
 
     state.addresses = addr::list(socket, Some(device.index))?
@@ -52,23 +73,16 @@ pub fn observe(socket: &mut Socket, name: &str) -> Result<KernelState> {
             hidden: if addr.ip.is_ipv4() { addr.scope == Scope::Link } else { addr.deprecated },
         })
         .collect();
-    // What the kernel found out by itself is not permanent, and none of ours is not.
-    state.neighbours = neigh::list(socket, Some(device.index))?
-        .into_iter()
-        .filter(|neigh| neigh.permanent)
-        .filter_map(|neigh| Some((neigh.ip, Mac(neigh.mac?))))
-        .collect();
-    state.fdb = fdb::list(socket, device.index)?
-        .into_iter()
-        .filter_map(|entry| {
-            Some(FdbEntry { mac: Mac(entry.mac), dst: entry.dst?, permanent: entry.permanent })
-        })
-        .collect();
-    state.device = Some(describe(&device));
+    state.device = Some(describe(&device, false));
     Ok(state)
 }
 
-fn describe(link: &Link) -> Device {
+/// Whether the device is there, and this is its index.
+fn is(device: &Option<Link>, index: Option<u32>) -> bool {
+    device.as_ref().is_some_and(|device| index == Some(device.index))
+}
+
+fn describe(link: &Link, beside: bool) -> Device {
     let vxlan = link.vxlan.clone().unwrap_or_default();
     Device {
         kind: link.kind.clone().unwrap_or_default(),
@@ -83,12 +97,14 @@ fn describe(link: &Link) -> Device {
         mac: Mac(link.mac.unwrap_or_default()),
         mtu: link.mtu,
         up: link.up,
+        beside,
     }
 }
 
-/// Whether vxland gives this name to its device, for some VNI.
+/// Whether vxland gives this name to a device, for some VNI.
 fn is_device_name(name: &str) -> bool {
-    name.strip_prefix("heddle.").is_some_and(|vni| vni.parse::<u32>().is_ok())
+    let vni = name.strip_prefix("heddle").and_then(|rest| rest.strip_prefix(['.', '-']));
+    vni.is_some_and(|vni| vni.parse::<u32>().is_ok())
 }
 
 /// The kernel gives such addresses by itself, and nothing depends on them.
@@ -110,16 +126,27 @@ pub enum UnderlayError {
     Missing(String),
 }
 
-/// The underlay: the device called `named`, or the one that has the address `local`.
+/// The underlay, for the first of these addresses of this node's that a device has: the device called `named`, or that
+/// one. An address of the named device comes before all others.
 pub fn underlay(
     socket: &mut Socket,
-    local: IpAddr,
+    candidates: &[IpAddr],
     named: Option<&str>,
 ) -> std::result::Result<Underlay, UnderlayError> {
     let all = addr::list(socket, None)?;
-    let holder = all.iter().find(|addr| addr.ip.ip() == local);
+    let named_index =
+        named.map(|name| link::by_name(socket, name)).transpose()?.flatten().map(|link| link.index);
+    let holding = |on: Option<u32>| {
+        let holder = |ip: &IpAddr| {
+            all.iter().find(|addr| addr.ip.ip() == *ip && on.is_none_or(|index| addr.link == index))
+        };
+        candidates.iter().find_map(holder)
+    };
+    let local = candidates.first().copied().unwrap_or(IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED));
+    let holder = named_index.and_then(|index| holding(Some(index))).or_else(|| holding(None));
     // Packets with a source that the node does not have would be sent, but never answered.
     let holder = holder.ok_or(UnderlayError::NoDevice(local))?;
+    let local = holder.ip.ip();
     let device = match named {
         Some(name) => link::by_name(socket, name)?.ok_or_else(|| UnderlayError::Missing(name.to_owned()))?,
         None => link::by_index(socket, holder.link)?.ok_or(UnderlayError::NoDevice(local))?,

@@ -64,12 +64,14 @@ impl Node {
             port: 8472,
             mtu: None,
             direct_routing: false,
+            network: "heddle".into(),
+            replace_flannel: false,
         }
     }
 
     fn desired(&self, remotes: impl IntoIterator<Item = RemoteNode>) -> Desired {
         let local = Self::underlay(self.number, self.six);
-        let underlay = self.with(|socket| underlay(socket, local, None).unwrap());
+        let underlay = self.with(|socket| underlay(socket, &[local], None).unwrap());
         assert_eq!(underlay.device, "eth0");
         desired(&self.table(remotes), &underlay, &self.settings()).unwrap()
     }
@@ -204,7 +206,7 @@ fn a_device_with_the_right_attributes_is_kept_and_any_other_is_replaced() {
     // Another UDP port: another device.
     let settings = Settings { port: 4789, ..one.settings() };
     let local = ip("192.168.77.1");
-    let under = one.with(|socket| underlay(socket, local, Some("eth0")).unwrap());
+    let under = one.with(|socket| underlay(socket, &[local], Some("eth0")).unwrap());
     let moved = desired(&one.table([two.remote()]), &under, &settings).unwrap();
     assert!(matches!(one.reach(&moved)[0], Step::RecreateDevice(_)));
     assert_ne!(one.index(), index);
@@ -337,7 +339,7 @@ fn the_underlay_is_found_or_the_reason_told() {
     let (one, _two) = nodes(false);
     let told = |local: &str, named: Option<&str>| {
         one.with(|socket| {
-            underlay(socket, ip(local), named).map(|u| u.device).map_err(|error| error.to_string())
+            underlay(socket, &[ip(local)], named).map(|u| u.device).map_err(|error| error.to_string())
         })
     };
     assert_eq!(told("192.168.77.1", None), Ok("eth0".into()));
@@ -402,7 +404,7 @@ fn the_device_of_another_vni_makes_room() {
     one.reach(&one.desired([two.remote()]));
     let settings = Settings { vni: 2, ..one.settings() };
     let local = ip("192.168.77.1");
-    let under = one.with(|socket| underlay(socket, local, None).unwrap());
+    let under = one.with(|socket| underlay(socket, &[local], None).unwrap());
     let wanted = desired(&one.table([two.remote()]), &under, &settings).unwrap().state;
     let observed = one.with(|socket| observe(socket, "heddle.2").unwrap());
     let steps = plan(&observed, &wanted);

@@ -400,7 +400,8 @@ impl Dataplane for Ebpf {
             outcome = outcome.and(attached.map_err(Into::into));
         }
         outcome = outcome.and(self.attach_xdp(&underlay).map_err(Into::into));
-        outcome.and(self.datapath.attach_cgroup(&self.cgroup).map(drop).map_err(Into::into))
+        outcome.and(self.datapath.attach_cgroup(&self.cgroup).map(drop).map_err(Into::into))?;
+        Ok(self.datapath.release()?)
     }
 
     fn synced(&mut self) {

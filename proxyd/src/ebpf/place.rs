@@ -17,7 +17,7 @@ pub enum Lack {
     NotCgroup2(PathBuf),
     #[error("kernel {0} has no tcx: Linux 6.6 or newer is needed (or use --mode ipvs)")]
     NoTcx(String),
-    #[error("{0} (CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN are needed)")]
+    #[error("{0} (CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON are needed)")]
     Capability(String),
     #[error("{0}")]
     Other(String),
@@ -31,7 +31,9 @@ pub fn cgroup_root(
     is_cgroup2: impl Fn(&Path) -> bool,
 ) -> Result<PathBuf, Lack> {
     if let Some(dir) = named {
-        return if is_cgroup2(dir) { Ok(dir.to_owned()) } else { Err(Lack::NotCgroup2(dir.to_owned())) };
+        // Where a machine has both versions, the second one is there.
+        let found = [dir.to_owned(), dir.join("unified")].into_iter().find(|dir| is_cgroup2(dir));
+        return found.ok_or_else(|| Lack::NotCgroup2(dir.to_owned()));
     }
     let mut mounts: Vec<(bool, PathBuf)> = mountinfo.lines().filter_map(cgroup2_mount).collect();
     // Another mount may lie over it.
@@ -138,6 +140,9 @@ mod tests {
         let part: String = HYBRID.lines().filter(|line| !line.contains("uni")).collect::<Vec<_>>().join("\n");
         assert_eq!(find(&part), Ok("/mnt/part".into()));
         assert_eq!(find("25 1 0:22 / /proc rw - proc proc rw"), Err(Lack::NoCgroup2));
+        let named = Path::new("/host");
+        assert_eq!(cgroup_root(Some(named), "", |dir| dir.ends_with("unified")), Ok("/host/unified".into()));
+        assert_eq!(cgroup_root(Some(named), "", |_| true), Ok("/host".into()));
         assert_eq!(cgroup_root(Some(Path::new("/")), "", is_cgroup2), Err(Lack::NotCgroup2("/".into())));
     }
 

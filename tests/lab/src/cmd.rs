@@ -2,8 +2,11 @@
 
 use std::ffi::OsString;
 use std::fmt;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
+
+use crate::confine::{Capability, confine};
 
 /// A command line. From a string it is split at white space; no shell has a part in it.
 #[derive(Debug)]
@@ -43,6 +46,15 @@ impl Cmd {
     #[must_use]
     pub fn stdin(mut self, input: impl Into<Vec<u8>>) -> Self {
         self.stdin = input.into();
+        self
+    }
+
+    /// It gets these capabilities and no others, and no way to more (no_new_privs).
+    #[must_use]
+    pub fn capabilities(mut self, set: &[Capability]) -> Self {
+        let mask = Capability::mask(set);
+        // SAFETY: between fork and exec only system calls are made.
+        unsafe { self.command.pre_exec(move || confine(mask)) };
         self
     }
 

@@ -8,6 +8,7 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
 use crate::bin::bin;
 use crate::cmd::Cmd;
+use crate::confine::shipped;
 use crate::error::{Context, Error, Result};
 use crate::lab::Lab;
 use crate::node::Node;
@@ -19,7 +20,8 @@ use crate::process::{Process, indent, wait_readable};
 pub const READY_LIMIT: Duration = Duration::from_secs(60);
 
 impl Lab {
-    /// Starts `program` (`vxland`, `proxyd`) on `node` with `args` after the source and the node's name.
+    /// Starts `program` (`vxland`, `proxyd`) on `node` with `args` after the source and the node's name, and with the
+    /// capabilities that it is [shipped] with.
     ///
     /// # Errors
     /// When it cannot be started.
@@ -27,7 +29,8 @@ impl Lab {
         let source = format!("manifests:{}", self.manifests().dir().display());
         let cmd = Cmd::new(bin(program))
             .args(["--source", &source, "--node-name", node.name()])
-            .args(args.iter().map(AsRef::as_ref));
+            .args(args.iter().map(AsRef::as_ref))
+            .capabilities(shipped(program));
         node.spawn(cmd)
     }
 

@@ -10,7 +10,7 @@ use crate::plan::{Part, Step, plan};
 use crate::report::Report;
 use crate::state::KernelState;
 use crate::status::Places;
-use crate::{forwarding, handoff};
+use crate::{edge, forwarding, handoff};
 
 /// What was done, and what could not be.
 #[derive(Debug, Default, Serialize)]
@@ -39,6 +39,10 @@ pub fn cleanup(places: &Places) -> Cleanup {
         Ok(restored) => done.removed.extend(restored),
         Err(error) => done.failed.push(error.to_string()),
     }
+    match edge::clean(&places.run_dir) {
+        Ok(removed) => done.removed.extend(removed),
+        Err(error) => done.failed.push(error.to_string()),
+    }
     if let Err(error) = Report::remove(&places.run_dir) {
         done.failed.push(error.to_string());
     }
@@ -59,7 +63,10 @@ fn kernel(places: &Places, done: &mut Cleanup) -> Result<(), kernel::ApplyError>
             Err(error) => done.failed.push(error.to_string()),
         }
         debug_assert!(
-            matches!(step, Step::RemoveDevice | Step::RemoveLeftover(_) | Step::RemoveRoute(..)),
+            matches!(
+                step,
+                Step::RemoveDevice | Step::RemoveBeside | Step::RemoveLeftover(_) | Step::RemoveRoute(..)
+            ),
             "{step:?}"
         );
     }

@@ -32,7 +32,7 @@ struct List<'a> {
     cni_version: &'static str,
     /// From these a runtime that knows the key (1.1.0) takes the newest that it speaks, and with it GC and STATUS.
     cni_versions: [&'static str; 2],
-    name: &'static str,
+    name: &'a str,
     plugins: [Plugin<'a>; 1],
 }
 
@@ -75,15 +75,16 @@ struct Destination {
     dst: &'static str,
 }
 
-/// The file's content for pods of these ranges, on a node with this VXLAN device.
-pub fn conflist(device: &str, ranges: &BTreeSet<IpNetwork>, mtu: u32) -> String {
+/// The file's content for pods of these ranges, on a node with this VXLAN device. `network`: the name under which their
+/// leases are kept.
+pub fn conflist(network: &str, device: &str, ranges: &BTreeSet<IpNetwork>, mtu: u32) -> String {
     let mut routes: Vec<&'static str> =
         ranges.iter().map(|range| if range.is_ipv4() { "0.0.0.0/0" } else { "::/0" }).collect();
     routes.dedup();
     let list = List {
         cni_version: "1.0.0",
         cni_versions: ["1.0.0", "1.1.0"],
-        name: "heddle",
+        name: network,
         plugins: [Plugin {
             r#type: "heddle",
             mode: "ptp",
@@ -178,7 +179,7 @@ mod tests {
     fn the_content_is_what_the_plugin_expects() {
         let both = [net("fd00:10:244:1::/64"), net("10.244.1.0/24")].into();
         assert_eq!(
-            conflist("heddle.1", &both, 1450),
+            conflist("heddle", "heddle.1", &both, 1450),
             concat!(
                 r#"{"cniVersion":"1.0.0","cniVersions":["1.0.0","1.1.0"],"name":"heddle","#,
                 r#""plugins":[{"type":"heddle","mode":"ptp","mtu":1450,"overlay":"heddle.1","#,
@@ -188,7 +189,7 @@ mod tests {
                 "\n"
             )
         );
-        let six = conflist("heddle.1", &[net("fd00:10:244:1::/64")].into(), 1430);
+        let six = conflist("heddle", "heddle.1", &[net("fd00:10:244:1::/64")].into(), 1430);
         assert!(six.contains(r#""routes":[{"dst":"::/0"}]"#) && !six.contains("0.0.0.0"), "{six}");
     }
 

@@ -7,15 +7,19 @@
 #![forbid(unsafe_code)]
 
 mod agent;
+mod announce;
 mod cleanup;
 mod cli;
 mod desired;
+mod edge;
 mod events;
 #[cfg(test)]
 mod fake;
 mod firewall;
+mod flannel;
 mod forwarding;
 mod handoff;
+mod health;
 mod kernel;
 mod mtu;
 mod plan;

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-use heddle_model::{Mac, NodeName};
+use heddle_model::{Beside, Mac, NodeName};
 use heddle_netlink::Socket;
 use ipnetwork::IpNetwork;
 use serde::{Serialize, Serializer};
@@ -13,8 +13,8 @@ use crate::desired::desired;
 use crate::forwarding::{self, Record};
 use crate::plan::{Part, Step, plan};
 use crate::report::Report;
-use crate::state::{Device, Family, FdbEntry, KernelState, Route, RouteKey, remote_metric};
-use crate::{firewall, handoff, kernel};
+use crate::state::{Device, Family, FdbEntry, KernelState, Neighbour, Route, RouteKey, remote_metric};
+use crate::{edge, firewall, handoff, kernel};
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
@@ -47,6 +47,7 @@ pub struct Status {
     pub sysctl: Record,
     /// Whether the CNI configuration is there.
     pub handed_off: bool,
+    pub edge: edge::Seen,
     /// What is not as it should be. Empty: all is well.
     pub wrong: Vec<String>,
     /// What cannot be seen from here, and may be wrong.
@@ -70,6 +71,8 @@ pub struct PeerRange {
     pub range: IpNetwork,
     pub neighbour: Found,
     pub route: Found,
+    /// The route goes past the tunnel (`--direct-routing`).
+    pub direct: bool,
 }
 
 /// How the kernel has an entry that should be there.
@@ -145,6 +148,7 @@ pub fn status(places: &Places) -> Result<Status, Failure> {
         peers: Vec::new(),
         sysctl: Record::read(&places.run_dir)?,
         handed_off: observed.conflist.is_some(),
+        edge: edge::Seen::default(),
         wrong: Vec::new(),
         unclear: Vec::new(),
         device,
@@ -171,7 +175,7 @@ fn compare(
     let Some(local) = report.table.underlay else { return };
     status.underlay = Some(local);
     // As it is now: what vxland found may have gone.
-    let underlay = match kernel::underlay(socket, local, places.underlay.as_deref()) {
+    let underlay = match kernel::underlay(socket, &[local], places.underlay.as_deref()) {
         Ok(underlay) => underlay,
         Err(error) => {
             let text = error.to_string();
@@ -183,7 +187,8 @@ fn compare(
     };
     status.underlay_device = Some(underlay.device.clone());
     let Ok(mut wanted) = desired(&report.table, &underlay, &report.settings) else { return };
-    wanted.state.conflist = Some(handoff::conflist(&status.device, &report.table.local, wanted.mtu));
+    wanted.state.conflist =
+        Some(handoff::conflist(&report.settings.network, &status.device, &report.table.local, wanted.mtu));
     status.peers = peers(report, observed, &wanted.state);
     for step in plan(observed, &wanted.state) {
         let wrong = describe(&step, &status.device);
@@ -191,32 +196,46 @@ fn compare(
         let why = report.failed.get(&step.part().to_string());
         status.wrong.push(why.map_or(wrong.clone(), |why| format!("{wrong}: {why}")));
     }
+    match edge::seen(socket, &report.table, &report.settings, &places.run_dir) {
+        Ok((seen, wrong)) => {
+            status.edge = seen;
+            status.wrong.extend(wrong);
+        }
+        Err(error) => status.wrong.push(format!("edge: {error}")),
+    }
     let filter = firewall::findings(&wanted.state, &status.device);
     status.wrong.extend(filter.missing);
     status.unclear = filter.unclear;
 }
 
 fn peers(report: &Report, observed: &KernelState, wanted: &KernelState) -> Vec<Peer> {
+    // One with tunnels of either family is two ends.
     let peer = |(name, remote): (&NodeName, &heddle_model::RemoteNode)| {
-        let found = observed.fdb.iter().find(|entry| entry.mac == remote.mac);
-        let range = |range: &IpNetwork| {
-            let gateway = range.network();
-            let key = RouteKey { range: *range, metric: remote_metric(Family::of(gateway)) };
+        let range = |range: IpNetwork, beside: bool| {
+            let neighbour = Neighbour { ip: range.network(), beside };
+            let key = RouteKey { range, metric: remote_metric(Family::of(neighbour.ip)) };
+            let route = wanted.routes.get(&key);
             PeerRange {
-                range: *range,
-                neighbour: Found::of(observed.neighbours.get(&gateway), wanted.neighbours.get(&gateway)),
-                route: Found::of(observed.routes.get(&key), wanted.routes.get(&key)),
+                range,
+                neighbour: Found::of(observed.neighbours.get(&neighbour), wanted.neighbours.get(&neighbour)),
+                route: Found::of(observed.routes.get(&key), route),
+                direct: matches!(route, Some(Route::Direct { .. })),
             }
         };
-        Peer {
-            node: name.clone(),
-            underlay: remote.underlay,
-            mac: remote.mac,
-            fdb: Found::of(found, Some(&FdbEntry::new(remote.mac, remote.underlay))),
-            ranges: remote.ranges.iter().map(range).collect(),
+        let end = |underlay, mac, beside, ranges| {
+            let place = |entry: &&FdbEntry| entry.mac == mac && entry.beside == beside;
+            let wanted = FdbEntry { beside, ..FdbEntry::new(mac, underlay) };
+            let fdb = Found::of(observed.fdb.iter().find(place), Some(&wanted));
+            Peer { node: name.clone(), underlay, mac, fdb, ranges }
+        };
+        let ranges = remote.ranges.iter().map(|one| range(*one, false)).collect();
+        let mut ends = vec![end(remote.underlay, remote.mac, false, ranges)];
+        if let Some(Beside { underlay, mac, range: one }) = &remote.beside {
+            ends.push(end(*underlay, *mac, true, vec![range(*one, true)]));
         }
+        ends
     };
-    report.table.remotes.iter().map(peer).collect()
+    report.table.remotes.iter().flat_map(peer).collect()
 }
 
 fn own_ranges(observed: &KernelState) -> Vec<IpNetwork> {
@@ -226,6 +245,8 @@ fn own_ranges(observed: &KernelState) -> Vec<IpNetwork> {
 
 /// What a step would put right.
 fn describe(step: &Step, device: &str) -> String {
+    let beside = kernel::beside_name(device);
+    let device = if step.part() == Part::Beside { beside.as_str() } else { device };
     match step {
         Step::CreateDevice(_) => format!("device {device} is missing"),
         Step::RecreateDevice(_) => format!("device {device} has other attributes than it should"),
@@ -242,7 +263,7 @@ fn describe(step: &Step, device: &str) -> String {
             }
             format!("device {device} has {}", wrong.join(", "))
         }
-        Step::RemoveDevice => format!("device {device} is left over"),
+        Step::RemoveDevice | Step::RemoveBeside => format!("device {device} is left over"),
         Step::RemoveLeftover(name) => format!("device {name} is left over from another --vni"),
         Step::PutAddress { from: None, to } => format!("address {} of {device} is missing", to.ip),
         Step::PutAddress { to, .. } => format!("address {} of {device} has the wrong scope", to.ip),
@@ -256,9 +277,13 @@ fn describe(step: &Step, device: &str) -> String {
         }
         Step::PutFdb { entry, .. } => format!("fdb entry {} does not lead to {}", entry.mac, entry.dst),
         Step::RemoveFdb(entry) => format!("fdb entry {} to {} is left over", entry.mac, entry.dst),
-        Step::PutNeighbour { ip, moved: false, .. } => format!("neighbour {ip} is missing"),
-        Step::PutNeighbour { ip, mac, .. } => format!("neighbour {ip} does not have the MAC {mac}"),
-        Step::RemoveNeighbour(ip) => format!("neighbour {ip} is left over"),
+        Step::PutNeighbour { neighbour, moved: false, .. } => {
+            format!("neighbour {} is missing", neighbour.ip)
+        }
+        Step::PutNeighbour { neighbour, mac, .. } => {
+            format!("neighbour {} does not have the MAC {mac}", neighbour.ip)
+        }
+        Step::RemoveNeighbour(neighbour) => format!("neighbour {} is left over", neighbour.ip),
         Step::AddRoute(key, _) => format!("route {} is missing", key.range),
         Step::ReplaceRoute(key, _) => format!("route {} leads elsewhere", key.range),
         Step::RemoveRoute(key, _) => format!("route {} is left over", key.range),
@@ -299,6 +324,7 @@ pub fn text(status: &Status) -> String {
         or_none(status.underlay_device.clone()),
         list(&status.pod_ranges),
     );
+    out.push_str(&status.edge.text());
     if !status.peers.is_empty() {
         out.push('\n');
         out.push_str(&table(&status.peers));
@@ -328,7 +354,9 @@ fn table(peers: &[Peer]) -> String {
         }
         for range in &peer.ranges {
             let [a, b, c, d] = std::mem::take(&mut first);
-            let (neighbour, route) = (range.neighbour.word().into(), range.route.word().into());
+            let straight = if range.direct { " (direct)" } else { "" };
+            let (neighbour, route) =
+                (range.neighbour.word().into(), format!("{}{straight}", range.route.word()));
             rows.push([a, b, c, d, range.range.to_string(), neighbour, route]);
         }
     }
@@ -361,7 +389,7 @@ mod tests {
         observed.fdb.pop_first();
         let (key, _) = observed.routes.iter().find(|(_, route)| **route != Route::Unreachable).unwrap();
         let key = *key;
-        observed.routes.insert(key, Route::Via { gateway: None, source: None, onlink: false });
+        observed.routes.insert(key, Route::Via { gateway: None, source: None, onlink: false, beside: false });
         let shown = table(&peers(&report, &observed, &wanted));
         assert_eq!(
             shown,
@@ -410,6 +438,7 @@ mod tests {
             peers: peers(&report, &wanted, &wanted),
             sysctl: Record::default(),
             handed_off: true,
+            edge: edge::Seen::default(),
             wrong: vec!["something".into()],
             unclear: vec!["something else".into()],
         };

@@ -51,6 +51,7 @@ impl Seeing {
             let site = Metrics::new(
                 record.clone(),
                 options.bpf_root.clone(),
+                store.clone(),
                 status.clone(),
                 notices.watch(),
                 other,

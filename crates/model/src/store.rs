@@ -5,10 +5,11 @@
 //! all have, absence of an object means nothing. Nobody is ever called back: who follows the store holds a
 //! [`Watch`] and gets the newest snapshot, however many there were in between.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::future::poll_fn;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
+use std::time::Instant;
 
 use crate::addr::FrontendAddr;
 use crate::cluster::{Endpoints, EndpointsName, Service, ServiceName};
@@ -20,6 +21,9 @@ use crate::shared_map::SharedMap;
 
 /// Numbers snapshots, from 0 on. A later snapshot has a higher number.
 pub type Revision = u64;
+
+/// Most moments that are remembered for somebody to ask for them.
+const MOST_HEARD: usize = 1 << 14;
 
 /// What one source says.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -56,6 +60,8 @@ pub struct Store {
 struct State {
     sources: Vec<Registered>,
     current: Arc<Snapshot>,
+    /// When sources heard of what they told, by the snapshot in which it first was.
+    heard: VecDeque<(Revision, Instant)>,
     next_watch: u64,
     /// Watches that wait; at most one waker each.
     waiting: BTreeMap<u64, Waker>,
@@ -98,6 +104,14 @@ impl Store {
         lock(&self.state).sources.iter().filter_map(|source| source.contact.clone()).collect()
     }
 
+    /// When the sources heard of what is in the snapshots up to this one, as far as nobody has asked yet: a measure of
+    /// what happens to it has its beginning there. Where nobody asks, the oldest are forgotten.
+    pub fn heard_until(&self, revision: Revision) -> Vec<Instant> {
+        let mut state = lock(&self.state);
+        let known = state.heard.partition_point(|(first, _)| *first <= revision);
+        state.heard.drain(..known).map(|(_, at)| at).collect()
+    }
+
     /// A watch that has seen nothing yet: its first [`changed`](Watch::changed) returns at once.
     pub fn watch(&self) -> Watch {
         let mut state = lock(&self.state);
@@ -116,11 +130,23 @@ pub struct Source {
 impl Source {
     /// The whole of what this source says now. If nothing changed there is no new snapshot.
     pub fn replace(&self, slice: Slice) {
-        self.update(|source| {
-            let changed = source.slice != slice;
-            source.slice = slice;
-            changed
-        });
+        self.replace_heard(slice, []);
+    }
+
+    /// [`replace`](Self::replace) after events that reached the source at these moments
+    /// ([`heard_until`](Store::heard_until)). To be told of are events, not what is read at the beginning.
+    pub fn replace_heard(&self, slice: Slice, heard: impl IntoIterator<Item = Instant>) {
+        let mut state = lock(&self.state);
+        let Some(source) = state.sources.get_mut(self.index) else { return };
+        if source.slice == slice {
+            return;
+        }
+        source.slice = slice;
+        state.publish();
+        let revision = state.current.revision;
+        state.heard.extend(heard.into_iter().map(|at| (revision, at)));
+        let excess = state.heard.len().saturating_sub(MOST_HEARD);
+        state.heard.drain(..excess);
     }
 
     /// Everything that existed when the source began has been told.
@@ -267,6 +293,26 @@ mod tests {
         drop(a);
         b.replace(slice(&["n2"], 1));
         assert_eq!(store.snapshot().nodes.len(), 2, "a source that ended keeps its slice");
+    }
+
+    #[test]
+    fn moments_belong_to_the_first_snapshot_that_tells_of_them() {
+        let store = Store::new();
+        let source = store.source("a");
+        let [first, second, third] = [1, 2, 3].map(|n| Instant::now() + std::time::Duration::from_secs(n));
+        source.replace_heard(slice(&["n1"], 1), [first]);
+        let revision = store.snapshot().revision;
+        source.replace_heard(slice(&["n1"], 1), [second]);
+        assert_eq!(store.snapshot().revision, revision, "it told nothing new");
+        source.replace_heard(slice(&["n2"], 1), [second, third]);
+        assert_eq!(store.heard_until(revision - 1), []);
+        assert_eq!(store.heard_until(revision), [first]);
+        assert_eq!(store.heard_until(revision + 1), [second, third]);
+        assert_eq!(store.heard_until(revision + 1), []);
+        for n in 0..MOST_HEARD as i64 + 10 {
+            source.replace_heard(slice(&["n1"], n), [first]);
+        }
+        assert_eq!(store.heard_until(Revision::MAX).len(), MOST_HEARD);
     }
 
     #[test]

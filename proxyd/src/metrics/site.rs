@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use heddle_model::Store;
 use heddle_reconcile::{Status, Trouble};
 use hyper::StatusCode;
 use tokio::sync::{Mutex, watch};
@@ -23,6 +24,7 @@ const FRESH: Duration = Duration::from_secs(1);
 pub struct Metrics {
     record: Record,
     bpf_root: PathBuf,
+    store: Store,
     status: watch::Receiver<Arc<Status>>,
     notices: watch::Receiver<BTreeMap<String, Trouble>>,
     other: OtherProxy,
@@ -33,11 +35,12 @@ impl Metrics {
     pub fn new(
         record: Record,
         bpf_root: PathBuf,
+        store: Store,
         status: watch::Receiver<Arc<Status>>,
         notices: watch::Receiver<BTreeMap<String, Trouble>>,
         other: OtherProxy,
     ) -> Arc<Self> {
-        Arc::new(Self { record, bpf_root, status, notices, other, last: Mutex::default() })
+        Arc::new(Self { record, bpf_root, store, status, notices, other, last: Mutex::default() })
     }
 
     /// One page at a time: who asks meanwhile gets the same one.
@@ -54,6 +57,7 @@ impl Metrics {
         let mut page = Page::default();
         self.record.write(&mut page);
         self.write_state(&mut page);
+        self.write_contacts(&mut page);
         match gauges.await {
             Ok(Ok(gauges)) => kernel::write(&mut page, &gauges.unwrap_or_default()),
             // While a daemon of another layout takes over, or memory is short: the rest is worth having.
@@ -94,6 +98,46 @@ impl Metrics {
         .is(other.connections);
         page.gauge("heddle_build_info", "1; the version in its label")
             .of(&[("version", env!("CARGO_PKG_VERSION")), ("mode", "ebpf")], 1);
+    }
+}
+
+impl Metrics {
+    /// How the sources are in touch with those whom they ask.
+    fn write_contacts(&self, page: &mut Page) {
+        let contacts = self.store.contacts();
+        if contacts.is_empty() {
+            return;
+        }
+        let ago = |at: Option<Instant>| at.map(|at| at.elapsed().as_secs_f64());
+        let mut heard = page
+            .gauge("heddle_source_heard_seconds", "How long ago the other side of a source said anything");
+        for contact in &contacts {
+            if let Some(ago) = ago(contact.heard) {
+                heard.of(&[("source", &contact.source)], ago);
+            }
+        }
+        let mut away = page
+            .gauge("heddle_source_away_seconds", "How long a source has not been told everything; 0: it is");
+        for contact in &contacts {
+            away.of(&[("source", &contact.source)], ago(contact.away).unwrap_or(0.0));
+        }
+        let mut version =
+            page.gauge("heddle_source_version", "The resource version up to which all is known");
+        for contact in &contacts {
+            // Others than numbers are not for computing.
+            let known =
+                contact.versions.iter().filter_map(|(kind, text)| Some((kind, text.parse::<u64>().ok()?)));
+            for (kind, known) in known {
+                version.of(&[("source", &contact.source), ("kind", kind)], known);
+            }
+        }
+        let mut retries =
+            page.counter("heddle_source_retries_total", "What a source had to ask anew, by reason");
+        for contact in &contacts {
+            for (reason, count) in &contact.reconnects {
+                retries.of(&[("source", &contact.source), ("reason", reason)], count);
+            }
+        }
     }
 }
 

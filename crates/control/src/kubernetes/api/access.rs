@@ -157,6 +157,9 @@ impl Access {
         if user.username.is_some() {
             return Err("user name and password are not supported: no API server takes them any more".into());
         }
+        if config.root_cert.as_ref().is_some_and(Vec::is_empty) {
+            return Err("the certificate authority is no certificate".into());
+        }
         let server = Url::from_str(&config.cluster_url.to_string())?;
         self.credentials(&config, server, token)
     }
@@ -172,6 +175,9 @@ impl Access {
         let pem = text(&file)?;
         let roots: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
         let roots = roots.map_err(|error| format!("{}: {error}", file.display()))?;
+        if roots.is_empty() {
+            return Err(format!("{}: no certificate in it", file.display()));
+        }
         let mut config = Config::new(server.0.clone());
         config.root_cert = Some(roots.iter().map(|root| root.to_vec()).collect());
         self.credentials(&config, server, Some(token))

@@ -70,7 +70,7 @@ impl Follower {
                 let mut changes = Vec::new();
                 self.machine.page(page, Instant::now(), &mut changes)?;
                 if matches!(self.machine.want(), Want::Watch(_)) {
-                    self.shared.publish(self.kind, &mut changes, &self.machine);
+                    self.shared.publish(self.kind, &mut changes, Vec::new(), &self.machine);
                 }
                 Ok(())
             }
@@ -93,8 +93,8 @@ impl Follower {
 
     /// Until the stream ends, or it is time for a list.
     async fn watch(&mut self, mut lines: Lines) -> Result<(), Failure> {
-        let mut changes = Vec::new();
-        let ended = loop {
+        let (mut changes, mut heard) = (Vec::new(), Vec::new());
+        loop {
             // As long as there is more, what comes is collected.
             let first = match self.machine.deadline() {
                 None => lines.next().await,
@@ -102,19 +102,17 @@ impl Follower {
                     line = lines.next() => line,
                     () = sleep_until(deadline) => {
                         self.machine.settle();
-                        break Ok(());
+                        return Ok(());
                     }
                 },
             };
-            let ended = self.burst(first, &mut lines, &mut changes);
+            let ended = self.burst(first, &mut lines, &mut changes, &mut heard);
             self.shared.heard(self.kind);
-            self.shared.publish(self.kind, &mut changes, &self.machine);
+            self.shared.publish(self.kind, &mut changes, std::mem::take(&mut heard), &self.machine);
             if let Some(ended) = ended {
-                break ended;
+                return ended;
             }
-        };
-        self.shared.publish(self.kind, &mut changes, &self.machine);
-        ended
+        }
     }
 
     /// A line, and those that are there already. Says how the stream ended, if it did.
@@ -123,6 +121,7 @@ impl Follower {
         first: Result<Option<bytes::Bytes>, Failure>,
         lines: &mut Lines,
         changes: &mut Vec<Change>,
+        heard: &mut Vec<std::time::Instant>,
     ) -> Option<Result<(), Failure>> {
         let limit = Instant::now() + TOGETHER;
         let mut next = first;
@@ -136,7 +135,11 @@ impl Follower {
                         if let item::Event::Is(Item { value: Ok(value), .. }) = &mut event {
                             self.words.share(value);
                         }
-                        self.machine.event(event, changes);
+                        let before = changes.len();
+                        if let Err(failure) = self.machine.event(event, changes) {
+                            return Some(Err(failure));
+                        }
+                        heard.extend((changes.len() > before).then(|| lines.arrived().into_std()));
                     }
                 },
             }

@@ -200,15 +200,23 @@ impl Machine {
     }
 
     /// Something has happened.
-    pub fn event(&mut self, event: Event, out: &mut Vec<Change>) {
+    ///
+    /// # Errors
+    /// When the API server does not know as much as is held: then it tells nothing until it does.
+    pub fn event(&mut self, event: Event, out: &mut Vec<Change>) -> Result<(), Failure> {
         let version = match &event {
             Event::Is(item) => &item.version,
             Event::Deleted(_, version) | Event::Bookmark(version) => version,
-            Event::Other => return,
+            Event::Other => return Ok(()),
         };
-        // Told once more, or too late.
-        if self.version.as_ref().is_some_and(|known| version.is_not_after(known)) {
-            return;
+        if let Some(known) = &self.version {
+            if matches!(event, Event::Bookmark(_)) && version.is_before(known) {
+                return Err(Failure::Behind(format!("it is at {version}, and {known} is held")));
+            }
+            // Told once more, or too late.
+            if version.is_not_after(known) {
+                return Ok(());
+            }
         }
         if !version.0.is_empty() {
             self.version = Some(version.clone());
@@ -224,6 +232,7 @@ impl Machine {
             }
             Event::Bookmark(_) | Event::Other => {}
         }
+        Ok(())
     }
 
     /// A request, or the stream, has failed.
@@ -279,3 +288,6 @@ impl Machine {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,7 +7,7 @@ use futures::FutureExt as _;
 use http::{Method, Response, StatusCode, header};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::access::told;
 use super::connect::Connection;
@@ -130,11 +130,24 @@ pub struct Lines {
     /// So much of it holds no end of a line.
     searched: usize,
     is_over: bool,
+    /// When the last of it came.
+    arrived: Instant,
 }
 
 impl Lines {
     pub fn of(answer: Response<Incoming>) -> Self {
-        Self { body: answer.into_body(), buffer: BytesMut::new(), searched: 0, is_over: false }
+        Self {
+            body: answer.into_body(),
+            buffer: BytesMut::new(),
+            searched: 0,
+            is_over: false,
+            arrived: Instant::now(),
+        }
+    }
+
+    /// When the last piece of the stream came: the line that was told last was in it, or before it.
+    pub const fn arrived(&self) -> Instant {
+        self.arrived
     }
 
     /// The next line; `None` at the end. What is behind the last line is half a line, and told as nothing. Safe to cancel.
@@ -151,7 +164,10 @@ impl Lines {
             }
             match piece(&mut self.body, QUIET).await? {
                 None => self.is_over = true,
-                Some(piece) => self.buffer.extend_from_slice(&piece),
+                Some(piece) => {
+                    self.arrived = Instant::now();
+                    self.buffer.extend_from_slice(&piece);
+                }
             }
         }
     }

@@ -61,8 +61,14 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What a follower knows now.
-    pub fn publish(&self, kind: Kind, changes: &mut Vec<Change>, machine: &Machine) {
+    /// What a follower knows now. `heard`: when events came, if that is how.
+    pub fn publish(
+        &self,
+        kind: Kind,
+        changes: &mut Vec<Change>,
+        heard: Vec<std::time::Instant>,
+        machine: &Machine,
+    ) {
         let mut state = self.lock();
         let broken = self.problems(kind, machine);
         let news = !changes.is_empty() || state.broken.get(&kind).is_some_and(|known| *known != broken);
@@ -71,7 +77,7 @@ impl Shared {
             combined::apply(&mut state.slice, change);
         }
         if news || first {
-            self.tell(&mut state);
+            self.tell(&mut state, heard);
         }
         if let Some(version) = machine.version() {
             self.source.contact(|contact| drop(contact.versions.insert(kind.plural(), version.0.clone())));
@@ -81,11 +87,11 @@ impl Shared {
         }
     }
 
-    fn tell(&self, state: &mut State) {
+    fn tell(&self, state: &mut State, heard: Vec<std::time::Instant>) {
         let mut problems: BTreeSet<_> = state.broken.values().flatten().cloned().collect();
         problems.extend(self.out_of_touch(&state.away));
         state.slice.problems = problems;
-        self.source.replace(state.slice.clone());
+        self.source.replace_heard(state.slice.clone(), heard);
     }
 
     /// The API server has said something.
@@ -101,7 +107,7 @@ impl Shared {
             let since = state.away.values().map(|away| away.since.into_std()).min();
             self.source.contact(|contact| contact.away = since);
             if away.is_shown {
-                self.tell(&mut state);
+                self.tell(&mut state, Vec::new());
             }
         }
     }
@@ -133,7 +139,7 @@ impl Shared {
             *contact.reconnects.entry(failure.reason()).or_default() += 1;
         });
         if news {
-            self.tell(&mut state);
+            self.tell(&mut state, Vec::new());
         }
     }
 

@@ -4,7 +4,9 @@
 use std::time::Duration;
 
 use heddle_e2e::addresses::cluster_ip;
-use heddle_e2e::{Cluster, Cmd, Lab, Node, Output, Plan, Proto, Result, Service, bin, eventually};
+use heddle_e2e::{
+    Capability, Cluster, Cmd, Lab, Node, Output, Plan, Proto, Result, Service, bin, eventually, shipped,
+};
 use serde_json::Value;
 
 const LIMIT: Duration = Duration::from_secs(20);
@@ -188,4 +190,47 @@ fn daemon_a_vxlan_device_that_comes_later_is_hooked_when_it_comes() -> Result<()
     node.run("ip link del heddle.1")?;
     node.run("ip link add heddle.1 type vxlan id 1 dstport 8472 dev eth0")?;
     eventually("the hook of the new device", Duration::from_secs(2), || Ok(hooked()))
+}
+
+/// FAULT S17: as they run in every test, so they are shipped.
+#[test]
+fn fault_s17_daemons_have_the_rights_that_they_are_shipped_with_and_no_others() -> Result<()> {
+    let cluster = Cluster::start(Lab::builder().nodes(1).clients(0))?;
+    for program in ["vxland", "proxyd"] {
+        let pid = cluster.daemon(1, program).expect("it runs").pid();
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
+        let field =
+            |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or("?").trim();
+        let mask = format!("{:016x}", Capability::mask(shipped(program)));
+        for set in ["CapPrm:", "CapEff:", "CapBnd:"] {
+            assert_eq!(field(set), mask, "{program} {set}");
+        }
+        let none = "0000000000000000";
+        assert_eq!(
+            (field("CapInh:"), field("CapAmb:"), field("NoNewPrivs:")),
+            (none, none, "1"),
+            "{program}"
+        );
+    }
+    let deploy = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy");
+    let read = |name: &str| std::fs::read_to_string(deploy.join(name)).expect("it is there");
+    let manifest = read("kubernetes/base/daemonset.yaml");
+    for program in ["vxland", "proxyd", "proxyd-sockets"] {
+        let set = shipped(program);
+        let names: Vec<_> = set.iter().map(|one| one.name()).collect();
+        let container =
+            manifest.split("\n        - name: ").find(|part| part.starts_with(&format!("{program}\n")));
+        let container = container.unwrap_or_else(|| panic!("no container {program}"));
+        for line in [format!("add: [{}]", names.join(", ")), "drop: [ALL]".into()] {
+            assert!(container.contains(&line), "{program}: {line}");
+        }
+        for line in ["allowPrivilegeEscalation: false", "readOnlyRootFilesystem: true"] {
+            assert!(container.contains(line), "{program}: {line}");
+        }
+        let unit = read(&format!("systemd/{program}.service"));
+        let names: Vec<_> = set.iter().map(|one| format!("CAP_{}", one.name())).collect();
+        let line = format!("\nCapabilityBoundingSet={}\n", names.join(" "));
+        assert!(unit.contains(&line) && unit.contains("\nNoNewPrivileges=yes\n"), "{program}: {line}");
+    }
+    Ok(())
 }

@@ -5,12 +5,14 @@ use std::path::Path;
 
 use heddle_kubernetes::control_plane::{ControlPlane, Options};
 use heddle_kubernetes::kubeconfig::{self, Credentials};
-use heddle_kubernetes::{Api, Result, deploy};
-use heddle_lab::eventually;
+use heddle_kubernetes::{Api, Cluster, Result, deploy};
+use heddle_lab::{Capability, Snapshot, eventually};
 use serde_json::{Value, json};
 use std::time::Duration;
 
 const LIMIT: Duration = Duration::from_secs(30);
+/// From the start of programs on, on a busy machine.
+const START: Duration = Duration::from_secs(120);
 const ACCOUNT: &str = "system:serviceaccount:kube-system:heddle";
 
 /// Resource and verbs, as `kubectl auth can-i --list` shows them: all that the account may do beyond what every service
@@ -138,21 +140,14 @@ fn fault_s19_the_account_may_do_what_it_must_on_its_own_node_and_nothing_else() 
         "n1",
         &json!({ "metadata": { "annotations": { "flannel.alpha.coreos.com/public-ip": null } } }),
     )?;
-    let conditions = |kind: &str, status: &str| {
-        let condition = json!({ "type": kind, "status": status, "reason": "HeddleIsUp", "message": "m" });
-        // As clients do: a list with a key in it, merged.
-        json!({ "status": { "conditions": [condition] } })
+    // A merge patch names the whole list.
+    let conditions = |ready: &str, network: &str| {
+        json!({ "status": { "conditions": [
+            { "type": "Ready", "status": ready },
+            { "type": "NetworkUnavailable", "status": network, "reason": "HeddleIsUp", "message": "m" },
+        ]}})
     };
-    let strategic = |node: &str, change: &Value| {
-        let patch = change.to_string();
-        let file = dir.join(format!("heddle-{node}.kubeconfig"));
-        let kubectl =
-            heddle_lab::Cmd::new(heddle_kubernetes::program("kubectl")?).arg("--kubeconfig").arg(&file);
-        let line = ["patch", "node", node, "--subresource=status", "--type=strategic", "-p", &patch];
-        Ok::<_, heddle_kubernetes::Error>(plane.machine().place.output(kubectl.args(line))?)
-    };
-    let fine = strategic("n1", &conditions("NetworkUnavailable", "False"))?;
-    assert!(fine.status.success(), "{fine:?}");
+    pod.patch_status("v1/Node", "n1", &conditions("True", "False"))?;
     let refused = json!([
         { "metadata": { "annotations": { "mine": null } } },
         { "metadata": { "annotations": { "other": "x" } } },
@@ -163,14 +158,15 @@ fn fault_s19_the_account_may_do_what_it_must_on_its_own_node_and_nothing_else() 
     for change in refused.as_array().expect("a list") {
         assert_eq!(code(pod.patch("v1/Node", "n1", change)), Some(422), "{change}");
     }
+    let lost = json!({ "status": { "conditions": [{ "type": "NetworkUnavailable", "status": "False" }] } });
     for (node, change) in [
-        ("n1", conditions("Ready", "False")),
+        ("n1", conditions("False", "False")),
+        ("n1", lost),
         ("n1", json!({ "status": { "addresses": [{ "type": "InternalIP", "address": "192.0.2.9" }] } })),
         ("n1", json!({ "status": { "capacity": { "cpu": "100" } } })),
-        ("n2", conditions("NetworkUnavailable", "False")),
+        ("n2", conditions("True", "False")),
     ] {
-        let output = strategic(node, &change)?;
-        assert!(!output.status.success() && output.stderr.contains("Heddle"), "{node} {change}: {output:?}");
+        assert_eq!(code(pod.patch_status("v1/Node", node, &change)), Some(422), "{node} {change}");
     }
     let node = api.get("v1/Node", "n1")?.unwrap_or_default();
     assert_eq!(node["metadata"]["annotations"]["mine"], "stays");
@@ -190,5 +186,116 @@ fn fault_s19_the_account_may_do_what_it_must_on_its_own_node_and_nothing_else() 
     let file = plane.service_account("kube-system/heddle", &plane.url(true))?;
     let loose = Api::connect(&plane.machine().place, &file)?;
     assert_eq!(code(loose.patch("v1/Node", "n1", &annotate)), Some(422));
+    Ok(())
+}
+
+/// What the programs of the image run as: capabilities, no_new_privs, seccomp, as the kernel has them.
+fn confinement(task: &str) -> Option<[String; 4]> {
+    let status = fs::read_to_string(format!("/proc/{task}/status")).ok()?;
+    let field = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
+        line.unwrap_or_default().trim().to_owned()
+    };
+    Some([field("CapPrm:"), field("CapBnd:"), field("NoNewPrivs:"), field("Seccomp:")])
+}
+
+/// What of `node` is Heddle's, or was changed by it.
+fn traces(cluster: &Cluster) -> Result<(Snapshot, Vec<String>)> {
+    let node = cluster.node(1).node();
+    let lines = |command: &[&str]| Ok::<_, heddle_kubernetes::Error>(node.run(command)?);
+    let mut more: Vec<String> = Vec::new();
+    for command in [
+        &["ls", "-A", "/opt/cni/bin"][..],
+        &["ls", "-A", "/etc/cni/net.d"],
+        &[
+            "sysctl",
+            "-e",
+            "net.ipv4.ip_forward",
+            "net.ipv6.conf.all.forwarding",
+            "net.ipv6.conf.eth0.accept_ra",
+        ],
+    ] {
+        more.extend(lines(command)?.lines().map(|line| format!("{}: {line}", command.join(" "))));
+    }
+    Ok((Snapshot::of(cluster.lab())?.without(&["tasks", "mounts", "cgroups"]), more))
+}
+
+fn file(name: &str) -> String {
+    deploy::file(name).display().to_string()
+}
+
+/// Runs a script of deploy/vagrant as administrator of the cluster.
+fn script(cluster: &Cluster, name: &str, args: &[&str]) -> Result<String> {
+    let plane = cluster.plane();
+    let path = std::env::var("PATH").unwrap_or_default();
+    let cmd = heddle_lab::Cmd::new("sh")
+        .arg("-e")
+        .arg(deploy::file(&format!("../vagrant/{name}.sh")))
+        .args(args.iter().copied())
+        .env("PATH", format!("{}:{path}", heddle_kubernetes::programs::dir().display()))
+        .env("KUBECONFIG", plane.admin());
+    Ok(plane.machine().place.run(cmd)?)
+}
+
+/// One node from `kubectl apply` to the last command of the page that tells how to uninstall.
+#[test]
+fn fault_s17_a_node_runs_on_what_is_shipped_and_nothing_of_it_is_left() -> Result<()> {
+    if let Some(reason) = Cluster::missing() {
+        heddle_lab::skip(&reason);
+        return Ok(());
+    }
+    let cluster = Cluster::raise_with(1, |lab| Ok(vec![deploy::image(lab)?]))?;
+    let (node, api) = (cluster.node(1).node(), cluster.api());
+    let before = traces(&cluster)?;
+    script(&cluster, "heddle", &[&cluster.plane().url(true), &file("heddle.yaml")])?;
+    cluster.await_ready(START)?;
+    deploy::await_ready(api, 1, START)?;
+
+    let mut seen = std::collections::BTreeSet::new();
+    for line in node.run("find /sys/fs/cgroup -name cgroup.procs -exec cat {} +")?.lines() {
+        let comm = fs::read_to_string(format!("/proc/{line}/comm")).unwrap_or_default();
+        let program = comm.trim();
+        let capabilities = heddle_lab::shipped(program);
+        if capabilities.is_empty() {
+            continue;
+        }
+        let mask = format!("{:016x}", Capability::mask(capabilities));
+        let filter = "2".to_owned();
+        assert_eq!(confinement(line), Some([mask.clone(), mask, "1".to_owned(), filter]), "{program}");
+        seen.insert(program.to_owned());
+    }
+    assert_eq!(seen.into_iter().collect::<Vec<_>>(), ["proxyd", "proxyd-sockets", "vxland"]);
+    // A pod that comes and goes.
+    api.apply(&heddle_kubernetes::pods::pod("web", "web", "n1"))?;
+    let ready =
+        |pod: Option<&Value>| pod.is_some_and(|pod| heddle_kubernetes::cluster::condition(pod, "Ready"));
+    api.wait("v1/Pod", "default/web", START, ready)?;
+    api.delete("v1/Pod", "default/web")?;
+    // The API server's own service, through proxyd, from a process of the node.
+    let answer =
+        node.run("curl -sk -m 10 --retry 20 --retry-all-errors --retry-delay 1 https://10.96.0.1/version")?;
+    assert!(answer.contains("gitVersion"), "{answer}");
+
+    api.wait("v1/Pod", "default/web", START, |pod| pod.is_none())?;
+
+    script(&cluster, "uninstall", &[&file(".")])?;
+    let gone = |pods: &[&Value]| pods.is_empty();
+    api.wait_all("v1/Pod", Some("kube-system"), "app.kubernetes.io/name=heddle-uninstall", START, gone)?;
+    let after = traces(&cluster)?;
+    let mut left = before.0.changes(&after.0);
+    left.retain(|line| {
+        let others = [
+            "/run/containerd",
+            "/var/lib/kubelet",
+            "/var/lib/containerd",
+            "/run/cri-",
+            "/var/lib/cni/results",
+        ];
+        !others.iter().any(|dir| line.contains(dir))
+    });
+    // What kubelet makes to mount it, empty.
+    let directories = ["/run/heddle/", "/var/lib/cni/", "/var/lib/cni/networks/"];
+    assert_eq!(left, directories.map(|dir| format!("+ n1 files: {dir}")));
+    assert_eq!(before.1, after.1);
     Ok(())
 }

@@ -5,17 +5,19 @@ use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
 use heddle_lab::traffic::{connect, datagram_socket};
-use heddle_lab::{Cmd, Condition, Error, Place, Process, Result, await_ready, bin, eventually, patient};
+use heddle_lab::{
+    Cmd, Condition, Error, Place, Process, Result, await_ready, bin, eventually, patient, shipped,
+};
 
 use crate::world::{SOLO, World, status, strict};
 
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// The helper, on a node, with no more rights than its systemd unit gives it.
+/// The helper, on a node, with no more rights than it is shipped with.
 pub fn helper(world: &World, node: usize) -> Result<Process> {
     let node = world.cluster.node(node);
-    let rights = ["--bounding-set=-all,+sys_admin,+net_admin,+sys_ptrace", "--inh-caps=-all"];
-    let process = node.spawn(Cmd::new("setpriv").args(rights).arg(bin("proxyd-sockets")))?;
+    let program = "proxyd-sockets";
+    let process = node.spawn(Cmd::new(bin(program)).capabilities(shipped(program)))?;
     await_ready(node, &process, "proxyd-sockets")?;
     Ok(process)
 }

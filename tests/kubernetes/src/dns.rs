@@ -17,7 +17,7 @@ const IMAGE: &str = "registry.k8s.io/coredns/coredns:heddle";
 const NAME: &str = "coredns";
 const NAMESPACE: &str = "kube-system";
 
-/// Outside the cluster's domain there is nothing: a resolver is told so at once, and does not wait.
+/// Outside the cluster's domain there is nothing: that is refused at once, and no resolver waits.
 const COREFILE: &str = "\
 .:53 {
     errors
@@ -28,10 +28,7 @@ const COREFILE: &str = "\
         fallthrough in-addr.arpa ip6.arpa
         ttl 30
     }
-    template ANY ANY {
-        rcode NXDOMAIN
-    }
-    loop
+    cache 30
     reload
     loadbalance
 }

@@ -1,13 +1,19 @@
 //! The control plane goes and comes back while services are asked.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use heddle_lab::patient;
+use serde_json::Value;
 
 use super::life::{clients, doors, open};
-use super::size;
 use super::stage::{Stage, Standing};
+use super::{ensure, size};
+use crate::cluster::LIMIT;
 use crate::control_plane::Component;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::pods;
+
+const SLICE: &str = "discovery.k8s.io/v1/EndpointSlice";
 
 /// What is asked all the time: `web`, from everywhere, and over connections that stay.
 fn busy(stage: &Stage, web: &[Standing]) -> Result<super::load::Clients> {
@@ -22,15 +28,29 @@ fn busy(stage: &Stage, web: &[Standing]) -> Result<super::load::Clients> {
     Ok(clients)
 }
 
+/// How soon a change must be served once the controller manager has written its endpoints.
+const SOON: Duration = Duration::from_secs(5);
+
 /// A change is seen everywhere soon after the API server serves again.
 fn takes_changes(stage: &Stage, web: &[Standing], name: &str) -> Result<()> {
     let service = stage.service(&pods::service(name, "web"))?;
+    let (selector, count) = (format!("kubernetes.io/service-name={name}"), web.len());
+    // The controller manager notices in its own time that the API server is back.
+    stage.cluster.api().wait_all(SLICE, Some("default"), &selector, LIMIT, move |slices| {
+        let full = |slice: &&Value| slice["endpoints"].as_array().is_some_and(|list| list.len() == count);
+        slices.len() == 2 && slices.iter().all(|slice| full(slice))
+    })?;
+    let begun = Instant::now();
     for v4 in [true, false] {
-        let vip = pods::ip(&service, v4).ok_or_else(|| crate::Error::new("read a service", &service))?;
+        let vip = pods::ip(&service, v4).ok_or_else(|| Error::new("read a service", &service))?;
         for standing in web {
             stage.await_answer(&standing.place, (vip, 80).into())?;
         }
     }
+    println!("    {name} is served {:?} after its endpoints were written", begun.elapsed());
+    ensure(begun.elapsed() <= patient(SOON), || {
+        format!("{name} was served only after {:?}", begun.elapsed())
+    })?;
     stage.withdraw(name)
 }
 

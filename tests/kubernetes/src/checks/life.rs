@@ -116,3 +116,28 @@ pub fn rolling_update_under_load(stage: &Stage) -> Result<()> {
     stage.withdraw("rolling")?;
     stage.await_no_pods("rolling")
 }
+
+/// The DaemonSet of Heddle is rolled over all nodes: what its programs made stays, and goes on.
+pub fn heddle_itself_replaced_under_load(stage: &Stage) -> Result<()> {
+    let web = stage.web()?;
+    let mut service = open("kept");
+    service["spec"]["selector"]["app"] = "web".into();
+    let service = stage.service(&service)?;
+    let mut clients = clients(stage, &service, &web)?;
+    let (vip, ports) = doors(stage, &service, true)?;
+    clients.streams(&web[2].place, vip)?;
+    clients.streams(stage.cluster.lab().client(), ports[1])?;
+    let daemons = format!("{}/heddle", crate::deploy::NAMESPACE);
+    let change = json!({ "spec": { "template": { "metadata": { "annotations": { "release": "2" } } } } });
+    let changed = stage.cluster.api().patch("apps/v1/DaemonSet", &daemons, &change)?;
+    let generation = changed["metadata"]["generation"].as_u64().unwrap_or_default();
+    let all = stage.cluster.nodes().len() as u64;
+    stage.cluster.api().wait("apps/v1/DaemonSet", &daemons, LIMIT, move |set| {
+        let Some(status) = set.map(|set| &set["status"]) else { return false };
+        let is = |field: &str, number: u64| status[field].as_u64().unwrap_or_default() == number;
+        is("observedGeneration", generation) && is("updatedNumberScheduled", all) && is("numberReady", all)
+    })?;
+    clients.go_on(Duration::from_secs(1))?;
+    clients.assert_clean()?;
+    stage.withdraw("kept")
+}

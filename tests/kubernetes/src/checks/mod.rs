@@ -48,6 +48,7 @@ pub fn smoke() -> Vec<Check> {
 /// What Heddle must show besides.
 pub fn heddle() -> Vec<Check> {
     checks![
+        life::heddle_itself_replaced_under_load,
         control::api_server_away,
         control::etcd_restarted,
         nodes::drained_under_load,

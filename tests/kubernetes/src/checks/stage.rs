@@ -106,7 +106,7 @@ impl Stage {
         Ok(())
     }
 
-    /// One pod on each node, `web-1` on the first: made once, used by many checks.
+    /// One pod on each node, `web-1` on the first: made once, used by many checks, made again when it is gone.
     ///
     /// # Errors
     /// When they do not become ready.
@@ -115,9 +115,10 @@ impl Stage {
         let pod = |(index, node): (usize, &crate::KubeNode)| {
             pods::pod(&format!("web-{}", index + 1), "web", node.node().name())
         };
-        if self.cluster.api().get("v1/Pod", "default/web-1")?.is_none() {
-            self.cluster.api().apply_all(nodes.iter().enumerate().map(pod))?;
-        }
+        let there = self.cluster.api().list("v1/Pod", Some("default"), "app=web")?;
+        let wanted = nodes.iter().enumerate().map(pod);
+        let missing = wanted.filter(|pod| !there.iter().any(|one| pods::name(one) == pods::name(pod)));
+        self.cluster.api().apply_all(missing.collect::<Vec<_>>())?;
         self.await_pods("web", nodes.len())?.into_iter().map(|pod| self.standing(pod)).collect()
     }
 

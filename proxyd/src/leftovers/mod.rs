@@ -17,11 +17,12 @@ use std::path::Path;
 use aya::maps::MapError;
 use heddle_bpf::{Maps, Pins};
 use heddle_ebpf_common::{Addr, FrontendKey};
-use heddle_netlink::conntrack::Conntrack;
+use heddle_netlink::conntrack::{Conntrack, Flow};
 use heddle_netlink::ipset::Sets;
 use heddle_netlink::ipvs::Ipvs;
 use heddle_netlink::nft::{Family, Nft};
 use heddle_netlink::{Socket, link, xtables};
+use nix::libc;
 use serde::Serialize;
 
 use crate::dataplane::Error;
@@ -187,7 +188,9 @@ fn connections(bpf_root: &Path) -> Result<usize, Error> {
     let mut conntrack = Conntrack::open()?;
     let mut count = 0;
     for ipv4 in [true, false] {
-        for flow in conntrack.translated(ipv4)?.iter().filter(|flow| flow.alive) {
+        // Datagrams are ours with the next one.
+        let living = |flow: &&Flow| flow.alive && flow.protocol != libc::IPPROTO_UDP as u8;
+        for flow in conntrack.translated(ipv4)?.iter().filter(living) {
             let Some(maps) = &maps else {
                 count += 1;
                 continue;

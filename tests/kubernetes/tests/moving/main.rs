@@ -1,0 +1,3 @@
+//! Moving a cluster over to Heddle, node by node, under traffic, with the real programs of what it had before.
+
+mod kube_proxy;

@@ -81,13 +81,22 @@ fn other_protocol(skb: Skb, packet: &Packet) -> i32 {
     if known(&packet.tuple.dst).is(ADDR_CLUSTER_IP) { reject::protocol(skb, packet) } else { PASS }
 }
 
+/// The same from a pod, which does not send nodes packets in packets: IPIP, IPv6 in IP, GRE.
+#[inline(never)]
+fn pods_other_protocol(skb: Skb, packet: &Packet) -> i32 {
+    if matches!(packet.tuple.proto, 4 | 41 | 47) && known(&packet.tuple.dst).is(ADDR_NODE | ADDR_OVERLAY) {
+        return skb.drop(Counter::DropSpoofed);
+    }
+    other_protocol(skb, packet)
+}
+
 #[inline(always)]
 fn from_pod(skb: Skb, config: &Config) -> i32 {
     if is_for_host(skb) {
         return PASS;
     }
     let Some(Work { packet, found, fresh, frontend }) = work() else { return PASS };
-    parse!(skb, packet, return other_protocol(skb, packet));
+    parse!(skb, packet, return pods_other_protocol(skb, packet));
     if packet.tuple.proto == UDP
         && packet.tuple.dport == config.vxlan_port.to_be()
         && known(&packet.tuple.dst).is(ADDR_NODE | ADDR_OVERLAY)

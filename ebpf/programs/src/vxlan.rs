@@ -6,13 +6,15 @@ use heddle_ebpf_common::{
 
 use crate::frontend::known;
 use crate::maps::{RANGES, count};
-use crate::packet::Packet;
+use crate::packet::{Kind, Packet};
 use crate::skb::{ETH_LEN, ETH_P_IP, ETH_P_IPV6, MARK_ENTRY, PASS, Skb};
 
 use aya_ebpf::maps::lpm_trie::Key;
 
 /// UDP and VXLAN header (RFC 7348 section 5).
 const OUTER: u32 = 8 + 8;
+/// The flags: the VNI is valid, everything else is reserved.
+const VNI_VALID: u32 = 0x0800_0000;
 
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -28,11 +30,19 @@ struct Inner {
 /// unwrapped). Other networks (VNI) are not ours to judge.
 #[inline(never)]
 pub fn check(skb: Skb, packet: &Packet, config: &Config) -> i32 {
+    if packet.kind == Kind::First || packet.kind == Kind::Later {
+        // What is inside is not in sight, and no node cuts its packets (RFC 7348 section 4.3).
+        return skb.drop(Counter::DropMalformed);
+    }
     let Some([flags, vni]) = read::<[u32; 2]>(skb, packet, 8) else {
         return skb.drop(Counter::DropMalformed);
     };
-    if flags.to_ne_bytes()[0] & 0x08 == 0 || u32::from_be(vni) >> 8 != config.vni {
+    let vni = u32::from_be(vni);
+    if vni >> 8 != config.vni {
         return PASS;
+    }
+    if u32::from_be(flags) != VNI_VALID || vni & 0xff != 0 {
+        return skb.drop(Counter::DropMalformed);
     }
     let sender = known(&packet.tuple.src);
     if !sender.is(ADDR_NODE) || sender.node == NODE_SELF {

@@ -276,8 +276,8 @@ fn unwrap<const SUMMED: bool>(frame: Frame, config: &Config) -> Option<u32> {
     let outer: Outer = frame.at(0)?;
     if config.vxlan_ifindex == 0
         || outer.ethernet.protocol != ETH_P_IP
-        || outer.flags & VNI_VALID == 0
-        || u32::from_be(outer.vni) >> 8 != config.vni
+        || outer.flags != VNI_VALID
+        || outer.vni != (config.vni << 8).to_be()
     {
         return None;
     }

@@ -27,7 +27,8 @@ pub fn desired(table: &OverlayTable, overlay: &Overlay, settings: &Settings) -> 
         if let Some(beside) = &remote.beside {
             members.insert((Set::Others, network(beside.range)));
         }
-        members.extend(remote.addresses.iter().map(|ip| (Set::Nodes, IpNetwork::from(*ip))));
+        let overlay = remote.ranges.iter().map(IpNetwork::network);
+        members.extend(remote.addresses.iter().copied().chain(overlay).map(|ip| (Set::Nodes, ip.into())));
     }
     let kept = overlay.service_ranges.iter().chain(&settings.unmasqueraded).map(|range| network(*range));
     members.extend(outermost(kept.collect()).into_iter().map(|range| (Set::Kept, range)));
@@ -88,7 +89,9 @@ mod tests {
                 "10.244.3.0/24 in nftables set others4 is missing",
                 "fd00:10:244:3::/64 in nftables set others6 is missing",
                 "192.168.77.3/32 in nftables set peers4 is missing",
+                "10.244.3.0/32 in nftables set nodes4 is missing",
                 "192.168.77.3/32 in nftables set nodes4 is missing",
+                "fd00:10:244:3::/128 in nftables set nodes6 is missing",
                 "fd77::3/128 in nftables set nodes6 is missing",
             ]
         );

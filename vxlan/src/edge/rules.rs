@@ -8,6 +8,7 @@
 //!     from this node's pods to @pods, @others, @kept: return
 //!     from this node's pods: masquerade
 //! }
+//! chain unwrapped {                     from other nodes' pods and nodes, to pods of this node and to itself; else: drop }
 //! chain arriving {                      filter, prerouting, before defragmentation
 //!     out of the overlay: goto unwrapped
 //!     VXLAN packets in fragments: drop
@@ -154,7 +155,7 @@ pub fn senders(parameters: &Parameters) -> Rules {
     let pods = format!("{POD_PREFIX}*");
 
     let mut to_nodes = vec![drop("of a pod to this node", [port::to_this_host()])];
-    let mut unwrapped = Vec::new();
+    let mut unwrapped = vec![drop("a VXLAN packet in another", [vxlan(), port::to_this_host()])];
     for v4 in [true, false] {
         to_nodes.push(drop("of a pod to a node", [to(v4, Set::Nodes)]));
         unwrapped

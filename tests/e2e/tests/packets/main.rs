@@ -7,6 +7,7 @@ mod affinity;
 mod beside;
 mod dsr;
 mod external;
+mod forged;
 mod frames;
 mod from_pod;
 mod host;

@@ -57,13 +57,13 @@ fn fault_071_another_protocol_to_a_cluster_address() {
             (UnderlayOut, UNDERLAY, f.node(1, 0)),
         ] {
             let service = f.service(1, 0);
-            let mut gre = tcp("", client, service);
-            gre.proto = 47;
-            let mut ping = gre.clone();
+            let mut ospf = tcp("", client, service);
+            ospf.proto = 89;
+            let mut ping = ospf.clone();
             ping.proto = if f.is_v4() { 1 } else { 58 };
             let kind = if f.is_v4() { 8 } else { 128 };
             let cases = [
-                (47, raw_ip(&gre, &[0; 40])),
+                (89, raw_ip(&ospf, &[0; 40])),
                 (ping.proto, raw_ip(&ping, &[&[kind, 0, 0, 0][..], &[0; 40]].concat())),
                 (132, sctp(1, f.pod(1, 10, 5), f.service(1, 80)).frame()),
             ];
@@ -81,8 +81,8 @@ fn fault_071_another_protocol_to_a_cluster_address() {
                 assert_eq!(out.count(Counter::RejectUndefined), 1);
             }
             // Not to a node.
-            gre.dst = f.node(2, 0);
-            let frame = raw_ip(&gre, &[0; 40]);
+            ospf.dst = f.node(2, 0);
+            let frame = raw_ip(&ospf, &[0; 40]);
             let out = w.send_raw(hook, ifname, &frame);
             assert_eq!((out.verdict, out.frame), (Verdict::Pass, frame));
         }

@@ -31,6 +31,14 @@ impl Model {
     fn read(&mut self, stimulus: &Stimulus, clients: bool) -> Result<Packet, Outcome> {
         match read(&stimulus.frame, stimulus.gso != 0, |key| self.frags.get(key).copied()) {
             Seen::Flow(packet) => Ok(packet),
+            Seen::Protocol(packet)
+                if stimulus.hook == TcHook::Pod
+                    && matches!(packet.tuple.proto, 4 | 41 | 47)
+                    && self.table.known(packet.tuple.dst).is(ADDR_NODE | ADDR_OVERLAY) =>
+            {
+                // Packets in packets, from a pod to a node.
+                Err(self.drop(Counter::DropSpoofed))
+            }
             Seen::Protocol(packet) if clients && self.table.known(packet.tuple.dst).is(ADDR_CLUSTER_IP) => {
                 Err(if self.back == Back::Own && self.table.known(packet.tuple.src).node != NODE_SELF {
                     pass(stimulus)

@@ -5,7 +5,7 @@ use heddle_ebpf_common::{
 };
 
 use super::{MARK_ENTRY, Model, Outcome, Stimulus, pass};
-use crate::wire::{ETH, Packet, addr4, addr6, be16};
+use crate::wire::{ETH, Kind, Packet, addr4, addr6, be16};
 
 /// Why a node may send a packet.
 enum Right {
@@ -16,15 +16,20 @@ enum Right {
 
 impl Model {
     pub(super) fn vxlan(&mut self, stimulus: &Stimulus, packet: &Packet) -> Outcome {
+        if matches!(packet.kind, Kind::First | Kind::Later) {
+            return self.drop(Counter::DropMalformed);
+        }
         let Some(inside) = stimulus.frame.get(packet.l4 + 8..) else {
             return self.drop(Counter::DropMalformed);
         };
         let Some(header) = inside.get(..8) else { return self.drop(Counter::DropMalformed) };
         // Other networks are not ours to judge (RFC 7348 section 5).
-        if header[0] & 8 == 0
-            || u32::from_be_bytes([0, header[4], header[5], header[6]]) != self.table.config.vni
-        {
+        if u32::from_be_bytes([0, header[4], header[5], header[6]]) != self.table.config.vni {
             return pass(stimulus);
+        }
+        // All that is reserved is zero.
+        if header[..4] != [8, 0, 0, 0] || header[7] != 0 {
+            return self.drop(Counter::DropMalformed);
         }
         let sender = self.table.known(packet.tuple.src);
         let right = if sender.is(ADDR_NODE) && sender.node != NODE_SELF {

@@ -178,7 +178,9 @@ fn fault_062_what_somebody_flushes_is_back_within_a_second() {
 
 #[test]
 fn it_can_be_left_out_for_some_or_for_all() {
-    let plan = Plan::overlay().vxland_arg("--no-masquerade=192.168.77.192/27").vxland_arg("--no-masquerade=fd77::200/120");
+    let plan = Plan::overlay()
+        .vxland_arg("--no-masquerade=192.168.77.192/27")
+        .vxland_arg("--no-masquerade=fd77::200/120");
     let cluster = Cluster::start_with(Lab::builder().nodes(2), plan).unwrap();
     let (n1, client) = (cluster.node(1), cluster.client());
     let _servers = [client.serve("outside", PORT).unwrap(), cluster.node(2).serve("two", PORT).unwrap()];

@@ -23,14 +23,12 @@ use super::checksums::Finding;
 
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_millis(300);
-/// Datagrams of each kind that are sent once there is a suspicion. A node answers six at once, then one a second
-/// (`icmp_ratelimit`).
-const TRIES: u32 = 6;
-/// So many of those with a checksum by the kernel must be answered, and none of the others.
-const ANSWERED: u32 = 4;
+/// Datagrams of each kind that are sent once there is a suspicion: all with a checksum by the kernel must be answered,
+/// and none of the others. (A node answers six at once, then one a second: `icmp_ratelimit`.)
+const TRIES: u32 = 3;
 /// Rounds in a row with that outcome: loss of packets is no fault of a device.
 const ROUNDS: u32 = 2;
-/// Between two rounds, as long as nobody has answered, and afterwards.
+/// Between two rounds, as long as nobody has answered or there is a suspicion, and otherwise.
 const SOON: Duration = Duration::from_secs(1);
 const LATER: Duration = Duration::from_secs(10);
 /// Above the range that connections take their ports from by default.
@@ -58,7 +56,7 @@ pub async fn watch(
     let mut prober = Prober { device, port: PORTS.start, turn: std::process::id() as usize };
     let (mut pause, mut broken) = (SOON, 0);
     loop {
-        sleep(if broken > 0 { Duration::ZERO } else { pause }).await;
+        sleep(if broken > 0 { SOON } else { pause }).await;
         let peer = {
             let peers = peers.borrow();
             prober.turn = prober.turn.wrapping_add(1);
@@ -97,14 +95,14 @@ impl Prober {
                 return Outcome::Well;
             }
         }
-        let mut answered = 0;
+        let mut all = true;
         for _ in 0..TRIES {
-            answered += u32::from(self.answered(peer, true).await);
+            all &= self.answered(peer, true).await;
             if self.answered(peer, false).await {
                 return Outcome::Well;
             }
         }
-        if answered >= ANSWERED { Outcome::Broken } else { Outcome::Unknown }
+        if all { Outcome::Broken } else { Outcome::Unknown }
     }
 
     /// Whether the kernel of `peer` says that nobody listens there. `summed`: with the checksum done by the kernel.

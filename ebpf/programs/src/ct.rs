@@ -59,6 +59,14 @@ impl<'a> Entry<'a> {
         is_stale(self.flow)
     }
 
+    /// Has nobody answered yet, and does the backend take no new flows? Then a SYN that is repeated is a new one: the
+    /// backend may be gone before it listens to it.
+    #[inline(always)]
+    pub fn came_too_late(&self) -> bool {
+        self.flow.flags & CT_ANSWERED == 0
+            && BACKENDS.get(self.flow.backend).is_some_and(|backend| backend.state == BACKEND_DRAINING)
+    }
+
     /// Notes what this packet says about the flow.
     #[inline(always)]
     pub fn touch(&mut self, packet: &Packet, config: &Config) {

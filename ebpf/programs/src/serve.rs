@@ -20,8 +20,8 @@ use crate::time::is_settling;
 /// A request of a flow that is known. `None`: it begins a new one.
 #[inline(always)]
 pub fn request(skb: Skb, packet: &mut Packet, entry: &mut Entry<'_>, config: &Config) -> Option<i32> {
-    // A port that is used again, or a SYN that is repeated because its backend went: nothing stands yet.
-    if packet.is_syn() && (ct::is_over(entry.flow) || entry.is_stale()) {
+    // A port that is used again, or a SYN that is repeated because its backend went or is going: nothing stands yet.
+    if packet.is_syn() && (ct::is_over(entry.flow) || entry.came_too_late()) {
         ct::remove(&packet.tuple, entry.flow);
         return None;
     }

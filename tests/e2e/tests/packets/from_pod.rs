@@ -2,10 +2,10 @@
 //! replies may not be.
 
 use heddle_bpf::TcHook::{OverlayIn, Pod, PodOut, UnderlayIn};
-use heddle_ebpf_common::{CT_HOST, Counter};
+use heddle_ebpf_common::{BACKEND_ACTIVE, BACKEND_DRAINING, CT_HOST, Counter};
 
 use crate::frames::{TCP, UDP, icmp_about, tcp, udp};
-use crate::world::{BOTH, OVERLAY, PODS, To, UNDERLAY, Verdict, host, pod, vtep_mac, world};
+use crate::world::{BOTH, OVERLAY, PODS, To, UNDERLAY, Verdict, World, host, pod, vtep_mac, world};
 
 #[test]
 fn to_a_pod_here() {
@@ -53,6 +53,36 @@ fn to_itself() {
         assert_eq!(seen.text, format!("tcp {frontend} > {client} [SA]"));
         let seen = w.send(Pod, PODS[0], &tcp("A", client, frontend)).sent(PODS[0]);
         assert_eq!(seen.text, format!("tcp {other} > {backend} [A]"));
+    }
+}
+
+/// A SYN that is repeated because nobody has answered is a new connection, and goes where new ones go.
+#[test]
+fn an_unanswered_connection_leaves_a_backend_that_drains() {
+    for f in BOTH {
+        let w = &mut *world();
+        let all = w.service(f, TCP, &[pod(f, 1, 11), pod(f, 2, 20)]);
+        let (client, frontend) = (f.pod(1, 10, 5000), f.service(1, 80));
+        let syn = tcp("S", client, frontend);
+        let ask = |w: &mut World| {
+            w.send(Pod, PODS[0], &syn);
+            w.flow(&syn).unwrap().0.backend
+        };
+        let first = ask(w);
+        assert_eq!(ask(w), first, "repeated");
+        w.change_backend(first, |backend| backend.state = BACKEND_DRAINING);
+        let second = ask(w);
+        assert_eq!([first.min(second), first.max(second)], [all[0], all[1]]);
+        // Answered, it stays.
+        w.change_backend(first, |backend| backend.state = BACKEND_ACTIVE);
+        if second == all[0] {
+            w.send(Pod, PODS[1], &tcp("SA", f.pod(1, 11, 8080), client));
+        } else {
+            let reply = tcp("SA", f.pod(2, 20, 8080), client).macs(vtep_mac(2), vtep_mac(1));
+            w.send(OverlayIn, OVERLAY, &reply);
+        }
+        w.change_backend(second, |backend| backend.state = BACKEND_DRAINING);
+        assert_eq!(ask(w), second);
     }
 }
 

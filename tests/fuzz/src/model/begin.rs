@@ -80,8 +80,12 @@ impl Model {
 
     /// A request of a flow that is known; `None`: it begins another one.
     pub(super) fn request(&mut self, stimulus: &Stimulus, packet: &Packet, id: u32) -> Option<Outcome> {
-        let (stale, over) = (self.is_stale(self.flows.get(id)), self.is_over(self.flows.get(id)));
-        if packet.is_syn() && over {
+        let flow = self.flows.get(id);
+        let (stale, over) = (self.is_stale(flow), self.is_over(flow));
+        let draining = |backend: &Backend| backend.state == BACKEND_DRAINING;
+        let too_late =
+            !flow.answered && flow.backend != 0 && self.table.backend(flow.backend).is_some_and(draining);
+        if packet.is_syn() && (over || too_late) {
             self.flows.remove(id);
             return None;
         }

@@ -52,7 +52,9 @@ impl Cluster {
     pub fn raise_with(nodes: usize, archives: impl FnOnce(&Lab) -> Result<Vec<PathBuf>>) -> Result<Self> {
         // Container runtimes want groups of whole processes.
         let lab = Lab::builder().nodes(nodes).clients(2).threaded(false).build()?;
-        let options = Options { controllers: true, ..Options::default() };
+        // What changes within a moment is written once: the controller manager does not run ahead of its own cache.
+        let batch = "--endpointslice-updates-batch-period=200ms".to_owned();
+        let options = Options { controllers: true, controller_manager: vec![batch], ..Options::default() };
         let plane = ControlPlane::raise(&lab, &lab.clients()[1], options)?;
         let images = lab.dir().join("inmate");
         let mut list = vec![image::write_named(lab.client(), &images, &[PAUSE, image::IMAGE])?];

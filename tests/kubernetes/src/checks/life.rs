@@ -6,7 +6,7 @@ use std::time::Duration;
 use heddle_lab::{Ask, eventually};
 use serde_json::{Value, json};
 
-use super::load::Clients;
+use super::load::{Clients, unnoticed};
 use super::stage::{FAMILIES, Stage, Standing};
 use super::{ensure, size};
 use crate::cluster::LIMIT;
@@ -94,24 +94,26 @@ pub fn rolling_update_under_load(stage: &Stage) -> Result<()> {
     let api = stage.cluster.api();
     api.apply(&pods::deployment("rolling", count))?;
     let service = stage.service(&open("rolling"))?;
-    let first = stage.await_pods("rolling", count)?;
-    let clients = clients(stage, &service, &web)?;
-    let mut next = pods::deployment("rolling", count);
-    next["spec"]["template"]["metadata"]["annotations"] = json!({ "release": "2" });
-    let generation = api.apply(&next)?["metadata"]["generation"].as_u64().unwrap_or_default();
-    let all = count as u64;
-    api.wait("apps/v1/Deployment", "default/rolling", LIMIT, move |deployment| {
-        let Some(status) = deployment.map(|deployment| &deployment["status"]) else { return false };
-        let is = |field: &str, number: u64| status[field].as_u64().unwrap_or_default() == number;
-        is("observedGeneration", generation)
-            && ["updatedReplicas", "availableReplicas", "replicas"].iter().all(|field| is(field, all))
+    stage.await_pods("rolling", count)?;
+    unnoticed(stage, "rolling", |attempt| {
+        let first = stage.await_pods("rolling", count)?;
+        let clients = clients(stage, &service, &web)?;
+        let mut next = pods::deployment("rolling", count);
+        next["spec"]["template"]["metadata"]["annotations"] = json!({ "release": attempt.to_string() });
+        let generation = api.apply(&next)?["metadata"]["generation"].as_u64().unwrap_or_default();
+        let all = count as u64;
+        api.wait("apps/v1/Deployment", "default/rolling", LIMIT, move |deployment| {
+            let Some(status) = deployment.map(|deployment| &deployment["status"]) else { return false };
+            let is = |field: &str, number: u64| status[field].as_u64().unwrap_or_default() == number;
+            is("observedGeneration", generation)
+                && ["updatedReplicas", "availableReplicas", "replicas"].iter().all(|field| is(field, all))
+        })?;
+        let second = stage.await_pods("rolling", count)?;
+        let stays = |old: &Value| second.iter().any(|new| pods::name(old) == pods::name(new));
+        ensure(!first.iter().any(stays), || "a pod of the last release is still there".into())?;
+        clients.go_on(Duration::from_secs(1))?;
+        Ok(clients)
     })?;
-    let second = stage.await_pods("rolling", count)?;
-    ensure(first.iter().all(|old| !second.iter().any(|new| pods::name(old) == pods::name(new))), || {
-        "a pod of the first release is still there".into()
-    })?;
-    clients.go_on(Duration::from_secs(1))?;
-    clients.assert_clean()?;
     api.delete("apps/v1/Deployment", "default/rolling")?;
     stage.withdraw("rolling")?;
     stage.await_no_pods("rolling")

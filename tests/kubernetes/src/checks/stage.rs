@@ -82,20 +82,6 @@ impl Stage {
         })
     }
 
-    /// As [`await_pods`](Self::await_pods), where others with the label may be there and not ready.
-    ///
-    /// # Errors
-    /// After a while, with the pods.
-    pub fn await_ready_pods(&self, app: &str, count: usize) -> Result<Vec<Value>> {
-        let selector = format!("app={app}");
-        let ready = |pods: &[&Value]| pods.iter().filter(|pod| condition(pod, "Ready")).count();
-        let pods = self
-            .cluster
-            .api()
-            .wait_all("v1/Pod", Some("default"), &selector, LIMIT, move |pods| ready(pods) == count)?;
-        Ok(pods.into_iter().filter(|pod| condition(pod, "Ready")).collect())
-    }
-
     /// Waits until no pod has the label.
     ///
     /// # Errors

@@ -32,7 +32,17 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("heddle-lab", &["heddle-netlink"]),
     ("heddle-e2e", &["heddle-bpf", "heddle-ebpf-common", "heddle-lab", "heddle-model", "heddle-netlink"]),
     ("heddle-fuzz", &["heddle-bpf", "heddle-ebpf-common", "heddle-netlink"]),
-    ("heddle-kubernetes", &["heddle-lab", "heddle-runtime"]),
+    (
+        "heddle-kubernetes",
+        &[
+            "heddle-bpf",
+            "heddle-control",
+            "heddle-ebpf-common",
+            "heddle-lab",
+            "heddle-model",
+            "heddle-runtime",
+        ],
+    ),
     ("heddle-runtime", &["heddle-lab"]),
     ("xtask", &[]),
 ];

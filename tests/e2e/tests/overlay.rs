@@ -192,7 +192,7 @@ fn a_small_underlay_makes_small_pods_and_large_packets_pass() {
 
 /// FORWARD drops, and nobody lets pods through: vxland says which rules are missing, in words that work.
 #[test]
-fn the_rules_that_are_missing_in_forward_are_told_and_they_are_enough() {
+fn fault_144_the_rules_that_are_missing_in_forward_are_told_and_they_are_enough() {
     let builder = Lab::builder().nodes(2).clients(0).firewall(Firewall::Closed);
     let cluster = Cluster::start_with(builder, Plan::overlay()).unwrap();
     let pods = Pods::new(&cluster, &[true, false]);
@@ -228,7 +228,7 @@ fn the_rules_that_are_missing_in_forward_are_told_and_they_are_enough() {
 
 /// The same for a chain of iptables, as Docker leaves it.
 #[test]
-fn the_missing_rules_of_iptables_are_told_as_iptables_takes_them() {
+fn fault_144_the_missing_rules_of_iptables_are_told_as_iptables_takes_them() {
     let cluster = Cluster::start_with(Lab::builder().nodes(2).clients(0), Plan::overlay()).unwrap();
     let pods = Pods::new(&cluster, &[true, false]);
     pods.all_talk(&cluster).unwrap();

@@ -51,7 +51,7 @@ fn wrong(node: &Node) -> Vec<String> {
 /// Every command line deletes or bends something of node 1's overlay. Each is put right within a second, by
 /// the event, and packets pass again.
 #[test]
-fn what_is_deleted_or_bent_is_back_within_a_second() {
+fn fault_140_what_is_deleted_or_bent_is_back_within_a_second() {
     let cluster = cluster();
     let (n1, n2) = (cluster.node(1), cluster.node(2));
     let server = n2.serve("two", 9000).unwrap();

@@ -6,8 +6,8 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
-use heddle_lab::Process;
 use heddle_lab::Cmd;
+use heddle_lab::Process;
 use serde_json::{Value, json};
 
 use crate::cluster::{Cluster, LIMIT};
@@ -24,7 +24,8 @@ const USED: [&str; 4] = ["host-local", "loopback", "portmap", "ptp"];
 /// Why it cannot be installed on this machine.
 pub fn missing() -> Option<String> {
     let absent = USED.iter().find(|name| !Path::new(REFERENCE).join(name).exists());
-    let absent = absent.map(|name| format!("{REFERENCE}/{name} is not there (Debian: containernetworking-plugins)"));
+    let absent =
+        absent.map(|name| format!("{REFERENCE}/{name} is not there (Debian: containernetworking-plugins)"));
     absent.or_else(|| programs::missing(&["kube-proxy"]))
 }
 
@@ -34,6 +35,9 @@ pub fn missing() -> Option<String> {
 /// When something cannot be written or started.
 pub fn install(cluster: &Cluster) -> Result<Vec<Process>> {
     let ranges = ranges(cluster)?;
+    for range in ranges.iter().flatten() {
+        cluster.lab().switch().admit_range(range)?;
+    }
     for (node, own) in cluster.nodes().iter().zip(&ranges) {
         plugins(node, own)?;
         for (other, ranges) in cluster.nodes().iter().zip(&ranges) {

@@ -17,8 +17,8 @@ use crate::tools::{ip, nft, sysctls};
 /// The switch's rules. Everything is decided in `judge`; `loss` holds what a test asked for.
 const RULES: &str = "
 table bridge lab {
-    set hosts4 { type ipv4_addr; }
-    set hosts6 { type ipv6_addr; }
+    set hosts4 { type ipv4_addr; flags interval; }
+    set hosts6 { type ipv6_addr; flags interval; }
     set foreign4 { type ipv4_addr . ipv4_addr; flags dynamic; size 256; }
     set foreign6 { type ipv6_addr . ipv6_addr; flags dynamic; size 256; }
     counter foreign { }
@@ -144,6 +144,15 @@ impl Switch {
     pub fn admit(&self, ip: std::net::IpAddr) -> Result<()> {
         let family = if ip.is_ipv4() { 4 } else { 6 };
         nft(&self.place, &format!("add element bridge lab hosts{family} {{ {ip} }}\n"))
+    }
+
+    /// Lets through a range (`10.244.1.0/24`), where nodes reach each other's pods without an overlay.
+    ///
+    /// # Errors
+    /// nft's.
+    pub fn admit_range(&self, range: &str) -> Result<()> {
+        let family = if range.contains(':') { 6 } else { 4 };
+        nft(&self.place, &format!("add element bridge lab hosts{family} {{ {range} }}\n"))
     }
 
     /// Pulls the cable of a port: the node sees its link go down.

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use heddle_lab::patient;
 use serde_json::Value;
 
+use super::lateness::SLICE;
 use super::life::{clients, doors, open};
 use super::stage::{Stage, Standing};
 use super::{ensure, size};
@@ -12,8 +13,6 @@ use crate::cluster::LIMIT;
 use crate::control_plane::Component;
 use crate::error::{Error, Result};
 use crate::pods;
-
-const SLICE: &str = "discovery.k8s.io/v1/EndpointSlice";
 
 /// What is asked all the time: `web`, from everywhere, and over connections that stay.
 fn busy(stage: &Stage, web: &[Standing]) -> Result<super::load::Clients> {

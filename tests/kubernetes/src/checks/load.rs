@@ -6,8 +6,8 @@ use std::time::Duration;
 use heddle_lab::{Cmd, Load, Place, Process, Running};
 
 use super::ensure;
+use super::lateness::measured;
 use super::stage::Stage;
-use crate::control_plane::Component;
 use crate::error::Result;
 
 /// Questions a second, of each client.
@@ -15,32 +15,26 @@ const RATE: u32 = 50;
 
 /// How often what went wrong may be the controller manager's doing.
 const ATTEMPTS: usize = 4;
+/// How long it may take to write that a pod leaves, of the second that the pod has.
+const IN_TIME: Duration = Duration::from_millis(600);
 
 /// Does something with the pods of `service` that no client may notice.
 ///
 /// A service's endpoints are written by the controller manager. When its own cache is behind (many pods change at once on a
-/// busy machine) it says so and waits a second before it tries again, which is all the time that a pod has before it ends.
-/// Nobody can know then that the pod is leaving: such an attempt says nothing, and another one is made.
+/// busy machine) it waits a second before it tries again, which is all the time that a pod has before it ends. Nobody can
+/// know then that the pod is leaving: such an attempt says nothing, and another one is made.
 ///
 /// # Errors
 /// When a client noticed and the controller manager was in time; when it never is.
 pub fn unnoticed(stage: &Stage, service: &str, attempt: impl Fn(usize) -> Result<Clients>) -> Result<()> {
-    let late = || {
-        let log = stage.cluster.plane().log(Component::ControllerManager);
-        let key = format!("key=\"default/{service}\"");
-        log.lines()
-            .filter(|line| line.contains("informer cache is out of date") && line.contains(&key))
-            .count()
-    };
     let mut last = Ok(());
     for number in 1..=ATTEMPTS {
-        let before = late();
-        last = attempt(number)?.assert_clean();
-        let times = late() - before;
+        let (clients, late) = measured(stage, service, || attempt(number))?;
+        last = clients.assert_clean();
+        println!("    attempt {number}: endpoints were written at most {late:?} after a pod's end had begun");
         match &last {
-            Ok(()) => return Ok(()),
-            Err(_) if times == 0 => return last,
-            Err(e) => println!("    attempt {number}: the controller manager was late {times} times: {e}"),
+            Err(e) if late > IN_TIME => println!("    and so: {e}"),
+            _ => return last,
         }
     }
     last

@@ -2,6 +2,7 @@
 
 mod control;
 mod crowd;
+mod lateness;
 mod life;
 mod load;
 mod names;

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use heddle_model::{BackendState, Part, Plan, ProtoMatch, Protocol, ServiceTable, Step};
+use heddle_model::{BackendState, Frontend, Part, Plan, ProtoMatch, Protocol, ServiceTable, Step};
 
 use crate::dataplane::{Counters, Dataplane, Devices, Error, Outcome, Unsupported};
 
@@ -39,16 +39,16 @@ impl Dataplane for Fake {
         let mut table = desired.clone();
         let mut lacks = Vec::new();
         if self.poor {
-            table.frontends.retain(|at, _| {
-                let can = at.ip.is_ipv4() && at.proto == ProtoMatch::Proto(Protocol::Tcp);
-                if !can {
+            let held = desired.frontends.iter().filter_map(|(at, frontend)| {
+                if !at.ip.is_ipv4() || at.proto != ProtoMatch::Proto(Protocol::Tcp) {
                     lacks.push(Unsupported { frontend: *at, what: "only TCP over IPv4".into() });
+                    return None;
                 }
-                can
+                let mut frontend = Frontend::clone(frontend);
+                frontend.backends.retain(|backend| backend.state == BackendState::Active);
+                Some((*at, Arc::new(frontend)))
             });
-            for frontend in table.frontends.values_mut() {
-                Arc::make_mut(frontend).backends.retain(|backend| backend.state == BackendState::Active);
-            }
+            table.frontends = held.collect();
         }
         (table, lacks)
     }

@@ -1,11 +1,10 @@
 //! Who looks at the daemon from outside: the servers, and what they are told.
 
-use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use heddle_model::resolve::{self, HealthCheck, Nodes, Rules};
+use heddle_model::resolve::{HealthChecks, Nodes, Rules};
 use heddle_model::store::{Store, Watch};
 use heddle_model::{NodeName, Snapshot};
 use heddle_reconcile::Status;
@@ -72,6 +71,9 @@ impl Seeing {
             checks,
             node: options.node,
             rules: options.rules,
+            wanted: HealthChecks::default(),
+            answered: false,
+            store: store.clone(),
             last: None,
             passes: 0,
         };
@@ -93,6 +95,10 @@ struct Follower {
     checks: Checks,
     node: NodeName,
     rules: Rules,
+    wanted: HealthChecks,
+    /// Somebody answers at the ports that are wanted.
+    answered: bool,
+    store: Store,
     /// What the sources said last.
     last: Option<Arc<Snapshot>>,
     /// Passes seen.
@@ -125,11 +131,14 @@ impl Follower {
         self.health.queued();
         let leaving = snapshot.nodes.get(&self.node).is_some_and(|node| node.leaving);
         self.health.set_node_eligible(!leaving);
-        let checks: BTreeMap<u16, HealthCheck> = resolve::health(&snapshot, &self.node, &self.rules);
+        let changed = self.wanted.follow(&snapshot, &self.node, &self.rules);
+        self.answered &= !changed && before.nodes == snapshot.nodes;
+        let checks = self.wanted.now();
         // Nothing is closed because a source is slow to begin.
-        if snapshot.synced || !checks.is_empty() {
+        if !self.answered && (snapshot.synced || !checks.is_empty()) {
             let addresses = if checks.is_empty() { Vec::new() } else { self.addresses(&snapshot) };
-            self.checks.set(checks, &addresses);
+            self.checks.set(checks.clone(), &addresses);
+            self.answered = snapshot.synced;
         }
         self.last = Some(snapshot);
     }
@@ -154,12 +163,11 @@ impl Follower {
         // What concerns a single service is its own trouble, and the node's health is not in it.
         let whole = !["kernel", "devices"].iter().any(|part| status.troubles.contains_key(*part));
         let succeeded = whole && status.synced;
-        self.record.passed(Pass {
-            revision: status.revision,
-            took: status.took,
-            full: status.last_full,
-            succeeded,
-        });
+        let heard = if succeeded { self.store.heard_until(status.revision) } else { Vec::new() };
+        self.record.passed(
+            Pass { revision: status.revision, took: status.took, full: status.last_full, succeeded },
+            &heard,
+        );
         let known = self.last.as_ref().map_or(0, |snapshot| snapshot.revision);
         if succeeded && status.revision >= known {
             self.health.updated();

@@ -293,7 +293,9 @@ impl Datapath {
     /// removed. Nothing is touched before all programs have passed the verifier. If other programs are attached
     /// that work with other maps, ours are pinned when they [have taken over](Self::take_over).
     pub fn open(pins: Pins, sizes: &Sizes) -> Result<Self> {
-        Self::open_object(pins, sizes, object::bytes()?)
+        let opened = Self::open_object(pins, sizes, object::bytes()?);
+        object::release();
+        opened
     }
 
     /// The same with another object than the embedded one: an older or newer version, or one that a test has

@@ -4,10 +4,13 @@
 //! The text may be anybody's: depth and size are bounded, an alias costs a reference and no copy, and a key
 //! that stands twice is an error, because which of the two counts is nobody's to guess.
 
+mod json;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::rc::Rc;
 
+pub use json::{json, json_items};
 use saphyr_parser::{Event, Marker, Parser, ScalarStyle, Span, Tag};
 
 /// Levels of lists and maps in each other.
@@ -82,55 +85,6 @@ pub fn yaml(text: &str) -> Result<Vec<Rc<Tree>>, Error> {
     }
     builder.documents.retain(|tree| tree.value != Value::Null);
     Ok(builder.documents)
-}
-
-/// One JSON document. Checked as JSON, then read as the YAML that it is as well.
-pub fn json(text: &str) -> Result<Vec<Rc<Tree>>, Error> {
-    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    serde_json::from_str::<serde::de::IgnoredAny>(text).map_err(|error| {
-        let at = At { line: error.line().max(1), column: error.column().max(1) };
-        let message = error.to_string();
-        // It repeats the place, which is told in front.
-        Error::new(at, message.split(" at line ").next().unwrap_or(&message))
-    })?;
-    yaml(&join_surrogates(text))
-}
-
-/// JSON writes a character beyond U+FFFF as `\ud83d\ude00`, YAML as `\U0001f600`. Lines stay as they are.
-fn join_surrogates(text: &str) -> String {
-    let mut joined = String::with_capacity(text.len());
-    let mut rest = text;
-    while let Some(start) = rest.find('\\') {
-        let (before, escape) = rest.split_at(start);
-        joined.push_str(before);
-        let unit = |at: usize| {
-            let digits = escape.get(at..at + 6)?.strip_prefix("\\u")?;
-            u16::from_str_radix(digits, 16).ok()
-        };
-        let pair = match (unit(0), unit(6)) {
-            (Some(high), Some(low)) => char::decode_utf16([high, low]).next().and_then(Result::ok),
-            _ => None,
-        };
-        let length = match (pair, unit(0)) {
-            (Some(c), _) if u32::from(c) > 0xffff => {
-                joined.push_str(&format!("\\U{:08x}", u32::from(c)));
-                12
-            }
-            // Half a pair is no character; JSON allows it, and so must we.
-            (_, Some(0xd800..=0xdfff)) => {
-                joined.push_str("\\ufffd");
-                6
-            }
-            _ => {
-                let length = escape.char_indices().nth(2).map_or(escape.len(), |(at, _)| at);
-                joined.push_str(&escape[..length]);
-                length
-            }
-        };
-        rest = &escape[length..];
-    }
-    joined.push_str(rest);
-    joined
 }
 
 #[derive(Default)]
@@ -325,16 +279,5 @@ mod tests {
         }
         assert_eq!(yaml(&bomb).unwrap().len(), 1);
         assert!(yaml("a: &x [*x]").is_err());
-    }
-
-    #[test]
-    fn json_is_read_with_all_that_it_may_hold() {
-        let text = "{\n\t\"a\": \"\\ud83d\\ude00 \\/ \\\\ud83d \\u0041 \\ud83d\",\n\t\"b\":[1,{\"c\":null}],\"d\":-1.5e3}";
-        let documents = json(text).unwrap();
-        let Value::Map(map) = &documents[0].value else { panic!() };
-        assert_eq!(map["a"].value, Value::Text("\u{1f600} / \\ud83d A \u{fffd}".into()));
-        assert_eq!((map["b"].at.line, map["d"].at.line), (3, 3));
-        assert_eq!(json("{\"a\": 1,\n  b: 2}").unwrap_err().to_string(), "2:3: key must be a string");
-        assert!(json("{\"a\": 1} {}").is_err() && json("").is_err());
     }
 }

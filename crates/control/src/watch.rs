@@ -31,6 +31,8 @@ pub struct Changes {
     pub all: bool,
     /// The directory itself is gone, or elsewhere now.
     pub gone: bool,
+    /// When the first of it was heard of.
+    pub heard: Option<std::time::Instant>,
 }
 
 #[derive(Debug)]
@@ -121,6 +123,7 @@ impl Watch {
     }
 
     fn take(&mut self, events: Events, changes: &mut Changes) {
+        changes.heard.get_or_insert_with(std::time::Instant::now);
         for (mask, name) in events {
             changes.all |= mask.contains(AddWatchFlags::IN_Q_OVERFLOW);
             let gone = AddWatchFlags::IN_DELETE_SELF

@@ -1,6 +1,5 @@
 //! From what a node does to what it must do: the difference of two tables as an ordered plan.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -9,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::addr::FrontendAddr;
 use crate::node::NodeName;
 use crate::service::{Frontend, ServiceNode, ServiceTable};
+use crate::shared_map::{SharedMap, differences};
 
 /// A part of a [`ServiceTable`] that is written, fails and is retried by itself.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -137,23 +137,18 @@ pub fn diff(observed: &ServiceTable, desired: &ServiceTable) -> Plan {
 
 type Differences<'a, K, V> = (Vec<(&'a K, &'a V, Effect)>, Vec<&'a K>);
 
-/// What is new or other, and what is gone; both maps are walked through once.
+/// What is new or other, and what is gone; what the maps share is passed over.
 fn differ<'a, K: Ord, V: PartialEq>(
-    observed: &'a BTreeMap<K, V>,
-    desired: &'a BTreeMap<K, V>,
+    observed: &'a SharedMap<K, V>,
+    desired: &'a SharedMap<K, V>,
 ) -> Differences<'a, K, V> {
     let (mut put, mut gone) = (Vec::new(), Vec::new());
-    let mut old = observed.iter().peekable();
-    for (key, value) in desired {
-        while let Some((before, _)) = old.next_if(|(before, _)| *before < key) {
-            gone.push(before);
-        }
-        match old.next_if(|(same, _)| *same == key) {
-            None => put.push((key, value, Effect::Create)),
-            Some((_, before)) if before != value => put.push((key, value, Effect::Change)),
-            Some(_) => {}
+    for (key, before, now) in differences(observed, desired) {
+        match (before, now) {
+            (None, Some(value)) => put.push((key, value, Effect::Create)),
+            (Some(_), Some(value)) => put.push((key, value, Effect::Change)),
+            (_, None) => gone.push(key),
         }
     }
-    gone.extend(old.map(|(key, _)| key));
     (put, gone)
 }

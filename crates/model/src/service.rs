@@ -1,6 +1,6 @@
 //! Frontends and backends: what this node must do for services.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::addr::{FrontendAddr, Protocol};
 use crate::node::{Mac, NodeName};
+use crate::shared_map::SharedMap;
 
 /// Whether a backend may be chosen by clients in the cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -101,28 +102,8 @@ pub struct ServiceNode {
 /// What this node must do for services: a pure function of the cluster's objects and this node's name.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServiceTable {
-    #[serde(with = "as_list")]
-    pub frontends: BTreeMap<FrontendAddr, Arc<Frontend>>,
-    pub nodes: BTreeMap<NodeName, ServiceNode>,
+    pub frontends: SharedMap<FrontendAddr, Arc<Frontend>>,
+    pub nodes: SharedMap<NodeName, ServiceNode>,
     /// This node's name; one of the keys of `nodes` once the cluster knows it.
     pub local: Option<NodeName>,
-}
-
-/// JSON keys are strings, and a frontend's address is not one: the map is written as a list of pairs.
-mod as_list {
-    use super::{Arc, BTreeMap, Frontend, FrontendAddr};
-    use serde::{Deserialize, Deserializer, Serializer};
-
-    pub fn serialize<S: Serializer>(
-        map: &BTreeMap<FrontendAddr, Arc<Frontend>>,
-        to: S,
-    ) -> Result<S::Ok, S::Error> {
-        to.collect_seq(map)
-    }
-
-    pub fn deserialize<'de, D: Deserializer<'de>>(
-        from: D,
-    ) -> Result<BTreeMap<FrontendAddr, Arc<Frontend>>, D::Error> {
-        Ok(Vec::<(FrontendAddr, Arc<Frontend>)>::deserialize(from)?.into_iter().collect())
-    }
 }

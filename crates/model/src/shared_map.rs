@@ -10,6 +10,8 @@ use std::fmt;
 use std::ops::Index;
 use std::sync::Arc;
 
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
 /// Most entries of a piece.
 const LARGEST: usize = 64;
 
@@ -88,14 +90,29 @@ impl<K: Ord + Clone, V: Clone> SharedMap<K, V> {
         match place {
             Ok(place) => Some(std::mem::replace(&mut piece[place].1, value)),
             Err(place) => {
+                if piece.len() == piece.capacity() {
+                    // A few at a time: most pieces stay as they are for ever.
+                    piece.reserve_exact(LARGEST / 8);
+                }
                 piece.insert(place, (key, value));
                 if piece.len() > LARGEST {
-                    let rest = piece.split_off(LARGEST / 2);
+                    // Entries that come in order fill one piece after the other.
+                    let last = index + 1 == self.pieces.len() && place == LARGEST;
+                    let piece = Arc::make_mut(&mut self.pieces[index]);
+                    let rest = piece.split_off(if last { LARGEST } else { LARGEST / 2 });
+                    piece.shrink_to_fit();
                     self.pieces.insert(index + 1, Arc::new(rest));
                 }
                 None
             }
         }
+    }
+
+    /// The value, to be changed in this map alone.
+    pub fn get_mut(&mut self, key: &K) -> Option<&mut V> {
+        let (index, place) = self.place(key);
+        let piece = Arc::make_mut(self.pieces.get_mut(index)?);
+        Some(&mut piece.get_mut(place.ok()?)?.1)
     }
 
     pub fn remove(&mut self, key: &K) -> Option<V> {
@@ -130,19 +147,30 @@ impl<K: Ord + Clone, V: Clone> SharedMap<K, V> {
 
 /// The keys whose values differ, those that only one map has included, in order. What is shared costs nothing.
 pub fn changed<'a, K: Ord, V: PartialEq>(old: &'a SharedMap<K, V>, new: &'a SharedMap<K, V>) -> Vec<&'a K> {
-    let mut keys = Vec::new();
-    differ(old, new, |key| {
-        keys.push(key);
-        true
-    });
-    keys
+    differences(old, new).into_iter().map(|(key, ..)| key).collect()
 }
 
-/// Calls `found` with every key that differs, until it returns false.
+/// A key, and its value in the one and in the other map.
+pub type Difference<'a, K, V> = (&'a K, Option<&'a V>, Option<&'a V>);
+
+/// [`changed`], with the old and the new value of each key.
+pub fn differences<'a, K: Ord, V: PartialEq>(
+    old: &'a SharedMap<K, V>,
+    new: &'a SharedMap<K, V>,
+) -> Vec<Difference<'a, K, V>> {
+    let mut all = Vec::new();
+    differ(old, new, |difference| {
+        all.push(difference);
+        true
+    });
+    all
+}
+
+/// Calls `found` with all that differs, until it returns false.
 fn differ<'a, K: Ord, V: PartialEq>(
     old: &'a SharedMap<K, V>,
     new: &'a SharedMap<K, V>,
-    mut found: impl FnMut(&'a K) -> bool,
+    mut found: impl FnMut(Difference<'a, K, V>) -> bool,
 ) {
     // Piece, and entry in it, of each.
     let (mut a, mut b) = ((0, 0), (0, 0));
@@ -166,18 +194,19 @@ fn differ<'a, K: Ord, V: PartialEq>(
             (None, Some(_)) => Ordering::Greater,
             (Some((one, _)), Some((other, _))) => one.cmp(other),
         };
-        let differs = match (one, other) {
-            (Some((_, one)), Some((_, other))) if order == Ordering::Equal => one != other,
-            _ => true,
-        };
-        let key = if order == Ordering::Greater { other } else { one };
-        if order != Ordering::Greater {
+        let one = one.filter(|_| order != Ordering::Greater);
+        let other = other.filter(|_| order != Ordering::Less);
+        if one.is_some() {
             a = next(old, a);
         }
-        if order != Ordering::Less {
+        if other.is_some() {
             b = next(new, b);
         }
-        if differs && !key.is_none_or(|(key, _)| found(key)) {
+        let value = |entry: Option<&'a (K, V)>| entry.map(|(_, value)| value);
+        if value(one) != value(other)
+            && let Some((key, _)) = one.or(other)
+            && !found((key, value(one), value(other)))
+        {
             return;
         }
     }
@@ -232,6 +261,19 @@ impl<K: Ord, V> Index<&K> for SharedMap<K, V> {
     /// If there is none.
     fn index(&self, key: &K) -> &V {
         self.get(key).expect("the caller knows that the key is there")
+    }
+}
+
+/// As a list of pairs, as keys may be anything.
+impl<K: Serialize, V: Serialize> Serialize for SharedMap<K, V> {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_seq(self.iter())
+    }
+}
+
+impl<'de, K: Ord + Deserialize<'de>, V: Deserialize<'de>> Deserialize<'de> for SharedMap<K, V> {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        Ok(Vec::<(K, V)>::deserialize(from)?.into_iter().collect())
     }
 }
 

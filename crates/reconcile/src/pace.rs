@@ -12,9 +12,12 @@ pub struct Pace {
     /// How long the first pass waits for sources that are not synced: usually they are at once, and the pass
     /// is a whole one. Nothing is lost meanwhile, what is in the kernel works on.
     pub patience: Duration,
-    /// What comes after the loop has been idle for so long is done at once.
+    /// The shortest time between two passes (a long pass is followed by as long a one). What sources say then waits for no
+    /// other reason: a pass costs what has changed.
+    pub rest: Duration,
+    /// An event of the kernel that comes after the loop has been idle for so long is answered at once.
     pub calm: Duration,
-    /// Else: quiet time after something happened before the loop acts, so that what comes in a burst is done together.
+    /// Else: quiet time after an event before the loop acts, so that what comes in a burst is done together.
     pub quiet: Duration,
     /// It acts after this long even if it never becomes quiet.
     pub longest: Duration,
@@ -34,6 +37,7 @@ impl Default for Pace {
     fn default() -> Self {
         Self {
             patience: Duration::from_secs(1),
+            rest: Duration::from_millis(1),
             calm: Duration::from_millis(50),
             quiet: Duration::from_millis(10),
             longest: Duration::from_millis(50),

@@ -11,7 +11,8 @@
 //! - After a pass without failure only what changed between two desired states is done, without asking the
 //!   kernel. A retry and the resync timer make a full pass: observe, diff, apply. So does an event of the kernel, or a
 //!   change after a failure, unless the target [knows](Target::recall) what there is.
-//! - What comes alone is done at once; what comes soon after a pass waits a little for what comes with it.
+//! - What comes is done at once, unless a pass has just ended: then it waits, with what comes with it, for as long as that
+//!   took. In a burst of the kernel's events it waits until the burst is over.
 //! - A great loss is not believed before it has lasted ([`guard`](crate::guard)); what is new is made meanwhile.
 //! - A full pass over what is already as it must be writes nothing.
 
@@ -83,7 +84,7 @@ impl<T: Target<Input = Snapshot>> Runner<T> {
             }
         }
         let mut rest = Rest::default();
-        let mut resync = rest.after(|| self.pass(&snapshot, true, true));
+        let mut resync = rest.after(self.pace.rest, || self.pass(&snapshot, true, true));
         let mut tend = Instant::now() + self.pace.tend;
         loop {
             // Not one of the branches below: in a storm of events it would never have its turn.
@@ -106,21 +107,23 @@ impl<T: Target<Input = Snapshot>> Runner<T> {
             }
             // What comes in a burst is done together.
             let limit = rest.until.max(Instant::now() + self.pace.longest);
-            let alone = Instant::now() >= rest.until.max(rest.ended + self.pace.calm);
-            if !alone {
-                loop {
-                    let quiet = rest.until.max(Instant::now() + self.pace.quiet).min(limit);
-                    tokio::select! {
-                        biased;
-                        _ = &mut stop => return self.target,
-                        () = sleep_until(quiet) => break,
-                        newer = store.changed() => snapshot = newer,
-                        () = kernel.notified() => stirred = true,
-                    }
+            let calm = Instant::now() >= rest.ended + self.pace.calm;
+            loop {
+                let quiet = if stirred && !calm { Instant::now() + self.pace.quiet } else { rest.until };
+                let until = rest.until.max(quiet).min(limit);
+                if until <= Instant::now() {
+                    break;
+                }
+                tokio::select! {
+                    biased;
+                    _ = &mut stop => return self.target,
+                    () = sleep_until(until) => break,
+                    newer = store.changed() => snapshot = newer,
+                    () = kernel.notified() => stirred = true,
                 }
             }
             full |= Instant::now() >= resync;
-            let next = rest.after(|| self.pass(&snapshot, full, stirred));
+            let next = rest.after(self.pace.rest, || self.pass(&snapshot, full, stirred));
             if full || self.settled.is_none() {
                 resync = next;
             }
@@ -281,11 +284,11 @@ impl Default for Rest {
 }
 
 impl Rest {
-    fn after<R>(&mut self, pass: impl FnOnce() -> R) -> R {
+    fn after<R>(&mut self, shortest: Duration, pass: impl FnOnce() -> R) -> R {
         let start = Instant::now();
         let outcome = pass();
         self.ended = Instant::now();
-        self.until = self.ended + start.elapsed().min(Duration::from_secs(1));
+        self.until = self.ended + start.elapsed().clamp(shortest, Duration::from_secs(1));
         outcome
     }
 }

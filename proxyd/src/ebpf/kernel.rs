@@ -12,6 +12,7 @@ use nix::libc;
 
 use super::compile::option_of;
 use super::encode;
+use super::read::Probable;
 use super::state::State;
 use super::write::{Dump, Limits, Maps, Write};
 
@@ -109,10 +110,10 @@ impl Kernel {
         Ok(Self { maps, limits, batches: Batches::open(pins)? })
     }
 
-    /// Reads everything. `before`: what this process knew, if it is the one that writes.
-    pub fn read(&mut self, before: Option<&State>) -> Result<State, Error> {
+    /// Reads everything. `before`: what this process knew, if it is the one that writes; `probable`: what it wants there.
+    pub fn read(&mut self, before: Option<&State>, probable: &Probable) -> Result<State, Error> {
         let dump = self.dump()?;
-        State::read(dump, self.limits, before, self)
+        State::read(dump, self.limits, before, probable, self)
     }
 
     /// Everything but the lists.
@@ -161,6 +162,7 @@ impl Kernel {
             }
         }
         values.truncate(used);
+        values.shrink_to_fit();
         Ok(values)
     }
 

@@ -177,6 +177,7 @@ impl Ebpf {
     pub fn open(options: &Options) -> Result<Self, Failure> {
         let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
         place::check_release(&read("/proc/sys/kernel/osrelease")).map_err(Failure::unsupported)?;
+        place::check_rights(&read("/proc/self/status")).map_err(Failure::unsupported)?;
         let cgroup = place::cgroup_root(
             options.cgroup_root.as_deref(),
             &read("/proc/self/mountinfo"),
@@ -227,7 +228,7 @@ impl Ebpf {
     fn state(&mut self) -> Result<&mut State, kernel::Error> {
         let state = match self.state.take() {
             Some(state) if !state.stale => state,
-            before => self.kernel.read(before.as_ref())?,
+            before => self.kernel.read(before.as_ref(), self.projector.held())?,
         };
         Ok(self.state.insert(state))
     }

@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use heddle_model::shared_map::differences;
 use heddle_model::{
     Backend, BackendState, Frontend, FrontendAddr, NodeName, Outside, PortMatch, ProtoMatch, Protocol,
-    ServiceNode, ServiceTable,
+    ServiceNode, ServiceTable, SharedMap,
 };
 
 use ipnetwork::IpNetwork;
@@ -21,61 +22,77 @@ const NAME_MAX: usize = 255;
 /// Tells what the maps can hold, and remembers it: what was asked of them before is not looked at again.
 #[derive(Debug, Default)]
 pub struct Projector {
-    /// The nodes that the answers below are about, as they were asked for, and as they can be held.
-    asked: BTreeMap<NodeName, ServiceNode>,
-    nodes: BTreeMap<NodeName, ServiceNode>,
-    local: Option<NodeName>,
-    answers: BTreeMap<FrontendAddr, Answer>,
+    /// What was asked for last, and what of it can be held.
+    asked: ServiceTable,
+    held: ServiceTable,
+    /// Those frontends that cannot be held as they were asked for: most can.
+    others: BTreeMap<FrontendAddr, Answer>,
 }
 
 #[derive(Debug)]
 struct Answer {
-    asked: Arc<Frontend>,
     held: Option<Arc<Frontend>>,
     lacks: Vec<String>,
 }
 
 impl Projector {
+    /// The frontends that were asked for last, as they can be held.
+    pub const fn held(&self) -> &SharedMap<FrontendAddr, Arc<Frontend>> {
+        &self.held.frontends
+    }
+
     /// The part of `desired` that the maps can hold, in the very form in which it is read back, and what is
     /// left out. Backends that are down are left out in silence: to the programs they are gone.
     pub fn project(&mut self, desired: &ServiceTable) -> (ServiceTable, Vec<Unsupported>) {
-        if self.asked != desired.nodes || self.local != desired.local {
-            self.nodes = nodes(&desired.nodes);
+        if self.asked.nodes != desired.nodes || self.asked.local != desired.local {
+            self.held.nodes = nodes(&desired.nodes);
+            self.held.local.clone_from(&desired.local);
             // Which backends are on a node that is known follows from the names alone.
-            if !self.asked.keys().eq(desired.nodes.keys()) || self.local != desired.local {
-                self.answers.clear();
+            if !self.asked.nodes.keys().eq(desired.nodes.keys()) || self.asked.local != desired.local {
+                self.asked.frontends = SharedMap::default();
+                self.held.frontends = SharedMap::default();
+                self.others.clear();
             }
-            self.asked.clone_from(&desired.nodes);
-            self.local.clone_from(&desired.local);
         }
-        let before = std::mem::take(&mut self.answers);
-        let mut before = before.into_iter().peekable();
-        let mut frontends = Vec::with_capacity(desired.frontends.len());
-        let mut unsupported = Vec::new();
-        let answers = desired.frontends.iter().map(|(at, frontend)| {
-            while before.next_if(|(other, _)| other < at).is_some() {}
-            let known = before.next_if(|(other, _)| other == at).map(|(_, answer)| answer);
-            let known = known.filter(|answer| Arc::ptr_eq(&answer.asked, frontend));
-            (*at, known.unwrap_or_else(|| self.answer(at, frontend)))
-        });
-        let answers: Vec<(FrontendAddr, Answer)> = answers.collect();
-        for (at, answer) in &answers {
-            frontends.extend(answer.held.as_ref().map(|held| (*at, Arc::clone(held))));
-            let lacks = answer.lacks.iter().cloned();
-            unsupported.extend(lacks.map(|what| Unsupported { frontend: *at, what }));
+        // If all can be held, there is one map and no copy of it.
+        let alike = self.others.is_empty();
+        let asked = std::mem::replace(&mut self.asked, desired.clone());
+        if alike {
+            self.held.frontends = desired.frontends.clone();
         }
-        self.answers = answers.into_iter().collect();
-        let table = ServiceTable {
-            // In order already: no search for a place.
-            frontends: frontends.into_iter().collect(),
-            nodes: self.nodes.clone(),
-            local: desired.local.clone(),
+        for (at, _, frontend) in differences(&asked.frontends, &desired.frontends) {
+            self.others.remove(at);
+            let Some(frontend) = frontend else {
+                self.held.frontends.remove(at);
+                continue;
+            };
+            let answer = self.answer(at, frontend);
+            match &answer.held {
+                Some(held) if Arc::ptr_eq(held, frontend) => {
+                    if !alike {
+                        self.held.frontends.insert(*at, Arc::clone(held));
+                    }
+                    continue;
+                }
+                Some(held) => drop(self.held.frontends.insert(*at, Arc::clone(held))),
+                None => drop(self.held.frontends.remove(at)),
+            }
+            self.others.insert(*at, answer);
+        }
+        if self.others.is_empty() {
+            self.held.frontends = desired.frontends.clone();
+        }
+        let lacks = |(at, answer): (&FrontendAddr, &Answer)| {
+            let frontend = *at;
+            let what = answer.lacks.clone().into_iter();
+            what.map(move |what| Unsupported { frontend, what }).collect::<Vec<_>>()
         };
-        (table, unsupported)
+        (self.held.clone(), self.others.iter().flat_map(lacks).collect())
     }
 
     fn answer(&self, at: &FrontendAddr, asked: &Arc<Frontend>) -> Answer {
-        let known = |name: &NodeName| self.nodes.contains_key(name) || self.local.as_ref() == Some(name);
+        let table = &self.held;
+        let known = |name: &NodeName| table.nodes.contains_key(name) || table.local.as_ref() == Some(name);
         let mut lacks = Vec::new();
         let why = if encode::key(at).is_none() { Some(why_no_key(at)) } else { why_not_sctp(at, asked) };
         let held = match why {
@@ -89,7 +106,7 @@ impl Projector {
                 Some(if held == **asked { Arc::clone(asked) } else { Arc::new(held) })
             }
         };
-        Answer { asked: Arc::clone(asked), held, lacks }
+        Answer { held, lacks }
     }
 }
 
@@ -161,20 +178,21 @@ fn storable(ip: &IpAddr) -> bool {
 }
 
 /// Nodes as they can be told apart: an address belongs to the first that names it.
-fn nodes(desired: &BTreeMap<NodeName, ServiceNode>) -> BTreeMap<NodeName, ServiceNode> {
+fn nodes(desired: &SharedMap<NodeName, ServiceNode>) -> SharedMap<NodeName, ServiceNode> {
     let mut taken = BTreeSet::new();
     let mut ranges = BTreeSet::new();
-    let mut nodes = desired.clone();
-    nodes.retain(|name, _| !name.0.is_empty() && name.0.len() <= NAME_MAX && !name.0.contains('\0'));
-    for node in nodes.values_mut() {
+    let fits = |name: &NodeName| !name.0.is_empty() && name.0.len() <= NAME_MAX && !name.0.contains('\0');
+    let nodes = desired.iter().filter(|(name, _)| fits(name)).map(|(name, node)| {
+        let mut node = node.clone();
         node.addresses.retain(|ip| storable(ip) && taken.insert(*ip));
         node.node_ports.retain(|ip| node.addresses.contains(ip));
         node.underlay = node.underlay.filter(storable);
         node.overlay.retain(|ip| storable(ip) && taken.insert(*ip));
         node.ranges
             .retain(|range| storable(&range.ip()) && range.ip() == range.network() && ranges.insert(*range));
-    }
-    nodes
+        (name.clone(), node)
+    });
+    nodes.collect()
 }
 
 fn backends(

@@ -13,7 +13,9 @@ use heddle_ebpf_common::{
     FRONTEND_DROP, FRONTEND_DROP_OUTSIDE, FRONTEND_EXTERNAL, FRONTEND_LOCAL, FRONTEND_SOURCES, Frontend,
     FrontendKey, NODE_FREE, NODE_SELF, Node,
 };
-use heddle_model::{self as model, BackendState, NodeName, Outside, Protocol, Refusal};
+use heddle_model::{
+    self as model, BackendState, FrontendAddr, NodeName, Outside, Protocol, Refusal, SharedMap,
+};
 use ipnetwork::IpNetwork;
 
 use super::encode;
@@ -26,19 +28,34 @@ use super::write::{Dump, Limits, Maps, Write};
 /// What frontends leave to be claimed by their number.
 struct Loose {
     names: BTreeMap<u32, String>,
-    choices: BTreeMap<u32, BTreeMap<u32, u32>>,
+    /// In order. There are many, so they lie together, and leave no holes in the heap.
+    choices: Vec<(ChoiceKey, u32)>,
     sources: BTreeMap<u32, BTreeSet<IpNetwork>>,
     /// Slots that a frontend has.
     claimed: Vec<bool>,
 }
 
+impl Loose {
+    /// Hash and slot of each choice of a service, by hash.
+    fn choices(&self, service: u32) -> Vec<(u32, u32)> {
+        let start = self.choices.partition_point(|(key, _)| key.service < service);
+        let of = self.choices[start..].iter().take_while(|(key, _)| key.service == service);
+        of.map(|(key, slot)| (key.hash, *slot)).collect()
+    }
+}
+
+/// What frontends probably are: of what is found to be so there is no copy.
+pub type Probable = SharedMap<FrontendAddr, Arc<model::Frontend>>;
+
 impl State {
     /// What `dump` holds, with the lists that `maps` are asked for. Writes nothing: what must be put away is
-    /// [`owed`](Self::owed). `before`: what this same process knew; what is still the same is shared with it.
+    /// [`owed`](Self::owed). `before`: what this same process knew; what is still the same is shared with it. What is as
+    /// `probable` has it is shared with that.
     pub fn read<M: Maps>(
         dump: Dump,
         limits: Limits,
         before: Option<&Self>,
+        probable: &Probable,
         maps: &mut M,
     ) -> Result<Self, M::Error> {
         let mut state = Self {
@@ -65,22 +82,21 @@ impl State {
         state.backends = dump.backends;
         let mut loose = Loose {
             names: dump.services.into_iter().collect(),
-            choices: BTreeMap::new(),
+            choices: dump.choices,
             sources: BTreeMap::new(),
             claimed: vec![false; state.backends.len()],
         };
-        for (key, slot) in dump.choices {
-            loose.choices.entry(key.service).or_default().insert(key.hash, slot);
-        }
+        loose.choices.sort_unstable_by_key(|(key, _)| (key.service, key.hash));
         for (service, range) in dump.sources {
             loose.sources.entry(service).or_default().insert(range);
         }
         for (key, value) in &dump.frontends {
-            if encode::frontend_addr(key).is_none() {
+            let Some(at) = encode::frontend_addr(key) else {
                 state.owed.push(Write::Frontend(*key, None));
                 continue;
-            }
-            let entry = state.read_frontend(key, value, before, &mut loose, maps)?;
+            };
+            let probable = (before, probable.get(&at));
+            let entry = state.read_frontend(key, value, probable, &mut loose, maps)?;
             state.ledger.add(key, entry.value.flags);
             state.frontends.insert(*key, entry);
         }
@@ -143,7 +159,7 @@ impl State {
         &mut self,
         key: &FrontendKey,
         value: &Frontend,
-        before: Option<&Self>,
+        (before, probable): (Option<&Self>, Option<&Arc<model::Frontend>>),
         loose: &mut Loose,
         maps: &mut M,
     ) -> Result<Entry, M::Error> {
@@ -162,11 +178,11 @@ impl State {
         let dense = own(&mut value.ring, &mut value.ring_len)?;
         let table = own(&mut value.outside, &mut value.outside_len)?;
 
-        let (mut name, mut chosen, mut sources) = (String::new(), BTreeMap::new(), None);
+        let (mut name, mut chosen, mut sources) = (String::new(), Vec::new(), None);
         if value.service != 0 && self.services.insert(value.service) {
             self.last_service = self.last_service.max(value.service);
             name = loose.names.remove(&value.service).unwrap_or_default();
-            chosen = loose.choices.remove(&value.service).unwrap_or_default();
+            chosen = loose.choices(value.service);
             sources = loose.sources.remove(&value.service);
         } else {
             value.service = 0;
@@ -180,7 +196,8 @@ impl State {
 
         // Who is there: whoever is named, whatever is wrong with the rest.
         let mut members: BTreeMap<(IpAddr, u16), u32> = BTreeMap::new();
-        let mut named: Vec<u32> = dense.iter().chain(&table).chain(chosen.values()).copied().collect();
+        let chosen_slots = chosen.iter().map(|(_, slot)| slot);
+        let mut named: Vec<u32> = dense.iter().chain(&table).chain(chosen_slots).copied().collect();
         named.sort_unstable();
         named.dedup();
         for slot in named {
@@ -227,7 +244,7 @@ impl State {
             whole &= self.backend(*slot).state == Self::wanted_state(&shown, backend);
         }
         let choices = self.choices(&slots);
-        whole &= choices.iter().copied().eq(chosen.iter().map(|(hash, slot)| (*hash, *slot)));
+        whole &= choices == chosen;
         // A choice of a slot that is on its way to another backend must not outlive the next grace period.
         let service = value.service;
         let astray = chosen.into_iter().filter(|choice| !choices.contains(choice));
@@ -249,7 +266,11 @@ impl State {
             whole = false;
             shown.name = String::new();
         }
-        Ok(Entry { value, shown: Arc::new(shown), slots, digest, whole })
+        let shown = match probable.filter(|probable| ***probable == shown) {
+            Some(probable) => Arc::clone(probable),
+            None => Arc::new(shown),
+        };
+        Ok(Entry { value, shown, slots, digest, whole })
     }
 
     /// Whether an element can be a backend of this frontend.
@@ -279,9 +300,10 @@ impl State {
         for service in loose.names.into_keys() {
             self.owed.push(Write::Service(service, None));
         }
-        for (service, hashes) in loose.choices {
-            let keys = hashes.into_keys().map(|hash| ChoiceKey { service, hash });
-            self.owed.extend(keys.map(|key| Write::Choice(key, None)));
+        for (key, _) in loose.choices {
+            if !self.services.contains(&key.service) {
+                self.owed.push(Write::Choice(key, None));
+            }
         }
         for (service, ranges) in loose.sources {
             for range in ranges {

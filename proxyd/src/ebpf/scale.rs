@@ -1,6 +1,5 @@
 //! What many services cost: FAULT 90, and the figures of `docs/performance.md` without a daemon around them.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -8,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use heddle_model::{
     Backend, BackendState, Frontend, FrontendAddr, NodeName, Outside, Protocol, ServiceNode, ServiceTable,
-    Step, diff,
+    SharedMap, Step, diff,
 };
 
 use nix::time::{ClockId, clock_gettime};
@@ -39,7 +38,7 @@ fn table(services: u32) -> ServiceTable {
         let addresses = [above([192, 168, 0, 1], n)].into();
         (NodeName(format!("node-{n}").into()), ServiceNode { addresses, ..ServiceNode::default() })
     };
-    let mut frontends = BTreeMap::new();
+    let mut frontends = SharedMap::default();
     for n in 0..services {
         let name = format!("default/service-{n}:http");
         let frontend = Frontend { name, backends: backends(n, 0), ..Frontend::default() };

@@ -13,7 +13,7 @@ use heddle_ebpf_common::{
 };
 use heddle_model::{
     self as model, BackendState, FrontendAddr, Mac, NodeName, Outside, Protocol, Refusal, ServiceNode,
-    ServiceTable,
+    ServiceTable, SharedMap,
 };
 use ipnetwork::IpNetwork;
 use proptest::prelude::*;
@@ -192,7 +192,7 @@ impl Maps for Sim {
 }
 
 fn read(maps: &mut Sim) -> State {
-    State::read(maps.dump(), LIMITS, None, maps).unwrap()
+    State::read(maps.dump(), LIMITS, None, &SharedMap::default(), maps).unwrap()
 }
 
 fn project(table: &ServiceTable) -> ServiceTable {
@@ -220,7 +220,7 @@ fn expect(maps: &mut Sim, wanted: &ServiceTable) {
 fn reconcile(state: &mut State, wanted: &ServiceTable, maps: &mut Sim) -> usize {
     expect(maps, wanted);
     if state.stale {
-        *state = State::read(maps.dump(), LIMITS, Some(state), maps).unwrap();
+        *state = State::read(maps.dump(), LIMITS, Some(state), &wanted.frontends, maps).unwrap();
     }
     let (failed, owed) = state.apply(&model::diff(&state.table(), wanted), maps);
     failed.len() + usize::from(owed.is_some())
@@ -293,6 +293,7 @@ fn frontend() -> impl Strategy<Value = (FrontendAddr, Arc<model::Frontend>)> {
 fn table() -> impl Strategy<Value = ServiceTable> {
     (nodes(), prop::collection::btree_map(0..8, frontend(), 0..8)).prop_map(|(nodes, frontends)| {
         let frontends = frontends.into_values().collect();
+        let nodes = nodes.into_iter().collect();
         project(&ServiceTable { frontends, nodes, local: Some(NodeName("n1".into())) })
     })
 }
@@ -311,7 +312,7 @@ fn assert_converged(state: &mut State, wanted: &ServiceTable, maps: &mut Sim) {
     assert_eq!(maps.writes, writes, "a second reconciliation writes");
     assert_eq!(state.table(), *wanted);
     for before in [None, Some(&*state)] {
-        let mut again = State::read(maps.dump(), LIMITS, before, maps).unwrap();
+        let mut again = State::read(maps.dump(), LIMITS, before, &wanted.frontends, maps).unwrap();
         assert_eq!(again.owed, []);
         assert!(!again.ledger.is_dirty());
         assert_eq!(again.table(), *wanted);

@@ -2,7 +2,6 @@
 //!
 //! Slots, generations, extents and elements of hashes are few, so that each is somebody else's a moment later.
 
-use std::collections::BTreeMap;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -11,7 +10,7 @@ use std::time::{Duration, Instant};
 use heddle_bpf::TcHook;
 use heddle_ebpf_common::Addr;
 use heddle_model::{
-    Backend, BackendState, Frontend, FrontendAddr, NodeName, Outside, Protocol, ServiceNode, diff,
+    Backend, BackendState, Frontend, FrontendAddr, NodeName, Outside, Protocol, ServiceNode, SharedMap, diff,
 };
 
 use super::live::alone;
@@ -47,7 +46,7 @@ fn table(seed: &mut u64) -> ServiceTable {
         ..ServiceNode::default()
     };
     let local = NodeName("n1".into());
-    let mut frontends = BTreeMap::new();
+    let mut frontends = SharedMap::default();
     for service in 0..SERVICES {
         if next(seed).is_multiple_of(5) {
             continue;

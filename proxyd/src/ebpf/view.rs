@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use heddle_bpf::{PinnedLink, Pins, batch, sys};
 use heddle_ebpf_common::{CT_ANSWERED, CT_REPLY, Config, Flow, Tuple};
-use heddle_model::{FrontendAddr, ServiceTable};
+use heddle_model::{FrontendAddr, ServiceTable, SharedMap};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use serde::Serialize;
@@ -113,7 +113,7 @@ impl View {
         let mut kernel = Kernel::open(pins)?;
         // Before the table: a flow may end meanwhile, but none has a backend that the table does not know yet.
         let (answered, unanswered) = (kernel.maps.flows()?, kernel.maps.new_flows()?);
-        let state = kernel.read(None)?;
+        let state = kernel.read(None, &SharedMap::default())?;
         let given = given(pins)?;
         let (loads, stale) = loads(&state, answered.iter().chain(&unanswered), &given);
         let fail = |source| heddle_bpf::Error::Map { name: "config", source: Box::new(source) };

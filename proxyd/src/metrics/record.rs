@@ -11,6 +11,12 @@ use heddle_model::store::Revision;
 use super::text::{Histogram, Page};
 use crate::wall_clock;
 
+/// Buckets, in milliseconds.
+const PROGRAMMING: [f64; 21] = [
+    0.2, 0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 7.5, 10.0, 15.0, 20.0, 30.0, 50.0, 75.0, 100.0, 200.0, 500.0, 1e3,
+    5e3, 2e4, 6e4,
+];
+
 /// Shared by those who tell and those who ask.
 #[derive(Clone, Debug, Default)]
 pub struct Record(Arc<Mutex<Inner>>);
@@ -35,7 +41,6 @@ struct Inner {
 #[derive(Clone, Copy, Debug)]
 struct Queued {
     revision: Revision,
-    at: Instant,
     changes: Changes,
 }
 
@@ -72,8 +77,7 @@ impl Default for Inner {
     fn default() -> Self {
         // kube-proxy's buckets: 1 ms, doubled 14 times.
         let sync = || Histogram::new((0..15).map(|n| 0.001 * f64::from(1 << n)));
-        // As those, from 0.1 ms on.
-        let programming = Histogram::new((0..20).map(|n| 0.0001 * f64::from(1 << n)));
+        let programming = Histogram::new(PROGRAMMING.into_iter().map(|millis| millis / 1e3));
         Self {
             sync: sync(),
             full: sync(),
@@ -102,11 +106,11 @@ impl Record {
         inner.last_queued = Some(wall_clock::now());
         inner.services += changes.services;
         inner.endpoints += changes.endpoints;
-        inner.pending.push_back(Queued { revision, at: Instant::now(), changes });
+        inner.pending.push_back(Queued { revision, changes });
     }
 
-    /// The loop has worked.
-    pub fn passed(&self, pass: Pass) {
+    /// The loop has worked. `heard`: when the events reached their source that the kernel now knows of.
+    pub fn passed(&self, pass: Pass, heard: &[Instant]) {
         let mut inner = self.lock();
         let took = pass.took.as_secs_f64();
         inner.sync.add(took);
@@ -117,10 +121,9 @@ impl Record {
         }
         inner.last_sync = Some(wall_clock::now());
         while inner.pending.front().is_some_and(|queued| queued.revision <= pass.revision) {
-            if let Some(queued) = inner.pending.pop_front() {
-                inner.programming.add(queued.at.elapsed().as_secs_f64());
-            }
+            inner.pending.pop_front();
         }
+        heard.iter().for_each(|at| inner.programming.add(at.elapsed().as_secs_f64()));
     }
 
     /// A probe of /healthz (`livez`: of /livez) was answered with this status.
@@ -146,7 +149,7 @@ impl Record {
         );
         page.histogram(
             "heddle_programming_duration_seconds",
-            "Time from the moment a source has told a change until the kernel has it, in seconds",
+            "Time from the moment an event reached its source until the kernel has what follows from it, in seconds",
             &inner.programming,
         );
         page.gauge("kubeproxy_sync_proxy_rules_last_timestamp_seconds", "When a pass last succeeded")
@@ -213,13 +216,13 @@ mod tests {
         record.queued(3, Changes { services: 1, endpoints: 2 });
         record.queued(4, Changes { services: 0, endpoints: 5 });
         assert_eq!(pending(), 7.0);
-        record.passed(pass(3, true));
+        record.passed(pass(3, true), &[Instant::now(); 2]);
         assert_eq!(pending(), 5.0);
         let last = value("kubeproxy_sync_proxy_rules_last_timestamp_seconds");
         assert!(last > 1e9);
-        record.passed(pass(4, false));
+        record.passed(pass(4, false), &[]);
         assert_eq!((pending(), value("heddle_sync_failures_total")), (5.0, 1.0));
-        record.passed(pass(4, true));
+        record.passed(pass(4, true), &[]);
         assert_eq!(pending(), 0.0);
         assert_eq!(value("kubeproxy_sync_proxy_rules_endpoint_changes_total"), 7.0);
         assert_eq!(value("kubeproxy_sync_proxy_rules_duration_seconds_count"), 3.0);

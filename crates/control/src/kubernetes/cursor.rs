@@ -36,6 +36,11 @@ impl<'a> Cursor<'a> {
         Ok(instead)
     }
 
+    /// An item of a list whose tree is not held as a whole.
+    pub fn item(tree: &'a Tree, index: usize) -> Self {
+        Self { path: format!("items[{index}]"), ..Self::new(tree) }
+    }
+
     pub fn error(&self, message: impl Display) -> Error {
         match self.path.is_empty() {
             true => Error::new(self.tree.at, message.to_string()),

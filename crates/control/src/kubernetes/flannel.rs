@@ -61,8 +61,7 @@ pub fn announced(annotations: &Cursor<'_>) -> Result<Option<Box<Announced>>, Err
 
 /// `{"VNI":1,"VtepMAC":"0a:..."}`
 fn vtep(text: &str, underlay: Option<IpAddr>) -> Result<Vtep, String> {
-    let documents = json(text).map_err(|error| error.message)?;
-    let tree = documents.first().ok_or("it is empty")?;
+    let tree = &json(text).map_err(|error| error.message)?;
     let read = || -> Result<(u32, Mac), Error> {
         let data = Cursor::new(tree);
         // Older versions of flannel leave the VNI out.

@@ -20,7 +20,7 @@ use std::sync::Arc;
 
 use heddle_model::{Created, Endpoints, Node, Service, ServiceName};
 
-use crate::tree::{Error, Tree};
+use crate::tree::{self, Error, Tree};
 use cursor::Cursor;
 pub use words::Words;
 
@@ -144,6 +144,23 @@ pub fn objects(document: &Tree) -> Result<Vec<Object>, Error> {
         objects.extend(object(&item, version, kind, item.line())?);
     }
     Ok(objects)
+}
+
+/// [`objects`] of a JSON document. Of a list there is one item in memory at a time.
+pub fn json(text: &str) -> Result<Vec<Object>, Error> {
+    let mut found = Vec::new();
+    let head = tree::json_items(text, |head, index, item| {
+        let root = Cursor::new(head);
+        let (kind, version) = (root.text_at("kind")?, root.text_at("apiVersion")?.unwrap_or_default());
+        let Some(kind) = kind.and_then(|kind| kind.strip_suffix("List")) else { return Ok(()) };
+        let item = Cursor::item(&item, index);
+        let kind = item.text_at("kind")?.unwrap_or(kind);
+        let version = item.text_at("apiVersion")?.unwrap_or(version);
+        found.extend(object(&item, version, kind, item.line())?);
+        Ok(())
+    })?;
+    found.extend(objects(&head)?);
+    Ok(found)
 }
 
 fn object(at: &Cursor<'_>, version: &str, kind: &str, line: usize) -> Result<Option<Object>, Error> {

@@ -231,9 +231,11 @@ fn parse(name: &str, bytes: &[u8]) -> Result<Vec<Object>, Error> {
         Error::new(At { line, column }, "not UTF-8")
     })?;
     let read = || {
-        let documents = if name.ends_with(".json") { tree::json(text)? } else { tree::yaml(text)? };
+        if name.ends_with(".json") {
+            return kubernetes::json(text);
+        }
         let mut objects = Vec::new();
-        for document in documents {
+        for document in tree::yaml(text)? {
             objects.extend(kubernetes::objects(&document)?);
         }
         Ok(objects)

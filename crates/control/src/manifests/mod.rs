@@ -82,7 +82,8 @@ async fn follow(
         files.scan(&directory, &changes, |name| {
             watch.as_ref().is_some_and(|watch| watch.is_being_written(name))
         });
-        slice.replace(files.slice());
+        // A file is an event, however often it was heard of.
+        slice.replace_heard(files.slice(), changes.heard.into_iter().cycle().take(changes.names.len()));
         if files.is_complete() {
             slice.synced();
         }

@@ -24,7 +24,7 @@ use crate::cluster::{Endpoints, EndpointsName, ServiceName};
 use crate::node::NodeName;
 use crate::store::Snapshot;
 
-pub use health::{HealthCheck, health};
+pub use health::{HealthCheck, HealthChecks, health};
 use holders::Holders;
 pub use nodes::{AcceptedNode, Nodes};
 pub use overlay::overlay;

@@ -9,7 +9,7 @@ use crate::cluster::{Created, Service, ServiceName};
 use crate::node::{NodeName, vtep_mac};
 use crate::problem::{Object, Problem, What};
 use crate::service::{Backend, BackendState, Frontend, ServiceNode, ServiceTable};
-use crate::shared_map::changed;
+use crate::shared_map::{SharedMap, changed};
 use crate::store::Snapshot;
 use crate::subnet::hostile;
 
@@ -31,8 +31,11 @@ pub struct Resolver {
     seen: Option<(Snapshot, NodeName, Rules)>,
     nodes: Nodes,
     /// What the table says of them, and what is wrong with it.
-    node_table: BTreeMap<NodeName, ServiceNode>,
+    node_table: SharedMap<NodeName, ServiceNode>,
     node_problems: BTreeSet<Problem>,
+    /// What is published on loopback, and what is wrong with that.
+    published: Vec<FrontendAddr>,
+    published_problems: BTreeSet<Problem>,
     holders: Holders,
     asked: BTreeMap<ServiceName, Asked>,
     /// Services with problems.
@@ -41,7 +44,7 @@ pub struct Resolver {
     claims: BTreeSet<(FrontendAddr, Created, ServiceName)>,
     /// Who asks for it and does not have it, and who has.
     conflicts: BTreeMap<(FrontendAddr, ServiceName), ServiceName>,
-    frontends: BTreeMap<FrontendAddr, Arc<Frontend>>,
+    frontends: SharedMap<FrontendAddr, Arc<Frontend>>,
 }
 
 impl Resolver {
@@ -65,12 +68,12 @@ impl Resolver {
             self.settle(at);
         }
         self.seen = Some((snapshot.clone(), local.clone(), rules.clone()));
-        let mut problems = self.problems();
-        let mut frontends = self.frontends.clone();
-        host_ports(snapshot, local, &mut frontends, &mut problems);
-        problems.extend(self.node_problems.iter().cloned());
-        let table = ServiceTable { frontends, nodes: self.node_table.clone(), local: Some(local.clone()) };
-        (table, problems.into_iter().collect())
+        let table = ServiceTable {
+            frontends: self.frontends.clone(),
+            nodes: self.node_table.clone(),
+            local: Some(local.clone()),
+        };
+        (table, self.problems().into_iter().collect())
     }
 
     /// Learns who has which address; says which services must be asked again.
@@ -78,6 +81,9 @@ impl Resolver {
         let seen = self.seen.take().filter(|(_, node, old)| node == local && old == rules);
         let before = seen.as_ref().map(|(before, ..)| before);
         let mut all = before.is_none();
+        if before.is_none_or(|before| before.host_ports != snapshot.host_ports) {
+            self.publish(snapshot, local);
+        }
         if before.is_none_or(|before| before.nodes != snapshot.nodes) {
             let nodes = Nodes::seen_from(snapshot, local, rules);
             all |= nodes.accepted != self.nodes.accepted;
@@ -180,17 +186,48 @@ impl Resolver {
             .map(|c| &c.2);
         let winner = claims.next();
         let frontend = winner.and_then(|winner| self.asked.get(winner)?.get(&at));
-        match frontend {
-            Some(frontend) => self.frontends.insert(at, Arc::clone(frontend)),
-            None => self.frontends.remove(&at),
-        };
+        match (frontend, self.frontends.get(&at)) {
+            // What stays is shared with every table that was told.
+            (Some(new), Some(old)) if Arc::ptr_eq(new, old) => {}
+            (Some(new), _) => drop(self.frontends.insert(at, Arc::clone(new))),
+            (None, _) => drop(self.frontends.remove(&at)),
+        }
         if let Some(winner) = winner {
             self.conflicts.extend(claims.map(|loser| ((at, loser.clone()), winner.clone())));
         }
     }
 
+    /// What this node's own pods publish, for its own processes. No service can have a loopback address.
+    fn publish(&mut self, snapshot: &Snapshot, local: &NodeName) {
+        for at in std::mem::take(&mut self.published) {
+            self.frontends.remove(&at);
+        }
+        self.published_problems.clear();
+        for (at, published) in &snapshot.host_ports {
+            let ProtoMatch::Proto(proto) = at.proto else { continue };
+            let address = published.address;
+            if let Some(kind) = hostile(address) {
+                let what = What::Hostile { address, kind };
+                self.published_problems.insert(Problem::new(Object::Frontend(*at), what));
+                continue;
+            }
+            let backend = Backend {
+                ip: address,
+                port: published.port,
+                proto,
+                node: Some(local.clone()),
+                state: BackendState::Active,
+            };
+            let name = format!("hostport/{}", published.owner);
+            let frontend = Frontend { name, backends: [backend].into(), ..Frontend::default() };
+            self.frontends.insert(*at, Arc::new(frontend));
+            self.published.push(*at);
+        }
+    }
+
     fn problems(&self) -> BTreeSet<Problem> {
         let mut problems = self.nodes.problems.clone();
+        problems.extend(self.node_problems.iter().chain(&self.published_problems).cloned());
         for asked in self.troubled.iter().filter_map(|name| self.asked.get(name)) {
             problems.extend(asked.problems.iter().cloned());
         }
@@ -202,40 +239,13 @@ impl Resolver {
     }
 }
 
-/// What this node's own pods publish, for its own processes. No service can have a loopback address.
-fn host_ports(
-    snapshot: &Snapshot,
-    local: &NodeName,
-    frontends: &mut BTreeMap<FrontendAddr, Arc<Frontend>>,
-    problems: &mut BTreeSet<Problem>,
-) {
-    for (at, published) in &snapshot.host_ports {
-        let ProtoMatch::Proto(proto) = at.proto else { continue };
-        let address = published.address;
-        if let Some(kind) = hostile(address) {
-            problems.insert(Problem::new(Object::Frontend(*at), What::Hostile { address, kind }));
-            continue;
-        }
-        let backend = Backend {
-            ip: address,
-            port: published.port,
-            proto,
-            node: Some(local.clone()),
-            state: BackendState::Active,
-        };
-        let name = format!("hostport/{}", published.owner);
-        let frontend = Frontend { name, backends: [backend].into(), ..Frontend::default() };
-        frontends.insert(*at, Arc::new(frontend));
-    }
-}
-
 fn node_table(
     nodes: &Nodes,
     snapshot: &Snapshot,
     local: &NodeName,
     rules: &Rules,
     problems: &mut BTreeSet<Problem>,
-) -> BTreeMap<NodeName, ServiceNode> {
+) -> SharedMap<NodeName, ServiceNode> {
     let is_down = |name: &NodeName| name != local && snapshot.nodes.get(name).is_some_and(|node| node.down);
     let (down, known) = (snapshot.nodes.values().filter(|node| node.down).count(), snapshot.nodes.len());
     // Rather has whoever hears the nodes gone deaf: their pods may answer as ever.
@@ -259,7 +269,7 @@ fn node_table(
         };
         (name.clone(), table)
     });
-    let table: BTreeMap<_, ServiceNode> = table.collect();
+    let table: SharedMap<_, ServiceNode> = table.collect();
     if table.get(local).is_some_and(|node| node.node_ports.is_empty() && !node.addresses.is_empty()) {
         let what = "node ports answer on none of its addresses: --nodeport-addresses names none of them";
         problems.insert(Problem::new(Object::Node(local.clone()), What::Said(what.into())));

@@ -87,6 +87,24 @@ pub fn check_release(release: &str) -> Result<(), Lack> {
     if version < (6, 6) { Err(Lack::NoTcx(release.trim().to_owned())) } else { Ok(()) }
 }
 
+/// The rights that it cannot do without, by their numbers (linux/capability.h).
+const RIGHTS: [(u32, &str); 3] = [(12, "CAP_NET_ADMIN"), (38, "CAP_PERFMON"), (39, "CAP_BPF")];
+/// CAP_SYS_ADMIN stands for the last two.
+const ADMIN: u32 = 21;
+
+/// Without CAP_PERFMON the verifier refuses programs in words that nobody understands. `status`: /proc/self/status.
+pub fn check_rights(status: &str) -> Result<(), Lack> {
+    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let Some(held) = line.and_then(|set| u64::from_str_radix(set.trim(), 16).ok()) else { return Ok(()) };
+    let has = |number: u32| held & 1 << number != 0;
+    let lacks = |number: u32| !has(number) && (number < 38 || !has(ADMIN));
+    let missing: Vec<_> = RIGHTS.iter().filter(|(number, _)| lacks(*number)).map(|(_, name)| *name).collect();
+    match missing.as_slice() {
+        [] => Ok(()),
+        missing => Err(Lack::Capability(format!("this process does not have {}", missing.join(", ")))),
+    }
+}
+
 /// What an error at the start means for whoever starts the daemon.
 pub fn failure(error: heddle_bpf::Error) -> Failure {
     use heddle_bpf::Error as E;
@@ -144,6 +162,18 @@ mod tests {
         assert_eq!(cgroup_root(Some(named), "", |dir| dir.ends_with("unified")), Ok("/host/unified".into()));
         assert_eq!(cgroup_root(Some(named), "", |_| true), Ok("/host".into()));
         assert_eq!(cgroup_root(Some(Path::new("/")), "", is_cgroup2), Err(Lack::NotCgroup2("/".into())));
+    }
+
+    #[test]
+    fn fault_s17_rights_that_are_missing_are_named() {
+        let check =
+            |set: u64| check_rights(&format!("Name:\tx\nCapEff:\t{set:016x}\n")).map_err(|e| e.to_string());
+        assert_eq!(check(1 << 12 | 1 << 38 | 1 << 39), Ok(()));
+        assert_eq!(check(1 << 12 | 1 << 21), Ok(()));
+        let refused = check(1 << 12 | 1 << 39).unwrap_err();
+        assert!(refused.starts_with("this process does not have CAP_PERFMON (CAP_BPF, "), "{refused}");
+        assert!(check(1 << 21).unwrap_err().starts_with("this process does not have CAP_NET_ADMIN ("));
+        assert_eq!(check_rights("nothing"), Ok(()));
     }
 
     #[test]

@@ -15,7 +15,6 @@ use crate::world::{LIMIT, World};
 fn a_node_says_of_itself_what_is_wished_and_keeps_the_rest() {
     let Some(world) = World::new("node") else { return };
     let access = Access::new(Some(world.kubeconfig(&world.proxy.url())), Vec::new());
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let place = world.plane().machine().place.clone();
     let (told, writer) = std::sync::mpsc::channel();
     let (stop, stopped) = std::sync::mpsc::channel::<()>();
@@ -28,7 +27,6 @@ fn a_node_says_of_itself_what_is_wished_and_keeps_the_rest() {
             let _ = stopped.recv();
         })
         .unwrap();
-    drop(runtime);
     let own = writer.recv().unwrap();
     let wish = |value: Option<&str>| Wish {
         annotations: BTreeMap::from([

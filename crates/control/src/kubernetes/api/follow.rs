@@ -49,6 +49,18 @@ impl Follower {
         }
     }
 
+    /// Where nobody answers, one follower's attempt is an answer to all.
+    async fn open(&self) -> Result<Connection, Failure> {
+        if let Some(refused) = self.shared.refused() {
+            return Err(refused);
+        }
+        let opened = Connection::open(&self.access).await;
+        if let Err(failure @ Failure::Connect { .. }) = &opened {
+            self.shared.refuse(failure);
+        }
+        opened
+    }
+
     /// One request, and what comes of it.
     async fn step(&mut self, connection: &mut Option<Connection>) -> Result<(), Failure> {
         if !connection.as_ref().is_some_and(Connection::is_usable) {
@@ -56,7 +68,7 @@ impl Follower {
         }
         let connection = match connection {
             Some(connection) => connection,
-            None => connection.insert(Connection::open(&self.access).await?),
+            None => connection.insert(self.open().await?),
         };
         match self.machine.want() {
             Want::List { paged, token } => {

@@ -18,6 +18,8 @@ use crate::kubernetes::time;
 const WORTH_A_WORD: Duration = Duration::from_secs(2);
 /// What is told of a failure that lasts changes at most so often.
 const SAME_WORDS: Duration = Duration::from_secs(60);
+/// For so long nobody else tries what was refused.
+const REFUSED: Duration = Duration::from_millis(300);
 /// Objects that are told of one by one.
 const MOST: usize = 50;
 
@@ -36,6 +38,8 @@ struct State {
     /// What is wrong with objects.
     broken: BTreeMap<Kind, BTreeSet<Problem>>,
     away: BTreeMap<Kind, Away>,
+    /// The last attempt that nobody answered.
+    refused: Option<(Instant, Failure)>,
 }
 
 /// The API server does not tell us of a kind.
@@ -92,6 +96,17 @@ impl Shared {
         problems.extend(self.out_of_touch(&state.away));
         state.slice.problems = problems;
         self.source.replace_heard(state.slice.clone(), heard);
+    }
+
+    /// Nobody answers at any of the addresses.
+    pub fn refuse(&self, failure: &Failure) {
+        self.lock().refused = Some((Instant::now(), failure.clone()));
+    }
+
+    /// Why it makes no sense to try just now.
+    pub fn refused(&self) -> Option<Failure> {
+        let (at, failure) = self.lock().refused.clone()?;
+        (at.elapsed() < REFUSED).then_some(failure)
     }
 
     /// The API server has said something.

@@ -1,9 +1,10 @@
-//! Whether the machine's packet filter lets pods through.
+//! Whether the machine's packet filter lets pods through, and the tunnel.
 //!
 //! Docker, firewalld and many administrators have FORWARD drop what no rule accepts. No table of ours can
 //! help it: in nf_tables a packet passes only if *every* base chain of the hook accepts it, and a filter
 //! that is somebody else's is not ours to write. So it is read, and the rule that is missing is told.
 
+mod input;
 mod trace;
 
 use std::fmt;
@@ -62,19 +63,25 @@ pub fn missing(nft: &mut Nft, desired: &KernelState, device: &str) -> Result<Vec
                 continue;
             }
             let accepts = chain.base.as_ref().is_some_and(|base| base.policy_accept);
-            let (by, first) = match Tracer::new(nft, chain.family, &chain.table).fate(&chain.name, &packet)? {
-                Fate::Accepted => continue,
-                Fate::Undecided if accepts => continue,
-                Fate::Undecided => ("the policy".to_owned(), false),
-                Fate::Dropped { chain: called, handle } if called == chain.name => {
-                    (format!("rule {handle}"), true)
-                }
-                Fate::Dropped { chain: called, handle } => (format!("rule {handle} (in {called})"), true),
-            };
-            found.push(rule(chain, range, from, by, first));
+            let fate = Tracer::new(nft, chain.family, &chain.table).fate(&chain.name, &packet)?;
+            if let Some((by, first)) = describe(fate, chain, accepts) {
+                found.push(rule(chain, range, from, by, first));
+            }
         }
     }
     Ok(found)
+}
+
+/// By what the packet is dropped, if it is, and whether the missing rule must come before that.
+fn describe(fate: Fate, chain: &ListedChain, accepts: bool) -> Option<(String, bool)> {
+    match fate {
+        Fate::Accepted => None,
+        Fate::Undecided => (!accepts).then(|| ("the policy".to_owned(), false)),
+        Fate::Dropped { chain: called, handle } if called == chain.name => {
+            Some((format!("rule {handle}"), true))
+        }
+        Fate::Dropped { chain: called, handle } => Some((format!("rule {handle} (in {called})"), true)),
+    }
 }
 
 /// What the packet filter of this network namespace does to pods, in words.
@@ -89,12 +96,13 @@ pub struct Findings {
 /// Reads the packet filter. Nothing is missing where the kernel has none.
 pub fn findings(desired: &KernelState, device: &str) -> Findings {
     let mut findings = Findings::default();
-    match Nft::open().and_then(|mut nft| missing(&mut nft, desired, device)) {
-        Ok(missing) => findings.missing = missing.iter().map(ToString::to_string).collect(),
+    let read = |nft: &mut Nft| Ok((missing(nft, desired, device)?, input::missing(nft, desired)?));
+    match Nft::open().and_then(|mut nft| read(&mut nft)) {
+        Ok((forwarded, arriving)) => {
+            findings.missing = forwarded.iter().map(ToString::to_string).chain(arriving).collect();
+        }
         Err(error) => {
-            findings
-                .unclear
-                .push(format!("whether nf_tables drops forwarded packets of pods is not known: {error}"));
+            findings.unclear.push(format!("whether nf_tables drops packets of pods is not known: {error}"));
         }
     }
     for (path, program) in [(LEGACY4, "iptables"), (LEGACY6, "ip6tables")] {
@@ -146,6 +154,7 @@ fn packets(desired: &KernelState, device: &str) -> Vec<(IpNetwork, bool, Packet)
             destination,
             input: input.to_owned(),
             output: output.to_owned(),
+            udp: None,
         };
         packets.push((key.range, true, packet(pod, peer, POD_INTERFACE, beyond)));
         packets.push((key.range, false, packet(peer, pod, beyond, POD_INTERFACE)));

@@ -11,18 +11,24 @@ const META_PROTOCOL: u32 = 1;
 const META_IIFNAME: u32 = 6;
 const META_OIFNAME: u32 = 7;
 const META_NFPROTO: u32 = 15;
+const META_L4PROTO: u32 = 16;
 /// `NFT_PAYLOAD_NETWORK_HEADER`
 const NETWORK_HEADER: u32 = 1;
+/// `NFT_PAYLOAD_TRANSPORT_HEADER`
+const TRANSPORT_HEADER: u32 = 2;
+const UDP: u8 = 17;
 /// Deeper the kernel does not jump (`NFT_JUMP_STACK_SIZE`).
 const DEPTH: u32 = 16;
 
-/// A packet of which the addresses and devices are known, and nothing else.
+/// A packet of which the addresses and devices are known, perhaps that it is UDP, and nothing else.
 #[derive(Clone, Debug)]
 pub struct Packet {
     pub source: IpAddr,
     pub destination: IpAddr,
     pub input: String,
     pub output: String,
+    /// Destination port, where it is a UDP datagram.
+    pub udp: Option<u16>,
 }
 
 /// What becomes of it.
@@ -86,6 +92,9 @@ impl<'a> Tracer<'a> {
                 Action::Meta { key, to } => registers.store(*to, meta(*key, packet)),
                 Action::Payload { base: NETWORK_HEADER, offset, length, to } => {
                     registers.store(*to, network_header(packet, *offset as usize, *length as usize));
+                }
+                Action::Payload { base: TRANSPORT_HEADER, offset: 2, length: 2, to } => {
+                    registers.store(*to, packet.udp.map(|port| port.to_be_bytes().to_vec()));
                 }
                 Action::Payload { to, .. } => registers.store(*to, None),
                 Action::Bitwise { from, to, mask, xor } => {
@@ -177,9 +186,10 @@ fn meta(key: u32, packet: &Packet) -> Option<Vec<u8>> {
         bytes
     };
     match key {
-        META_IIFNAME => Some(name(&packet.input)),
+        META_IIFNAME => Some(name(&packet.input)).filter(|_| !packet.input.is_empty()),
         META_OIFNAME => Some(name(&packet.output)),
         META_NFPROTO => Some(vec![if v4 { libc_nfproto::IPV4 } else { libc_nfproto::IPV6 }]),
+        META_L4PROTO => packet.udp.map(|_| vec![UDP]),
         META_PROTOCOL => Some(if v4 { vec![0x08, 0x00] } else { vec![0x86, 0xdd] }),
         _ => None,
     }
@@ -191,13 +201,16 @@ mod libc_nfproto {
     pub const IPV6: u8 = 10;
 }
 
-/// Bytes of the IP header, if they are of its addresses.
+/// Bytes of the IP header, if they are of its addresses or the protocol.
 fn network_header(packet: &Packet, offset: usize, length: usize) -> Option<Vec<u8>> {
     let octets = |ip: IpAddr| match ip {
         IpAddr::V4(ip) => ip.octets().to_vec(),
         IpAddr::V6(ip) => ip.octets().to_vec(),
     };
-    let first = if packet.source.is_ipv4() { 12 } else { 8 };
+    let (protocol, first) = if packet.source.is_ipv4() { (9, 12) } else { (6, 8) };
+    if (offset, length) == (protocol, 1) {
+        return packet.udp.map(|_| vec![UDP]);
+    }
     let addresses = [octets(packet.source), octets(packet.destination)].concat();
     let begin = offset.checked_sub(first)?;
     addresses.get(begin..begin.checked_add(length)?).map(<[u8]>::to_vec)

@@ -65,15 +65,14 @@ impl Underlay {
         self.connected.iter().find(|(network, _)| overlap(*network, range))
     }
 
-    /// How packets of a family go straight to a node with these addresses: by which of them, with which source.
-    /// `None`: it is not on the link.
-    fn neighbour(&self, addresses: &[IpAddr], v4: bool) -> Option<(IpAddr, IpAddr)> {
-        let of_family = addresses.iter().filter(|ip| ip.is_ipv4() == v4);
-        of_family.copied().find_map(|ip| {
-            let on_link = |network: &&IpNetwork| {
-                network.contains(ip) && network.ip() != ip && !is_for_everybody(ip, **network)
+    /// The first of these addresses of a node, of a family, that is on the link.
+    fn neighbour(&self, addresses: &[IpAddr], v4: bool) -> Option<IpAddr> {
+        let mut of_family = addresses.iter().copied().filter(|ip| ip.is_ipv4() == v4);
+        of_family.find(|ip| {
+            let on_link = |network: &IpNetwork| {
+                network.contains(*ip) && network.ip() != *ip && !is_for_everybody(*ip, *network)
             };
-            self.networks.iter().find(on_link).map(|network| (ip, network.ip()))
+            self.networks.iter().any(on_link)
         })
     }
 }
@@ -182,7 +181,7 @@ pub fn desired(
             state.neighbours.insert(Neighbour::new(gateway), remote.mac);
             let source = source.get(&family).copied();
             let tunnel = Route::Via { gateway: Some(gateway), source, onlink: true, beside: false };
-            let route = straight(remote, *range, underlay, settings).unwrap_or(tunnel);
+            let route = straight(remote, *range, source, underlay, settings).unwrap_or(tunnel);
             state.routes.insert(RouteKey { range: *range, metric: remote_metric(family) }, route);
         }
         let Some(Beside { underlay: to, mac: at, range }) = remote.beside.clone() else { continue };
@@ -211,22 +210,25 @@ pub fn desired(
         state.neighbours.insert(Neighbour { ip: gateway, beside: true }, at);
         let source = source.get(&family).copied();
         let tunnel = Route::Via { gateway: Some(gateway), source, onlink: true, beside: true };
-        let route = straight(remote, range, underlay, settings).unwrap_or(tunnel);
+        let route = straight(remote, range, source, underlay, settings).unwrap_or(tunnel);
         state.routes.insert(RouteKey { range, metric: remote_metric(family) }, route);
     }
     Ok(Desired { state, problems, mtu })
 }
 
-/// The route to a pod range past the tunnels, where that is wanted and the node is on the link.
+/// The route to a pod range past the tunnels, where that is wanted and the node is on the link. This node's own packets
+/// have the source that they have in the tunnel: connections live on when the way changes, and a firewall that knows
+/// pods' addresses lets them through.
 fn straight(
     remote: &RemoteNode,
     range: IpNetwork,
+    source: Option<IpAddr>,
     underlay: &Underlay,
     settings: &Settings,
 ) -> Option<Route> {
     let wanted = || underlay.neighbour(&remote.addresses, range.is_ipv4());
-    let (node, source) = settings.direct_routing.then(wanted).flatten()?;
-    Some(Route::Direct { gateway: Some(node), source: Some(source), link: underlay.index })
+    let gateway = settings.direct_routing.then(wanted).flatten();
+    gateway.map(|gateway| Route::Direct { gateway: Some(gateway), source, link: underlay.index })
 }
 
 /// The second device: like the first, but for its outer packets.
@@ -334,12 +336,12 @@ mod tests {
             link: underlay().index,
         };
         let route = |range, metric| state.routes[&RouteKey { range: net(range), metric }];
-        assert_eq!(route("10.244.2.0/24", 0), straight("192.168.77.2", "192.168.77.1"));
-        assert_eq!(route("fd00:10:244:2::/64", 1024), straight("fd77::2", "fd77::1"));
+        assert_eq!(route("10.244.2.0/24", 0), straight("192.168.77.2", "10.244.1.0"));
+        assert_eq!(route("fd00:10:244:2::/64", 1024), straight("fd77::2", "fd00:10:244:1::"));
         assert!(matches!(route("10.244.3.0/24", 0), Route::Via { .. }), "behind a router");
         assert_eq!(
             route("fd00:10:244:3::/64", 1024),
-            straight("fd77::3", "fd77::1"),
+            straight("fd77::3", "fd00:10:244:1::"),
             "each family by itself"
         );
         assert_eq!((&state.fdb, &state.neighbours), (&tunnelled.fdb, &tunnelled.neighbours), "for services");

@@ -373,7 +373,7 @@ fn hidden_addresses_are_no_source_of_other_packets() {
 }
 
 #[test]
-fn five_thousand_nodes_are_in_the_kernel_within_seconds() {
+fn fault_139_five_thousand_nodes_are_in_the_kernel_within_seconds() {
     let (one, _two) = nodes(false);
     let remotes = (0..5000_u16).map(|n| {
         let [high, low] = n.to_be_bytes();

@@ -265,6 +265,14 @@ fn fault_s17_a_node_runs_on_what_is_shipped_and_nothing_of_it_is_left() -> Resul
         seen.insert(program.to_owned());
     }
     assert_eq!(seen.into_iter().collect::<Vec<_>>(), ["proxyd", "proxyd-sockets", "vxland"]);
+    // What it may write of its own node, it has written.
+    let told = |node: Option<&Value>| {
+        let Some(node) = node else { return false };
+        let condition = |one: &Value| one["type"] == "NetworkUnavailable" && one["status"] == "False";
+        node["metadata"]["annotations"]["flannel.alpha.coreos.com/backend-type"] == "vxlan"
+            && node["status"]["conditions"].as_array().is_some_and(|all| all.iter().any(condition))
+    };
+    api.wait("v1/Node", "n1", START, told)?;
     // A pod that comes and goes.
     api.apply(&heddle_kubernetes::pods::pod("web", "web", "n1"))?;
     let ready =

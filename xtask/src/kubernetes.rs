@@ -34,6 +34,15 @@ const FLANNEL: (&str, &str) = ("github.com/flannel-io/flannel", "pkg/backend/udp
 /// What is asked of Go: the `go` line of go.mod.
 const GO: u32 = 26;
 
+/// The command `build-kubernetes`.
+pub fn build() -> Result<()> {
+    let mut programs = Programs::begin()?;
+    if let Some(reason) = programs.missing() {
+        bail!("{reason}");
+    }
+    programs.finish()
+}
+
 /// The build of the programs: begun, finished, or not possible.
 #[derive(Debug)]
 pub struct Programs(State);

@@ -59,6 +59,8 @@ enum Command {
     Lab(demo::Args),
     /// Build the eBPF object into target/ebpf/ (does nothing when its sources are unchanged)
     BuildEbpf(ebpf::Args),
+    /// Build the programs of Kubernetes into target/kubernetes/bin, with Go (does nothing when they are there)
+    BuildKubernetes,
     /// Show which compiler and bpf-linker build the eBPF object (bpf-linker is built if none fits)
     EbpfToolchain,
 }
@@ -87,6 +89,7 @@ fn run() -> Result<bool> {
         Command::Lint => return lint::run(),
         Command::Lab(args) => demo::run("lab", &args)?,
         Command::BuildEbpf(args) => ebpf::build(&args)?,
+        Command::BuildKubernetes => kubernetes::build()?,
         Command::EbpfToolchain => println!("{}", toolchain::Toolchain::choose()?),
     }
     Ok(true)

@@ -21,6 +21,17 @@ const REFERENCE: &str = "/usr/lib/cni";
 /// Those that a cluster uses.
 const USED: [&str; 4] = ["host-local", "loopback", "portmap", "ptp"];
 
+/// What leaves the cluster does so in its node's name, as with ip-masq-agent: nobody outside knows the way to a pod.
+const MASQUERADE: &str = "\
+table inet byhand {
+    chain leave {
+        type nat hook postrouting priority srcnat;
+        ip saddr 10.244.0.0/16 ip daddr != 10.244.0.0/16 masquerade
+        ip6 saddr fd00:10:244::/56 ip6 daddr != fd00:10:244::/56 masquerade
+    }
+}
+";
+
 /// Why it cannot be installed on this machine.
 pub fn missing() -> Option<String> {
     let absent = USED.iter().find(|name| !Path::new(REFERENCE).join(name).exists());
@@ -40,6 +51,7 @@ pub fn install(cluster: &Cluster) -> Result<Vec<Process>> {
     }
     for (node, own) in cluster.nodes().iter().zip(&ranges) {
         plugins(node, own)?;
+        node.node().run(Cmd::new("nft").args(["-f", "-"]).stdin(MASQUERADE))?;
         for (other, ranges) in cluster.nodes().iter().zip(&ranges) {
             if other.node().name() != node.node().name() {
                 for range in ranges {
@@ -101,6 +113,8 @@ fn kube_proxy(cluster: &Cluster, node: &KubeNode, kubeconfig: &Path) -> Result<P
         "mode": "nftables",
         "clientConnection": { "kubeconfig": kubeconfig },
         "clusterCIDR": POD_RANGES,
+        // A pod that ends serves for a second yet, and by itself it writes once a second.
+        "nftables": { "minSyncPeriod": "50ms" },
         "conntrack": { "maxPerCore": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s" },
         "hostnameOverride": name,
     });

@@ -83,7 +83,8 @@ mod tests {
         let refused = Failure::Connect { to: "x".into(), why: "y".into() };
         let (mut one, mut other) = (Pace::new(1), Pace::new(2));
         let waits: Vec<_> = (0..10_000).map(|_| one.after(&refused)).collect();
-        assert!(waits[0] <= FIRST && waits.iter().all(|wait| *wait <= LONGEST));
+        // Back in touch within two seconds, with the connection still to be made.
+        assert!(waits[0] <= FIRST && waits.iter().all(|wait| *wait <= Duration::from_millis(700)));
         assert!(waits[9_999] >= LONGEST / 2);
         assert_ne!(waits, (0..10_000).map(|_| other.after(&refused)).collect::<Vec<_>>());
         let denied = Failure::Denied { code: 403, message: String::new() };

@@ -37,7 +37,7 @@ fn takes_changes(stage: &Stage, web: &[Standing], name: &str) -> Result<()> {
     // The controller manager notices in its own time that the API server is back.
     stage.cluster.api().wait_all(SLICE, Some("default"), &selector, LIMIT, move |slices| {
         let full = |slice: &&Value| slice["endpoints"].as_array().is_some_and(|list| list.len() == count);
-        slices.len() == 2 && slices.iter().all(|slice| full(slice))
+        slices.len() == 2 && slices.iter().all(full)
     })?;
     let begun = Instant::now();
     for v4 in [true, false] {

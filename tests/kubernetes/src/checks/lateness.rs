@@ -15,10 +15,10 @@ use crate::pods;
 
 pub const SLICE: &str = "discovery.k8s.io/v1/EndpointSlice";
 
-/// When each pod, by its name, was first seen in a state.
-type Moments = Arc<Mutex<BTreeMap<String, Instant>>>;
+/// When each pod, by its name, was first seen in a state, in the endpoints of each family.
+type Moments = Arc<Mutex<BTreeMap<(String, String), Instant>>>;
 
-fn note(moments: &Moments, names: impl Iterator<Item = String>) {
+fn note(moments: &Moments, names: Vec<(String, String)>) {
     let mut moments = moments.lock().unwrap_or_else(PoisonError::into_inner);
     for name in names {
         moments.entry(name).or_insert_with(Instant::now);
@@ -26,16 +26,23 @@ fn note(moments: &Moments, names: impl Iterator<Item = String>) {
 }
 
 /// The pods that end.
-fn ending(pods: &[&Value]) -> Vec<String> {
+fn ending(pods: &[&Value]) -> Vec<(String, String)> {
     let ending = pods.iter().filter(|pod| !pod["metadata"]["deletionTimestamp"].is_null());
-    ending.map(|pod| pods::name(pod).to_owned()).collect()
+    ending.map(|pod| (pods::name(pod).to_owned(), String::new())).collect()
 }
 
 /// The pods of endpoints that get no new connections.
-fn leaving(slices: &[&Value]) -> Vec<String> {
-    let endpoints = slices.iter().flat_map(|slice| slice["endpoints"].as_array().into_iter().flatten());
-    let leaving = endpoints.filter(|endpoint| endpoint["conditions"]["ready"] == false);
-    leaving.filter_map(|endpoint| endpoint["targetRef"]["name"].as_str().map(str::to_owned)).collect()
+fn leaving(slices: &[&Value]) -> Vec<(String, String)> {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let mut found = Vec::new();
+    for slice in slices {
+        let endpoints = slice["endpoints"].as_array().into_iter().flatten();
+        let leaving = endpoints.filter(|endpoint| endpoint["conditions"]["ready"] == false);
+        found.extend(
+            leaving.map(|endpoint| (text(&endpoint["targetRef"]["name"]), text(&slice["addressType"]))),
+        );
+    }
+    found
 }
 
 /// Carries `f` out; gives what it gives, and the longest time that passed between the end of a pod with the label
@@ -47,14 +54,16 @@ pub fn measured<T>(stage: &Stage, name: &str, f: impl FnOnce() -> Result<T>) -> 
     let api = stage.cluster.api();
     let stop = Arc::new(AtomicBool::new(false));
     let (ended, left) = (Moments::default(), Moments::default());
-    let follow =
-        |resource: &'static str, selector: String, moments: &Moments, of: fn(&[&Value]) -> Vec<String>| {
-            let (stop, moments) = (Arc::clone(&stop), Arc::clone(moments));
-            api.wait_all(resource, Some("default"), &selector, LIMIT, move |objects| {
-                note(&moments, of(objects).into_iter());
-                stop.load(Ordering::Relaxed)
-            })
-        };
+    let follow = |resource: &'static str,
+                  selector: String,
+                  moments: &Moments,
+                  of: fn(&[&Value]) -> Vec<(String, String)>| {
+        let (stop, moments) = (Arc::clone(&stop), Arc::clone(moments));
+        api.wait_all(resource, Some("default"), &selector, LIMIT, move |objects| {
+            note(&moments, of(objects));
+            stop.load(Ordering::Relaxed)
+        })
+    };
     let result = thread::scope(|scope| {
         scope.spawn(|| follow("v1/Pod", format!("app={name}"), &ended, ending));
         scope.spawn(|| follow(SLICE, format!("kubernetes.io/service-name={name}"), &left, leaving));
@@ -74,6 +83,8 @@ pub fn measured<T>(stage: &Stage, name: &str, f: impl FnOnce() -> Result<T>) -> 
     })?;
     let left = left.lock().unwrap_or_else(PoisonError::into_inner);
     let ended = ended.lock().unwrap_or_else(PoisonError::into_inner);
-    let late = ended.iter().filter_map(|(pod, ended)| Some(left.get(pod)?.saturating_duration_since(*ended)));
+    let late = left.iter().filter_map(|((pod, _), left)| {
+        Some(left.saturating_duration_since(*ended.get(&(pod.clone(), String::new()))?))
+    });
     Ok((result, late.max().unwrap_or_default()))
 }

@@ -90,9 +90,17 @@ pub fn drained_under_load(stage: &Stage) -> Result<()> {
     let api = stage.cluster.api();
     api.apply(&pods::deployment("drained", COUNT))?;
     let service = stage.service(&open("drained"))?;
-    stage.await_pods("drained", COUNT)?;
+    let scale = |count: usize| {
+        let change = json!({ "spec": { "replicas": count } });
+        api.patch("apps/v1/Deployment", "default/drained", &change)
+    };
     unnoticed(stage, "drained", |_| {
-        stage.cluster.kubectl("uncordon n3")?;
+        // Spread over all nodes, also when the attempt before has emptied one.
+        scale(0)?;
+        stage.await_no_pods("drained")?;
+        scale(COUNT)?;
+        let spread = stage.await_pods("drained", COUNT)?;
+        ensure(spread.iter().any(|pod| pods::node(pod) == "n3"), || "no pod is on n3".into())?;
         // Whose pods of `web` belong to nobody who would make them anew: the third one goes for good.
         let clients = clients(stage, &service, &web[..2])?;
         stage.cluster.kubectl("drain n3 --ignore-daemonsets --force --delete-emptydir-data --timeout=60s")?;
@@ -100,7 +108,6 @@ pub fn drained_under_load(stage: &Stage) -> Result<()> {
         ensure(moved.iter().all(|pod| pods::node(pod) != "n3"), || "a pod is still on n3".into())?;
         overlay_is_right(stage, &[1, 2, 3], SOON)?;
         clients.go_on(Duration::from_secs(1))?;
-        // For another attempt there must be something to drain.
         stage.cluster.kubectl("uncordon n3")?;
         Ok(clients)
     })?;

@@ -4,7 +4,6 @@
 
 use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST};
 use netlink_sys::protocols::NETLINK_NETFILTER;
-use nix::errno::Errno;
 
 use crate::wire::{attributes, put_attribute, text};
 use crate::{Result, Socket};
@@ -15,7 +14,7 @@ const LIST: u16 = SUBSYSTEM | 7;
 
 const PROTOCOL: u16 = 1;
 const SETNAME: u16 = 2;
-const FLAGS: u16 = 8;
+const FLAGS: u16 = 6;
 const NLA_F_NET_BYTEORDER: u16 = 0x4000;
 /// The oldest protocol that kernels still speak.
 const VERSION: u8 = 6;
@@ -51,11 +50,7 @@ impl Sets {
             Ok(whole.then_some(found))
         });
         match listed {
-            Err(error)
-                if error.is_unsupported() || error.not_found() || error.errno() == Some(Errno::EINVAL) =>
-            {
-                Ok(Vec::new())
-            }
+            Err(error) if error.is_unsupported() || error.not_found() => Ok(Vec::new()),
             other => other,
         }
     }

@@ -17,6 +17,9 @@ use crate::worker::Worker;
 /// How often it is looked for while there is something, and while there is nothing.
 const OFTEN: Duration = Duration::from_secs(5);
 const SELDOM: Duration = Duration::from_secs(60);
+/// While there are rules, connections are counted for metrics alone, each time that it has been looked so often: the kernel
+/// walks through all that it tracks.
+const COUNTED: u32 = 12;
 const OBJECT: &str = "kube-proxy";
 
 /// Shared with those who tell of it, and with the dataplane.
@@ -48,7 +51,8 @@ impl OtherProxy {
         *self.0.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn note(&self, found: &Found) {
+    /// `counted`: its connections too.
+    fn note(&self, found: &Found, counted: bool) {
         self.0.there.store(!found.is_empty(), Ordering::Relaxed);
         let chains = found.iptables.values().chain(found.iptables_legacy.values()).map(Vec::len);
         let rules = chains.sum::<usize>()
@@ -56,8 +60,9 @@ impl OtherProxy {
             + usize::from(found.ipvs_device)
             + found.ipvs_services
             + found.ipsets.len();
-        *self.0.counts.lock().unwrap_or_else(PoisonError::into_inner) =
-            Counts { running: found.running.is_some(), rules, connections: found.connections };
+        let mut counts = self.0.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let connections = if counted { found.connections } else { counts.connections };
+        *counts = Counts { running: found.running.is_some(), rules, connections };
     }
 }
 
@@ -84,8 +89,14 @@ impl Following {
     }
 
     /// Looks, and tells. `None`: it cannot be told.
-    fn once(&self, connections: bool) -> Option<Found> {
-        let found = match look(&self.bpf_root, connections) {
+    fn once(&self, mut connections: bool) -> Option<Found> {
+        let mut found = look(&self.bpf_root, connections);
+        if !connections && self.other.is_there() && found.as_ref().is_ok_and(Found::is_empty) {
+            // The rules went just now: whether anything goes on without them must be known before it is told.
+            connections = true;
+            found = look(&self.bpf_root, connections);
+        }
+        let found = match found {
             Ok(found) => found,
             Err(error) => {
                 // As it was: whether there is another proxy is not known.
@@ -93,7 +104,7 @@ impl Following {
                 return None;
             }
         };
-        self.other.note(&found);
+        self.other.note(&found, connections);
         match (&found.running, found.has_rules()) {
             (Some(by), _) => self.notices.set(
                 OBJECT,
@@ -121,13 +132,16 @@ impl Following {
         let work = move || {
             // How often in a row rules were seen and kube-proxy not.
             let mut alone = 0;
+            let mut looks = 0u32;
             loop {
                 let wait = if self.other.is_there() { OFTEN } else { SELDOM };
                 if ended.recv_timeout(wait) != Err(RecvTimeoutError::Timeout) {
                     return;
                 }
-                // Connections are left only where there was something.
-                let Some(found) = self.once(self.other.is_there()) else { continue };
+                // Connections are left only where there was something; as long as that is there, nothing depends on them.
+                looks = looks.wrapping_add(1);
+                let depends = self.other.counts().rules == 0 || looks.is_multiple_of(COUNTED);
+                let Some(found) = self.once(self.other.is_there() && depends) else { continue };
                 if found.is_empty()
                     && let Err(error) = remove::end_keeping()
                 {
@@ -135,7 +149,11 @@ impl Following {
                 }
                 alone = if found.running.is_none() && found.has_rules() { alone + 1 } else { 0 };
                 // Not in the moment in which it is replaced by a newer one.
-                if self.remove && alone >= 2 && status.borrow().ready {
+                if self.remove
+                    && alone >= 2
+                    && status.borrow().ready
+                    && let Some(found) = self.once(true)
+                {
                     match remove::remove(&found, Options::default()) {
                         Ok(()) => tracing::info!("removed what kube-proxy has left: {}", found.summary()),
                         Err(error) => tracing::warn!("cannot remove what kube-proxy has left: {error}"),

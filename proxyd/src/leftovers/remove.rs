@@ -1,5 +1,8 @@
 //! Taking away what kube-proxy has left.
 
+use std::thread::sleep;
+use std::time::Duration;
+
 use heddle_netlink::conntrack::Conntrack;
 use heddle_netlink::ipset::Sets;
 use heddle_netlink::ipvs::Ipvs;
@@ -12,11 +15,20 @@ use super::{Found, names};
 /// translate only as long as there is one of those, whoever has it.
 const KEEPER: &str = "heddle-kept";
 
+/// The rules that used a set are gone at once, but the kernel frees them later, and then the set; it tells nobody. How long
+/// to wait each time, and how often.
+const FREED: (Duration, u32) = (Duration::from_millis(50), 40);
+
 /// How to take it away.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Options {
     /// The connections too: they end.
     pub connections: bool,
+}
+
+#[expect(clippy::disallowed_methods, reason = "the kernel tells nobody when it has freed a rule's set")]
+fn wait_for_the_kernel() {
+    sleep(FREED.0);
 }
 
 /// Takes away what was found, all of nf_tables in one transaction. Connections that go through it go on (but for those of
@@ -55,7 +67,15 @@ pub fn remove(found: &Found, options: Options) -> heddle_netlink::Result<()> {
     if !found.ipsets.is_empty() {
         let mut sets = Sets::open()?;
         for name in &found.ipsets {
-            sets.destroy(name).or_else(absent)?;
+            let mut tried = sets.destroy(name).or_else(absent);
+            for _ in 0..FREED.1 {
+                if tried.is_ok() {
+                    break;
+                }
+                wait_for_the_kernel();
+                tried = sets.destroy(name).or_else(absent);
+            }
+            tried?;
         }
     }
     if options.connections {

@@ -7,6 +7,7 @@ mod world;
 mod doctor;
 mod explain;
 mod http;
+mod leftovers;
 mod monitor;
 mod probes;
 mod status;

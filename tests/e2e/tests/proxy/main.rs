@@ -6,6 +6,7 @@
 mod bridged;
 mod churn;
 mod clients;
+mod direct;
 mod drains;
 mod everywhere;
 mod flips;

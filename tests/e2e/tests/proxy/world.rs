@@ -103,6 +103,18 @@ impl World {
         Self::on(Cluster::start_with(builder, plan)?)
     }
 
+    /// Nodes that route directly. The switch lets pods' packets through.
+    pub fn start_direct(builder: Builder) -> Result<Self> {
+        let cluster = Cluster::start_with(builder, Plan::default().vxland_arg("--direct-routing"))?;
+        for rule in ["ip saddr 10.244.0.0/16", "ip daddr 10.244.0.0/16"] {
+            cluster.switch().place().run(format!("nft insert rule bridge lab judge {rule} accept"))?;
+        }
+        for rule in ["ip6 saddr fd00:10:244::/48", "ip6 daddr fd00:10:244::/48"] {
+            cluster.switch().place().run(format!("nft insert rule bridge lab judge {rule} accept"))?;
+        }
+        Self::on(cluster)
+    }
+
     /// No socket hook sees any process: all is left to the hooks of the devices.
     pub fn start_unhooked(builder: Builder) -> Result<Self> {
         let lab = builder.build()?;

@@ -97,7 +97,7 @@ mod tests {
         assert_eq!(missing_with(true, Family::Ip, &[ssh]), [""; 0]);
         assert_eq!(missing_with(false, Family::Ip6, &[]), [""; 0], "the nodes talk by IPv4");
         let last = Rule::new("", [], Verdict::Drop);
-        let found = missing_with(true, Family::Inet, &[last.clone()]);
+        let found = missing_with(true, Family::Inet, std::slice::from_ref(&last));
         assert!(found[0].ends_with("`nft insert rule inet filter INPUT udp dport 8472 accept`"), "{found:?}");
         assert_eq!(missing_with(true, Family::Inet, &[vxlan, last]), [""; 0]);
     }

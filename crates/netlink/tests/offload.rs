@@ -1,5 +1,4 @@
 //! Checksums, left to a device or not.
-#![expect(clippy::unwrap_used, reason = "in a test a panic is the report")]
 
 use heddle_netlink::link::{self, VethEnd};
 use heddle_netlink::{NetNs, Socket, offload};

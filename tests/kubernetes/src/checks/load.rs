@@ -8,6 +8,8 @@ use heddle_lab::{Cmd, Load, Place, Process, Running};
 use super::ensure;
 use super::lateness::measured;
 use super::stage::{Stage, Subject};
+use crate::cluster::LIMIT;
+use crate::deploy;
 use crate::error::{Error, Result};
 
 /// Questions a second, of each client.
@@ -31,6 +33,10 @@ const PROGRAMMED: &str = "0.2";
 /// # Errors
 /// When a client noticed and all were in time; when they never are.
 pub fn unnoticed(stage: &Stage, service: &str, attempt: impl Fn(usize) -> Result<Clients>) -> Result<()> {
+    let cluster = &stage.cluster;
+    if stage.subject == Subject::Heddle {
+        deploy::await_ready(cluster.api(), cluster.nodes().len(), LIMIT)?;
+    }
     let mut last = Ok(());
     for number in 1..=ATTEMPTS {
         let before = slow(stage)?;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use heddle_e2e::{Ask, Backend, Cluster, Cmd, Lab, Load, Node, Output, Place, Plan, bin, eventually};
 
 const PORT: u16 = 8080;
-const SOON: Duration = Duration::from_secs(1);
+const SOON: Duration = Duration::from_secs(3);
 
 /// The Ethernet addresses of flannel's devices on node `n`: by chance, in truth.
 fn flannel_mac(n: usize, v4: bool) -> String {

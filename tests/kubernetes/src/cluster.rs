@@ -54,7 +54,11 @@ impl Cluster {
         let lab = Lab::builder().nodes(nodes).clients(2).threaded(false).build()?;
         // What changes within a moment is written once: the controller manager does not run ahead of its own cache.
         let batch = "--endpointslice-updates-batch-period=200ms".to_owned();
-        let options = Options { controllers: true, controller_manager: vec![batch], ..Options::default() };
+        // Longer than any test takes the API server away: when it is back, nodes that could not be heard of would be
+        // declared dead, and the endpoints of their pods not ready, which nobody who does services may ignore.
+        let grace = "--node-monitor-grace-period=300s".to_owned();
+        let options =
+            Options { controllers: true, controller_manager: vec![batch, grace], ..Options::default() };
         let plane = ControlPlane::raise(&lab, &lab.clients()[1], options)?;
         let images = lab.dir().join("inmate");
         let mut list = vec![image::write_named(lab.client(), &images, &[PAUSE, image::IMAGE])?];

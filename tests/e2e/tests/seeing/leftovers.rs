@@ -57,11 +57,9 @@ fn leftovers_of_kube_proxy_are_found_and_taken_away() -> Result<()> {
                 .arg("{ type nat hook prerouting priority dstnat ; }"),
         )?;
     }
-    let ipsets = node.run("ipset create KUBE-CLUSTER-IP hash:ip,port").is_ok();
-    if ipsets {
-        node.run("ipset create owners hash:ip")?;
-        node.run("iptables -t nat -I KUBE-SERVICES -m set --match-set KUBE-CLUSTER-IP dst,dst -j ACCEPT")?;
-    }
+    node.run("ipset create KUBE-CLUSTER-IP hash:ip,port")?;
+    node.run("ipset create owners hash:ip")?;
+    node.run("iptables -t nat -I KUBE-SERVICES -m set --match-set KUBE-CLUSTER-IP dst,dst -j ACCEPT")?;
 
     let found = kube_proxy(node, &[])?;
     let chains = json!(["KUBE-SERVICES", SERVICE]);
@@ -69,7 +67,7 @@ fn leftovers_of_kube_proxy_are_found_and_taken_away() -> Result<()> {
     assert_eq!((&found["iptables"]["ip nat"], &found["iptables"]["ip6 nat"]), (&chains, &chains), "{found}");
     assert_eq!(found["iptables"]["ip mangle"], json!(["KUBE-PROXY-CANARY"]), "{found}");
     assert_eq!(found["nft"], json!(["ip kube-proxy", "ip6 kube-proxy"]), "{found}");
-    assert_eq!(found["ipsets"] == json!(["KUBE-CLUSTER-IP"]), ipsets, "{found}");
+    assert_eq!(found["ipsets"], json!(["KUBE-CLUSTER-IP"]), "{found}");
     let doctor = node.output(Cmd::new(bin("proxyd")).arg("doctor"))?;
     assert!(doctor.stdout.contains("it has left") && doctor.stdout.contains("proxyd kube-proxy --remove"));
 
@@ -82,9 +80,7 @@ fn leftovers_of_kube_proxy_are_found_and_taken_away() -> Result<()> {
         text.lines().filter(|line| !line.starts_with('#')).map(str::to_owned).collect::<Vec<_>>()
     };
     assert_eq!(rules(&before), rules(&after), "what is others' is as it was");
-    if ipsets {
-        assert_eq!(node.run("ipset list -n")?.trim(), "owners");
-    }
+    assert_eq!(node.run("ipset list -n")?.trim(), "owners");
     Ok(())
 }
 

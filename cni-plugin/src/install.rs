@@ -383,6 +383,35 @@ mod tests {
     }
 
     #[test]
+    fn plugins_stay_as_long_as_there_are_pods_and_others_are_left_alone() {
+        let scratch = Scratch::new("pods");
+        let (from, to) = (scratch.0.join("from"), scratch.0.join("to"));
+        install(&from, &to, |_| ()).unwrap();
+        fs::write(to.join("bridge"), "theirs").unwrap();
+        let run = || {
+            let mut batch = Batch::new();
+            batch.add_table(Family::Inet, NETWORK);
+            batch.add_chain(Family::Inet, NETWORK, "spoofing", None);
+            batch.add_table(Family::Inet, "of others");
+            batch.add_chain(Family::Inet, "of others", "spoofing", None);
+            Nft::open().unwrap().commit(&batch).unwrap();
+            let end = |name| link::VethEnd { name, ..link::VethEnd::default() };
+            link::create_veth(&mut Socket::open().unwrap(), &end("hdl0"), &end("b")).unwrap();
+            let refused = uninstall(&to, |_| ()).unwrap_err();
+            assert!(refused.starts_with("1 pods of this node are still wired (hdl0"), "{refused}");
+            assert!(to.join("heddle").exists());
+            link::delete_by_name(&mut Socket::open().unwrap(), "b").unwrap();
+            uninstall(&to, |_| ()).unwrap();
+            uninstall(&to, |_| ()).unwrap();
+            let left = Nft::open().unwrap().chains().unwrap();
+            assert_eq!(left.iter().map(|chain| chain.table.as_str()).collect::<Vec<_>>(), ["of others"]);
+        };
+        heddle_netlink::NetNs::create().unwrap().run(run).unwrap();
+        let left: Vec<_> = fs::read_dir(&to).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left, ["bridge"]);
+    }
+
+    #[test]
     fn command_lines() {
         assert_eq!(Ask::parse(&["--help"]), None);
         let install = Ask::Install { to: Some("/x".into()), bpf_root: None };

@@ -1,5 +1,5 @@
 //! Memory that was needed for a moment: a table of all services read anew, a directory of manifests parsed.
-#![expect(unsafe_code, reason = "functions of the C library")]
+#![cfg_attr(target_env = "gnu", expect(unsafe_code, reason = "functions of the C library"))]
 
 /// Gives what is free back to the kernel, where the C library keeps it otherwise. Some milliseconds.
 pub fn trim() {

@@ -211,9 +211,8 @@ fn fault_112_a_sudden_empty_list_is_not_believed_at_once() {
         list["items"] = json!([]);
         list
     };
-    let watched = AtomicUsize::new(0);
-    let rule = move |first: bool| {
-        let watched = AtomicUsize::new(usize::from(!first));
+    let rule = || {
+        let watched = AtomicUsize::new(0);
         move |seen: &heddle_kubernetes::fault_proxy::Seen| {
             if seen.watches("services") && watched.fetch_add(1, Ordering::Relaxed) == 0 {
                 return Some(Fault::error(410, "too old"));
@@ -221,8 +220,7 @@ fn fault_112_a_sudden_empty_list_is_not_believed_at_once() {
             seen.lists("services").then(|| Fault::Page(Arc::new(empty)))
         }
     };
-    drop(watched);
-    world.proxy.rule(rule(true));
+    world.proxy.rule(rule());
     world.proxy.cut();
     subject.complains("are not in the API server's list any more");
     assert!(subject.services().contains("a"));
@@ -234,7 +232,7 @@ fn fault_112_a_sudden_empty_list_is_not_believed_at_once() {
     subject.is_content();
     assert_eq!(subject.services(), ["a", "b"].map(str::to_owned).into());
     // It says so twice: it is true.
-    world.proxy.rule(rule(true));
+    world.proxy.rule(rule());
     world.proxy.cut();
     let took = subject.eventually("gone", LIMIT, |_| subject.services().is_empty());
     assert!(took >= doubt / 2, "{took:?}");

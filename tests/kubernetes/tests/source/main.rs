@@ -3,6 +3,8 @@
 //!
 //! One API server serves all of these tests, one after the other.
 
+#![expect(clippy::unwrap_used, reason = "what a test needs and has not, fails it")]
+
 mod faults;
 mod lists;
 mod own_node;

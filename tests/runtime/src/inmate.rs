@@ -58,6 +58,7 @@ fn ask(proto: &str, to: SocketAddr) -> io::Result<String> {
     if answer.is_empty() { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(answer.to_owned()) }
 }
 
+#[expect(clippy::disallowed_methods, reason = "so many questions a second")]
 fn load(proto: &str, to: SocketAddr, pause: Duration) -> io::Result<()> {
     let mut answered = 0u64;
     loop {
@@ -66,7 +67,7 @@ fn load(proto: &str, to: SocketAddr, pause: Duration) -> io::Result<()> {
             Ok(_) => answered += 1,
             Err(e) => println!("- {e}"),
         }
-        if answered % 20 == 0 {
+        if answered.is_multiple_of(20) {
             println!("= {answered}");
         }
         thread::sleep(next.saturating_duration_since(Instant::now()));

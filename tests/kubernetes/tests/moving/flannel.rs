@@ -175,7 +175,7 @@ impl World {
         Ok(devices.chain(rules).collect::<Vec<_>>().join("\n"))
     }
 
-    fn to_heddle(&mut self, index: usize) -> Result<()> {
+    fn move_to_heddle(&mut self, index: usize) -> Result<()> {
         if let Some(flannel) = self.flannel[index - 1].take() {
             flannel.terminate(LIMIT)?;
         }
@@ -190,7 +190,7 @@ impl World {
         Ok(())
     }
 
-    fn to_flannel(&mut self, index: usize) -> Result<()> {
+    fn move_to_flannel(&mut self, index: usize) -> Result<()> {
         if let Some(vxland) = self.vxland[index - 1].take() {
             vxland.terminate(LIMIT)?;
         }
@@ -233,7 +233,7 @@ fn from_flannel_to_heddle_and_back() -> Result<()> {
     wait_all(&streams, 10)?;
 
     for index in 1..=3 {
-        world.to_heddle(index)?;
+        world.move_to_heddle(index)?;
         wait_all(&streams, 10)?;
         world.add_pod(index, "new")?;
         world.all_reach_all()?;
@@ -241,7 +241,7 @@ fn from_flannel_to_heddle_and_back() -> Result<()> {
     streams.extend(world.streams()?);
     wait_all(&streams, 10)?;
     // And one of them back.
-    world.to_flannel(3)?;
+    world.move_to_flannel(3)?;
     wait_all(&streams, 10)?;
     world.all_reach_all()?;
     for load in streams {

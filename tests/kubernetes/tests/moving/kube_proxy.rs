@@ -75,7 +75,7 @@ impl World {
         for (who, to) in world.questions() {
             let ask = heddle_lab::Ask::new(to);
             eventually("an answer through kube-proxy", LIMIT, || {
-                ask.clone().limit(LIMIT / 60).tcp(who).map(|_| true)
+                ask.limit(LIMIT / 60).tcp(who).map(|_| true)
             })
             .map_err(|error| {
                 let log = world.proxies[0].log();

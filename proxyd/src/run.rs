@@ -12,8 +12,8 @@ use heddle_daemon::run_dir::Instance;
 use heddle_daemon::signal::Stop;
 use heddle_model::NodeName;
 use heddle_model::store::Store;
+use heddle_netlink::Socket;
 use heddle_netlink::monitor::Monitor;
-use heddle_netlink::{NetNs, Socket};
 use heddle_reconcile::{Pace, Runner, Status};
 use tokio::sync::{Notify, watch};
 use tokio::time::sleep;
@@ -94,7 +94,7 @@ async fn serve<D: Dataplane + Debug>(
         source.start(&store, &settings);
     }
     // What is published here and may be used here: a record of another network namespace is none of ours.
-    let netns = NetNs::current().and_then(|netns| netns.cookie()).ok();
+    let netns = Socket::open().and_then(|socket| socket.namespace_cookie()).ok();
     heddle_control::source::start(HostPorts::new(&cli.common.run_dir, netns), &store);
     let wake = Arc::new(Notify::new());
     // Listening begins before the first look: nothing can happen in between.

@@ -43,7 +43,7 @@ use heddle_bpf::{Datapath, Pins, TcHook, XdpMode};
 use heddle_daemon::exit::Failure;
 use heddle_ebpf_common::{CONFIG_OTHER_PROXY, Config, Counter};
 use heddle_model::{Effect, Plan, ServiceTable};
-use heddle_netlink::{NetNs, Socket, link, sysctl};
+use heddle_netlink::{Socket, link, sysctl};
 use kernel::Kernel;
 use nix::libc;
 use project::Projector;
@@ -203,6 +203,7 @@ impl Ebpf {
         let collector = Collector::start(&datapath.pins).map_err(place::failure)?;
         let datapath_pins = datapath.pins.clone();
         let sweeper = options.helper.as_ref().map(|helper| Sweeper::start(&datapath.pins, helper));
+        let netlink = Socket::open()?;
         Ok(Self {
             options: options.clone(),
             cgroup,
@@ -213,8 +214,8 @@ impl Ebpf {
             _routes: RouteCounter::start(&datapath_pins).map_err(place::failure)?,
             sweeper: sweeper.transpose().map_err(place::failure)?,
             projector: Projector::default(),
-            netlink: Socket::open()?,
-            netns: NetNs::current().and_then(|netns| netns.cookie()).unwrap_or(0),
+            netns: own_namespace(&netlink),
+            netlink,
             pods: BTreeSet::new(),
             sizes,
             succession,
@@ -499,4 +500,13 @@ pub fn remove(bpf_root: &Path) -> Result<bool, Error> {
         pins.remove()?;
     }
     Ok(there)
+}
+
+/// The cookie of this node's network namespace, by which programs tell its sockets from pods'. Asked of a socket that is
+/// there: to enter a namespace, even one's own, takes CAP_SYS_ADMIN.
+fn own_namespace(netlink: &Socket) -> u64 {
+    netlink.namespace_cookie().unwrap_or_else(|error| {
+        tracing::warn!("the node's own sockets are taken for a pod's: {error}");
+        0
+    })
 }

@@ -165,9 +165,16 @@ fn fault_062_what_somebody_flushes_is_back_within_a_second() {
             assert_eq!(seen(&pod, client.ip(v4)).unwrap(), n1.ip(v4), "after {undo}");
         }
     }
-    for stream in streams {
+    for (n, stream) in streams.into_iter().enumerate() {
         stream.wait_for(3, Duration::from_secs(5)).unwrap();
-        stream.stop().assert_clean();
+        let report = stream.stop();
+        if n % 2 == 0 {
+            // Without any nat chain the kernel translates nothing back either: an answer from outside that comes just then is
+            // for the node itself, which knows of no such connection. Twice all chains went.
+            assert!(report.resets <= 2 && report.lost + report.misdelivered == 0, "{report}");
+        } else {
+            report.assert_clean();
+        }
     }
     // What others have is theirs.
     n1.run("nft add table inet others").unwrap();

@@ -46,7 +46,10 @@ impl World {
         )?;
         let (kubeconfig, _) = plane.user("mover", Some("system:masters"), &plane.url(true))?;
         let config = lab.dir().join("flannel.json");
-        let network = json!({ "Network": "10.244.0.0/16", "Backend": { "Type": "vxlan" } });
+        // IPv6 is not switched on; but flannel looks at the nodes' second ranges all the same, and ends without this.
+        let network = json!({
+            "Network": "10.244.0.0/16", "IPv6Network": "fd00:10:244::/48", "Backend": { "Type": "vxlan" },
+        });
         std::fs::write(&config, network.to_string())
             .map_err(|error| heddle_kubernetes::Error::new("write flannel's configuration", error))?;
         let mut world = Self {

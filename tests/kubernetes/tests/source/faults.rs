@@ -21,9 +21,9 @@ fn fault_113_an_api_server_that_was_away_is_noticed_at_once() {
     world.service("one");
     let subject = world.synced();
     let lines = log_lines();
-    let before = subject.now();
     world.proxy.close();
     subject.complains("nothing is heard since");
+    let before = subject.now();
     // What happens meanwhile is not heard, and what was heard stands.
     world.service("two");
     let away = away(&subject, 4000);

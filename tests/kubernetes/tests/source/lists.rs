@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use heddle_kubernetes::control_plane::Component;
 use heddle_kubernetes::fault_proxy::Fault;
 use serde_json::{Value, json};
 
@@ -21,6 +22,9 @@ fn once(world: &World, fault: Fault) {
 #[test]
 fn fault_115_what_is_too_old_or_too_new_is_listed_anew() {
     let Some(world) = World::new("115") else { return };
+    // One that has just begun remembers nothing of what was before.
+    world.plane().kill(Component::ApiServer);
+    world.plane().start(Component::ApiServer).unwrap();
     let subject = world.synced();
     // Told by the API server itself, in the stream or as its answer.
     let too_old = Fault::Ask(vec![("resourceVersion", "1".into())]);

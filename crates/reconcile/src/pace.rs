@@ -21,7 +21,7 @@ pub struct Pace {
     pub quiet: Duration,
     /// It acts after this long even if it never becomes quiet.
     pub longest: Duration,
-    /// Time between two full passes when nothing happens.
+    /// Time between two full passes when nothing happens; more, where a pass takes longer than the 200th part of it.
     pub resync: Duration,
     /// Wait after the first failure of a part; doubled with every further one.
     pub first_retry: Duration,

@@ -124,6 +124,10 @@ impl<T: Target<Input = Snapshot>> Runner<T> {
             }
             full |= Instant::now() >= resync;
             let next = rest.after(self.pace.rest, || self.pass(&snapshot, full, stirred));
+            if full && !stirred {
+                // What the timers ask for is seldom by itself.
+                rest.until = rest.ended + self.pace.rest;
+            }
             if full || self.settled.is_none() {
                 resync = next;
             }
@@ -190,7 +194,8 @@ impl<T: Target<Input = Snapshot>> Runner<T> {
         (status.took, status.last_full) = (now.elapsed(), full);
         status.report(troubles, now);
         self.status.send_replace(Arc::new(status));
-        Instant::now() + self.random.spread(self.pace.resync)
+        // With much to look at it is looked at less often: what changes meanwhile has to wait for that.
+        Instant::now() + self.random.spread(self.pace.resync.max(now.elapsed() * SHARE))
     }
 
     /// Does what may be done now; true if that was everything.
@@ -269,6 +274,9 @@ impl<T: Target<Input = Snapshot>> Runner<T> {
         complete
     }
 }
+
+/// Of the time, full passes that nothing but the timer asks for take the 200th part at the most.
+const SHARE: u32 = 200;
 
 /// As long as a pass took (up to a second) there is no other: a large cluster in turmoil costs half a core
 /// and not a whole one.

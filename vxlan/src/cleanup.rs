@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::events::POD_PREFIX;
 use crate::kernel::{self, Applier};
 use crate::plan::{Part, Step, plan};
-use crate::report::Report;
+use crate::report::{Left, Report};
 use crate::state::KernelState;
 use crate::status::Places;
 use crate::{edge, forwarding, handoff};

@@ -12,7 +12,7 @@ use serde::{Serialize, Serializer};
 use crate::desired::desired;
 use crate::forwarding::{self, Record};
 use crate::plan::{Part, Step, plan};
-use crate::report::Report;
+use crate::report::{Left, Report};
 use crate::state::{Device, Family, FdbEntry, KernelState, Neighbour, Route, RouteKey, remote_metric};
 use crate::{edge, firewall, handoff, kernel};
 

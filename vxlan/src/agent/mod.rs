@@ -17,7 +17,7 @@ use crate::announce::Facts;
 use crate::desired::{Settings, desired};
 use crate::kernel::{self, Applier};
 use crate::plan::{Part, Step, plan};
-use crate::report::Report;
+use crate::report::{Left, Report};
 use crate::state::{Family, KernelState, Route, RouteKey};
 use crate::{firewall, forwarding, handoff};
 
@@ -256,17 +256,6 @@ impl Overlay {
         self.announce(&KernelState { conflist: Some(content.to_owned()), ..*observed });
         Ok(())
     }
-
-    /// Leaves for `vxland status` what has changed.
-    fn write_report(&mut self) {
-        if self.written.as_ref() == Some(&self.report) {
-            return;
-        }
-        match self.report.write(&self.options.run_dir) {
-            Ok(()) => self.written = Some(self.report.clone()),
-            Err(error) => tracing::warn!("{error}"),
-        }
-    }
 }
 
 impl Target for Overlay {
@@ -297,7 +286,7 @@ impl Target for Overlay {
             }
         };
         self.report.failed.remove(&Part::Overlay.to_string());
-        self.write_report();
+        self.report.leave(&self.options.run_dir, &mut self.written);
         (state, problems)
     }
 
@@ -347,7 +336,7 @@ impl Target for Overlay {
                 None => self.report.failed.remove(&part.to_string()),
             };
         }
-        self.write_report();
+        self.report.leave(&self.options.run_dir, &mut self.written);
         outcome
     }
 }

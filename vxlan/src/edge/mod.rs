@@ -25,6 +25,7 @@ use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
+use crate::report::Left;
 use desired::desired;
 use report::Report;
 pub use seen::{Seen, seen};

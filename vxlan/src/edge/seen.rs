@@ -12,6 +12,7 @@ use serde::Serialize;
 use super::checksums::{Choice, Finding};
 use super::{Report, TABLE, desired, plan, target};
 use crate::desired::Settings as Overlay;
+use crate::report::Left;
 
 /// The edge of this node, as it is.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]

@@ -19,6 +19,7 @@ use super::checksums::{Choice, Finding};
 use super::report::Report;
 use super::{Group, Part, Rules, Set, Settings, State, Step, Wake, desired, is_ours, plan, probe, rules};
 use crate::desired::Settings as Overlay;
+use crate::report::Left;
 
 /// The table of nf_tables that is vxland's alone.
 pub const TABLE: &str = "vxland";
@@ -165,17 +166,6 @@ impl Edge {
             }
         }
     }
-
-    /// Leaves for `vxland status` what has changed.
-    fn write_report(&mut self) {
-        if self.written.as_ref() == Some(&self.report) {
-            return;
-        }
-        match self.report.write(&self.run_dir) {
-            Ok(()) => self.written = Some(self.report.clone()),
-            Err(error) => tracing::warn!("{error}"),
-        }
-    }
 }
 
 impl Target for Edge {
@@ -201,7 +191,7 @@ impl Target for Edge {
         let peers: Vec<IpAddr> = table.remotes.values().filter_map(first).collect();
         self.peers.send_if_modified(|known| std::mem::replace(known, peers.clone()) != peers);
         self.report.broken = self.finding.why();
-        self.write_report();
+        self.report.leave(&self.run_dir, &mut self.written);
         (state, Vec::new())
     }
 
@@ -258,7 +248,7 @@ impl Target for Edge {
                 None => self.report.failed.remove(&part.to_string()),
             };
         }
-        self.write_report();
+        self.report.leave(&self.run_dir, &mut self.written);
         outcome
     }
 }

@@ -14,7 +14,7 @@ use heddle_netlink::{NetNs, Socket};
 
 use super::*;
 use crate::desired::{Desired, Settings, desired};
-use crate::fake::{ip, name, net, settle, settle_link};
+use crate::fake::{self, ip, name, net, settle, settle_link};
 use crate::plan::{Step, plan};
 use crate::state::KernelState;
 
@@ -57,16 +57,7 @@ impl Node {
     }
 
     fn settings(&self) -> Settings {
-        Settings {
-            node: name(&format!("n{}", self.number)),
-            vni: 1,
-            service_ranges: Vec::new(),
-            port: 8472,
-            mtu: None,
-            direct_routing: false,
-            network: "heddle".into(),
-            replace_flannel: false,
-        }
+        Settings { node: name(&format!("n{}", self.number)), ..fake::settings() }
     }
 
     fn desired(&self, remotes: impl IntoIterator<Item = RemoteNode>) -> Desired {
